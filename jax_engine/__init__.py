@@ -1,0 +1,1 @@
+"""The fast path in JAX. At present: `train`, which made the embedded model."""

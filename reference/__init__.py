@@ -1,0 +1,1 @@
+"""The reference: what every parameter of `POST /v1/completions` means."""

@@ -1,0 +1,448 @@
+"""From a request to its answer: prompts, suffix, n, best_of, echo, stop, logprobs, usage, finish_reason, chunks.
+
+Everything of the law that lies above token ids, written once for all engines (semantics.md, sections 2, 3 and 5 to 11):
+
+    1 prepare      holds the request against the model and encodes its prompts; whatever can be refused is refused here
+    2 Run          submits one job, reads its events, and feeds each token to its Candidate
+    3 Candidate    one sequence on its way: text, offsets, stop strings, why it ended, and what of it may be streamed
+    4 choices      the best n of the candidates, as a whole or in chunks whose joined text and arrays are the whole's
+
+Decided here, where the law leaves room: `null` and `""` become the BOS alone for a tokenizer that puts one before every
+string, since that is how its documents begin; else the end-of-text token. With `suffix`, `null` and `""` are the
+empty text before the gap, with no such token. A string that encodes to nothing is refused.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from typing import NamedTuple
+
+from gnomon.reference.engine import Done, Engine, Event, Failed, Job, PromptScored, Ranking, Token
+from gnomon.reference.request import CompletionRequest, InvalidRequest, ModelNotFound, Prompt, RequestError, shown
+from gnomon.reference.response import Choice, Completion, Logprobs, Usage
+from gnomon.reference.sampler import SamplingParams
+from gnomon.reference.tokenizer import Decoder, Tokenizer
+
+
+class EngineFailed(RequestError):
+    """500: the engine could not finish; the request was not at fault."""
+
+
+class RunClosed(Exception):
+    """The run was closed before its answer was whole."""
+
+
+# ---- 1. the request against the model
+
+
+class EncodedPrompt(NamedTuple):
+    """A prompt as the model sees it (`ids`, P of the law) and as the user does (`text`); `starts` are P's text
+    offsets."""
+
+    ids: tuple[int, ...]
+    starts: tuple[int, ...]
+    text: str
+
+
+def prepare(request: CompletionRequest, engine: Engine, tokenizer: Tokenizer, model: str) -> Run:
+    """A run that is ready to start. Raises InvalidRequest for what this model cannot do; nothing has been generated
+    then.
+
+    model: the id under which this engine is served.
+    """
+    if request.model != model:
+        raise ModelNotFound(request.model, model)
+    for v in request.logit_bias or {}:
+        if v >= engine.vocab_size:
+            raise InvalidRequest(
+                f"logit_bias.{v}", f"logit_bias.{v}: no token of this model; ids are below {engine.vocab_size}"
+            )
+    end_ids = engine.eos_ids
+    if request.suffix:
+        prompts = tuple(encode_infill(prompt, request, tokenizer) for prompt in request.prompts)
+        end_ids |= frozenset(tokenizer.infill or ())
+    else:
+        prompts = tuple(encode_prompt(prompt, engine, tokenizer) for prompt in request.prompts)
+    for prompt in prompts:
+        _check_length(len(prompt.ids), request.max_tokens, engine.context)
+    params = SamplingParams(
+        max_tokens=request.max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        frequency_penalty=request.frequency_penalty,
+        presence_penalty=request.presence_penalty,
+        logit_bias=request.logit_bias,
+        end_ids=end_ids,
+    )
+    return Run(request, engine, tokenizer, prompts, params)
+
+
+def encode_prompt(prompt: Prompt, engine: Engine, tokenizer: Tokenizer) -> EncodedPrompt:
+    """Section 2. A string: encoded, special tokens' literals parsed, spans from the tokenizer. Ids: used verbatim."""
+    if isinstance(prompt, str):
+        ids, starts = tokenizer.encode(prompt) if prompt else ((), ())
+        if not prompt:
+            ids, starts = (_beginning(engine, tokenizer),), (0,)
+        if not ids:
+            raise InvalidRequest("prompt", f"prompt: {shown(prompt)} encodes to no tokens with this model's tokenizer")
+        return EncodedPrompt(ids, starts, prompt)
+    decoder, text, offsets = Decoder(), "", []
+    for v in prompt:
+        if v >= engine.vocab_size:
+            raise InvalidRequest(
+                "prompt", f"prompt: {v} is no token id of this model; ids are below {engine.vocab_size}"
+            )
+        offsets.append(len(text))
+        text += decoder.push(tokenizer.prompt_bytes(v))
+    return EncodedPrompt(prompt, tuple(offsets), text + decoder.flush())
+
+
+def _beginning(engine: Engine, tokenizer: Tokenizer) -> int:
+    """What stands for "as from the beginning of a document"."""
+    for v in (tokenizer.bos_id, tokenizer.end_of_text_id, *sorted(engine.eos_ids)):
+        if v is not None:
+            return v
+    raise InvalidRequest("prompt", "prompt: this model has no end-of-text token to begin from; give a text")
+
+
+def encode_infill(prompt: Prompt, request: CompletionRequest, tokenizer: Tokenizer) -> EncodedPrompt:
+    """Section 9: [BOS if any] [PRE] prompt [SUF] suffix [MID]; both texts encoded literally, the markers without
+    text."""
+    if tokenizer.infill is None:
+        raise InvalidRequest("suffix", "suffix: this model has no fill-in-the-middle tokens; leave it out")
+    if not isinstance(prompt, str):
+        raise InvalidRequest("suffix", "suffix: only with prompts that are strings")
+    if request.echo:
+        raise InvalidRequest("suffix", "suffix: not together with echo")
+    bos = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
+    before, after = tokenizer.encode_literal(prompt), tokenizer.encode_literal(request.suffix)
+    mark = tokenizer.infill
+    ids = (*bos, mark.prefix, *before.ids, mark.suffix, *after.ids, mark.middle)
+    starts = (0,) * (len(bos) + 1) + before.starts + (len(prompt),) * (len(after.ids) + 2)
+    return EncodedPrompt(ids, starts, prompt)
+
+
+def _check_length(length: int, max_tokens: int, context: int) -> None:
+    if length > context:
+        raise InvalidRequest("prompt", f"prompt: {length} tokens; this model's context is {context}")
+    if length + max_tokens > context:
+        raise InvalidRequest(
+            "max_tokens",
+            f"max_tokens: {shown(max_tokens)} after a prompt of {length} tokens exceeds this model's context "
+            f"of {context}; give at most {context - length}",
+        )
+
+
+# ---- 3. one candidate
+
+
+class StopMatcher:
+    """Finds stop strings in a text that comes a character at a time (Knuth, Morris & Pratt 1977, one automaton a
+    string).
+
+    The match with the earliest end wins and, of those, the one with the earliest start: the order of the list, and
+    how the text was cut into tokens, cannot matter.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._fallbacks = [_fallbacks(stop) for stop in stops]
+        self._states = [0] * len(stops)  # for every stop string: how much of it the text ends with
+
+    @property
+    def held(self) -> int:
+        """The length of the text's longest suffix that may yet become a stop string."""
+        return max(self._states, default=0)
+
+    def push(self, char: str) -> int:
+        """The length of the longest stop string that this character completes, or 0."""
+        longest = 0
+        for i, stop in enumerate(self._stops):
+            state = self._states[i]
+            while state and stop[state] != char:
+                state = self._fallbacks[i][state]
+            state += stop[state] == char
+            if state == len(stop):
+                longest = max(longest, state)
+                state = self._fallbacks[i][state]
+            self._states[i] = state
+        return longest
+
+
+def _fallbacks(stop: str) -> list[int]:
+    """[k]: the length of the longest proper suffix of stop[:k] that is a prefix of stop."""
+    table, state = [0, 0], 0
+    for char in stop[1:]:
+        while state and stop[state] != char:
+            state = table[state]
+        state += stop[state] == char
+        table.append(state)
+    return table
+
+
+class Candidate:
+    """One candidate of one prompt. `text` is the completion, cut if a stop string ended it; the arrays keep every
+    token."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], params: SamplingParams) -> None:
+        self.ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.tops: list[Ranking] = []
+        self.starts: list[int] = []  # code points of the completion before each token
+        self.text = ""
+        self.finish_reason: str | None = None
+        self.sent_tokens = 0
+        self._sent_text = 0
+        self._ends: list[int] = []  # where the last character of each token ends, the pending one included
+        self._decoder = Decoder()
+        self._matcher = StopMatcher(stops)
+        self._tokenizer = tokenizer
+        self._params = params
+
+    def push(self, token: Token) -> None:
+        """One more sampled token. Sets `finish_reason` by the first that holds: a stop string, an end token,
+        max_tokens."""
+        self.ids.append(token.id)
+        self.logprobs.append(token.logprob)
+        self.tops.append(token.top)
+        self.starts.append(len(self.text))
+        stopped = self._append(self._decoder.push(self._tokenizer.token_bytes[token.id]))
+        self._ends.append(len(self.text) + (1 if self._decoder.waiting else 0))
+        if stopped:
+            self.finish_reason = "stop"
+        elif token.id in self._params.end_ids:
+            self.finish("stop")
+        elif len(self.ids) == self._params.max_tokens:
+            self.finish("length")
+
+    def finish(self, reason: str) -> None:
+        """The end of the tokens: the decoder is flushed; what comes out of that cannot complete a stop string."""
+        self.text += self._decoder.flush()
+        self.finish_reason = reason
+
+    def _append(self, piece: str) -> bool:
+        """Adds characters up to the first that completes a stop string, cuts that off, and says whether it did."""
+        for i, char in enumerate(piece):
+            matched = self._matcher.push(char)
+            if matched:
+                self.text = (self.text + piece[: i + 1])[:-matched]
+                return True
+        self.text += piece
+        return False
+
+    def score(self) -> float:
+        """The mean log-probability of all sampled tokens, in nats; 0 if there are none."""
+        total = 0.0
+        for logprob in self.logprobs:  # in order, each sum rounded: `sum` compensates since Python 3.12
+            total += logprob
+        return total / max(len(self.logprobs), 1)
+
+    def release(self) -> tuple[str, range] | None:
+        """What can be streamed now: text, and the tokens it belongs to; None if nothing can.
+
+        Whole tokens only, and only those whose characters are all decoded and are no beginning of a stop string; the
+        last release has all that is left.
+        """
+        if self.finish_reason is not None:
+            tokens, end = range(self.sent_tokens, len(self.ids)), len(self.text)
+        else:
+            safe = len(self.text) - self._matcher.held
+            stop = self.sent_tokens
+            while stop < len(self.ids) and self._ends[stop] <= safe:
+                stop += 1
+            if stop == self.sent_tokens:
+                return None
+            tokens, end = range(self.sent_tokens, stop), self._ends[stop - 1]
+        text = self.text[self._sent_text : end]
+        self.sent_tokens, self._sent_text = tokens.stop, end
+        return text, tokens
+
+
+def ranked(candidates: Sequence[Candidate], n: int) -> list[Candidate]:
+    """Section 8: the n candidates to return, in order. All of them if there are n; else the best mean
+    log-probabilities."""
+    if len(candidates) == n:
+        return list(candidates)
+    return sorted(candidates, key=lambda candidate: -candidate.score())[:n]  # sorted is stable: ties by number
+
+
+# ---- 2. and 4. the run
+
+
+class Run:
+    """One prepared request. Read it once, by `whole` or by `chunks`; both block, `close` may be called from
+    anywhere."""
+
+    def __init__(
+        self,
+        request: CompletionRequest,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        prompts: tuple[EncodedPrompt, ...],
+        params: SamplingParams,
+    ) -> None:
+        self.request = request
+        self.prompts = prompts
+        self.params = params
+        self.id = f"cmpl-{secrets.token_hex(12)}"
+        self.created = int(time.time())
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._scored: dict[int, PromptScored] = {}
+        self._candidates = [
+            [Candidate(tokenizer, request.stop, params) for _ in range(request.candidates)] for _ in prompts
+        ]
+        self._lock = threading.Lock()
+        self._job: Job | None = None
+        self._closed = False
+
+    def whole(self) -> Completion:
+        """The whole answer. Raises EngineFailed, or RunClosed if `close` came first."""
+        for _ in self._events():
+            pass
+        if self._closed:
+            raise RunClosed
+        n = self.request.n
+        choices = [
+            self._choice(j * n + rank, j, candidate, candidate.text, range(len(candidate.ids)), first=True)
+            for j, candidates in enumerate(self._candidates)
+            for rank, candidate in enumerate(ranked(candidates, n))
+        ]
+        return self._completion(choices, self._usage())
+
+    def chunks(self) -> Generator[Completion, None, None]:
+        """The answer in pieces as they come, one choice each, then the usage if asked for. Raises EngineFailed.
+
+        Joined by index, texts and arrays are those of `whole`. After `close` the iterator ends.
+        """
+        begun = set()
+        with closing(self._events()) as events:
+            for j, c in events:
+                candidate, index = self._candidates[j][c], j * self.request.n + c
+                released = candidate.release()
+                if released is not None:
+                    text, tokens = released
+                    choice = self._choice(index, j, candidate, text, tokens, first=index not in begun)
+                    begun.add(index)
+                    yield self._completion([choice], None)
+        if self.request.include_usage and not self._closed:
+            yield self._completion([], self._usage())
+
+    def close(self) -> None:
+        """Give up: the engine stops working on this request. Thread-safe, idempotent."""
+        with self._lock:
+            self._closed = True
+            if self._job is not None:
+                self._job.close()
+
+    def _events(self) -> Generator[tuple[int, int], None, None]:
+        """Runs the job to its end; yields (prompt, candidate) whenever a candidate has changed."""
+        with self._lock:
+            if self._closed:
+                return
+            self._job = job = self._submit()
+        try:
+            for event in job.events():
+                changed = self._take(event, job)
+                if changed is not None:
+                    yield changed
+        finally:
+            job.close()
+
+    def _submit(self) -> Job:
+        request = self.request
+        seeds = [secrets.randbits(64) if request.seed is None else request.seed for _ in self.prompts]
+        return self._engine.submit(
+            [prompt.ids for prompt in self.prompts],
+            seeds,
+            self.params,
+            candidates=request.candidates,
+            top=request.logprobs or 0,
+            score=request.echo and request.logprobs is not None,
+        )
+
+    def _take(self, event: Event, job: Job) -> tuple[int, int] | None:
+        if isinstance(event, Failed):
+            raise EngineFailed(event.message)
+        if isinstance(event, PromptScored):
+            self._scored[event.prompt] = event
+            return None
+        candidate = self._candidates[event.prompt][event.candidate]
+        if isinstance(event, Done):
+            if candidate.finish_reason is not None:
+                return None
+            candidate.finish("length")  # max_tokens is 0
+        else:
+            candidate.push(event)
+            if candidate.finish_reason is not None:
+                job.close(event.prompt, event.candidate)
+        return event.prompt, event.candidate
+
+    def _completion(self, choices: Sequence[Choice], usage: Usage | None) -> Completion:
+        request = self.request
+        return Completion(
+            self.id,
+            self.created,
+            request.model,
+            self._engine.fingerprint,
+            tuple(choices),
+            usage,
+            null_usage=request.stream and request.include_usage,
+        )
+
+    def _usage(self) -> Usage:
+        assert self._job is not None
+        return Usage(
+            sum(len(prompt.ids) for prompt in self.prompts),
+            sum(len(candidate.ids) for candidates in self._candidates for candidate in candidates),
+            self._job.cached_tokens,
+        )
+
+    def _choice(self, index: int, j: int, candidate: Candidate, text: str, tokens: range, first: bool) -> Choice:
+        """A choice, or the piece of it that holds `tokens`; the `first` one begins with the prompt if that is
+        echoed."""
+        echo = first and self.request.echo
+        logprobs = None
+        if self.request.logprobs is not None:
+            logprobs = self._logprobs(j, candidate, tokens, echo)
+        last = tokens.stop == len(candidate.ids) and candidate.finish_reason is not None
+        return Choice(
+            index,
+            self.prompts[j].text + text if echo else text,
+            logprobs,
+            candidate.finish_reason if last else None,
+        )
+
+    def _logprobs(self, j: int, candidate: Candidate, tokens: range, echo: bool) -> Logprobs:
+        prompt = self.prompts[j]
+        ids: list[int] = []
+        lps: list[float | None] = []
+        tops: list[Ranking | None] = []
+        starts: list[int] = []
+        if echo:
+            ids += prompt.ids
+            lps += self._scored[j].logprobs
+            tops += self._scored[j].tops
+            starts += prompt.starts
+        ids += candidate.ids[tokens.start : tokens.stop]
+        lps += candidate.logprobs[tokens.start : tokens.stop]
+        tops += candidate.tops[tokens.start : tokens.stop]
+        starts += [len(prompt.text) + start for start in candidate.starts[tokens.start : tokens.stop]]
+        labels = self._tokenizer.labels
+        return Logprobs(
+            tuple(labels[v] for v in ids),
+            tuple(lps),
+            tuple(_top_logprobs(v, lp, top, labels) for v, lp, top in zip(ids, lps, tops, strict=True)),
+            tuple(starts),
+        )
+
+
+def _top_logprobs(v: int, lp: float | None, top: Ranking | None, labels: Sequence[str]) -> Mapping[str, float] | None:
+    """Section 6: the k most probable tokens by label, and the token itself after them if it is not among them."""
+    if lp is None or top is None:
+        return None
+    return {labels[u]: value for u, value in top} | {labels[v]: lp}

@@ -1,0 +1,291 @@
+"""The waist: what every engine offers to all that stands above it, and the reference's own engine.
+
+Above the waist there are requests, text, JSON; below it there are token ids and nothing else. An engine knows no
+text, no stop strings, no `n`, no HTTP. It is handed prompts as ids and gives back events; whoever reads the events
+decides what they mean, and says `close` when a candidate need not go on.
+
+`ReferenceEngine` is the plain decode loop: the whole sequence through the model for every token, no batch, no cache,
+one candidate after the other. It is slow, and there is nothing in it that could be wrong in an interesting way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gnomon.reference.checkpoint import Checkpoint
+from gnomon.reference.model import hidden_states, unembed
+from gnomon.reference.sampler import SamplingParams, report, sample
+
+Ranking = tuple[tuple[int, float], ...]
+"""The most probable ids of a position with their log-probabilities, in the order (−logit, id)."""
+
+LOWEST_LOGPROB = -9999.0
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScored:
+    """The log-probability of every token of a prompt given those before it; position 0 has None. Comes before its
+    tokens."""
+
+    prompt: int
+    logprobs: tuple[float | None, ...]
+    tops: tuple[Ranking | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One sampled token. `logprob` is a Python float whose repr is the shortest decimal that restores the engine's
+    float."""
+
+    prompt: int
+    candidate: int
+    id: int
+    logprob: float
+    top: Ranking
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A candidate has ended by itself: `max_tokens` reached, or its last token is one of `end_ids`."""
+
+    prompt: int
+    candidate: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The engine cannot go on with this job. No event follows; no other job is touched."""
+
+    message: str
+
+
+Event = PromptScored | Token | Done | Failed
+
+
+class Job(Protocol):
+    """One request at work: all candidates of all its prompts."""
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens found in a prefix cache, each prompt counted once. Final once the first event has come."""
+
+    def events(self) -> Iterator[Event]:
+        """All events in one merged, blocking stream, to be read once, by one reader.
+
+        Ends when every candidate is done or closed, or after `Failed`. Events of one candidate come in order; those of
+        different candidates and prompts interleave as the engine likes.
+        """
+
+    def close(self, prompt: int | None = None, candidate: int | None = None) -> None:
+        """Stop one candidate (`prompt` and `candidate` given) or everything. The one word for cancelling: thread-safe,
+        idempotent, frees what is held and wakes a blocked reader. No event of what was closed follows the reader's own
+        call."""
+
+
+class Engine(Protocol):
+    """What runs the model. `fingerprint`: same fingerprint, same job → the same events, whatever else is going on."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def context(self) -> int:
+        """The most positions a sequence may have: prompt and sampled tokens together."""
+
+    @property
+    def eos_ids(self) -> frozenset[int]: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def submit(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        params: SamplingParams,
+        candidates: int,
+        top: int,
+        score: bool,
+    ) -> Job:
+        """Start `candidates` candidates for every prompt.
+
+        prompts: non-empty lists of ids in [0, V), each with `len + max_tokens ≤ context` · seeds: one a prompt ·
+        top: how many ids of each position's ranking to report · score: whether `PromptScored` is wanted. All of it
+        is valid: what a user may get wrong is checked above. Returns at once; the work may wait.
+        """
+
+
+class NonFiniteLogits(ArithmeticError):
+    """The model produced NaN or infinite logits: broken weights, or numbers beyond the range of its dtype."""
+
+
+class ReferenceEngine:
+    """The definition, at work: `model.forward` and `sampler.sample` in a loop, in float64, in the reader's own
+    thread."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.config = checkpoint.config
+        self.params = checkpoint.params
+        self.vocab_size = checkpoint.config.vocab_size
+        self.context = checkpoint.config.max_position_embeddings
+        self.eos_ids = checkpoint.config.eos_token_ids
+        self.turn = threading.Lock()  # one forward pass at a time, so that concurrent jobs take turns token by token
+        self.fingerprint = _fingerprint(self)
+
+    def submit(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        params: SamplingParams,
+        candidates: int,
+        top: int,
+        score: bool,
+    ) -> ReferenceJob:
+        return ReferenceJob(self, prompts, seeds, params, candidates, top, score)
+
+    def last_logits(self, tokens: Sequence[int]) -> NDArray[np.float64]:
+        """Raw logits [V] of the position after `tokens` [T]."""
+        with self.turn:
+            return _finite(unembed(hidden_states(self.config, self.params, tokens)[-1], self.params))
+
+    def all_logits(self, tokens: Sequence[int]) -> NDArray[np.float64]:
+        """Raw logits [T, V] of the position after each of `tokens` [T]."""
+        with self.turn:
+            return _finite(unembed(hidden_states(self.config, self.params, tokens), self.params))
+
+
+class ReferenceJob:
+    """Computes while it is read; `close` takes effect between two tokens."""
+
+    cached_tokens = 0
+
+    def __init__(
+        self,
+        engine: ReferenceEngine,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        params: SamplingParams,
+        candidates: int,
+        top: int,
+        score: bool,
+    ) -> None:
+        self._engine = engine
+        self._prompts = [tuple(prompt) for prompt in prompts]
+        self._seeds = tuple(seeds)
+        self._params = params
+        self._top = top
+        self._score = score
+        self._open = {(j, c) for j in range(len(self._prompts)) for c in range(candidates)}
+        self._closed = threading.Event()
+
+    def close(self, prompt: int | None = None, candidate: int | None = None) -> None:
+        if prompt is None or candidate is None:
+            self._closed.set()
+        else:
+            self._open.discard((prompt, candidate))
+
+    def events(self) -> Iterator[Event]:
+        try:
+            for j, prompt_ids in enumerate(self._prompts):
+                yield from self._prompt_events(j, prompt_ids)
+        except NonFiniteLogits as error:
+            yield Failed(str(error))
+
+    def _prompt_events(self, j: int, prompt_ids: tuple[int, ...]) -> Iterator[Event]:
+        """One prompt: its own scores if wanted, then its candidates, a token each in turn."""
+        if self._closed.is_set():
+            return
+        if self._score:
+            yield self._score_prompt(j, prompt_ids)
+        sampled: dict[int, list[int]] = {c: [] for i, c in sorted(self._open) if i == j}
+        for step in range(self._params.max_tokens + 1):
+            for c in sampled:
+                if self._closed.is_set():
+                    return
+                if (j, c) not in self._open:
+                    continue
+                if step == self._params.max_tokens:
+                    self._open.discard((j, c))
+                    yield Done(j, c)
+                    continue
+                token = self._sample(j, c, prompt_ids, sampled[c])
+                sampled[c].append(token.id)
+                yield token
+                if token.id in self._params.end_ids and (j, c) in self._open:
+                    self._open.discard((j, c))
+                    yield Done(j, c)
+
+    def _sample(self, j: int, c: int, prompt_ids: tuple[int, ...], sampled: list[int]) -> Token:
+        logits = self._engine.last_logits([*prompt_ids, *sampled])
+        counts = np.bincount(np.array(sampled, np.int64), minlength=len(logits))
+        token, logprobs = sample(logits, counts, self._params, self._seeds[j], c, step=len(sampled))
+        return Token(j, c, token, _reported(logprobs[token]), ranking(logits, logprobs, self._top))
+
+    def _score_prompt(self, j: int, prompt_ids: tuple[int, ...]) -> PromptScored:
+        lps: list[float | None] = [None]
+        tops: list[Ranking | None] = [None]
+        if len(prompt_ids) > 1:
+            logits = self._engine.all_logits(prompt_ids[:-1])
+            logprobs = report(logits)
+            for i, v in enumerate(prompt_ids[1:]):
+                lps.append(_reported(logprobs[i, v]))
+                tops.append(ranking(logits[i], logprobs[i], self._top))
+        return PromptScored(j, tuple(lps), tuple(tops))
+
+
+def ranking(logits: NDArray[np.float64], logprobs: NDArray[np.float64], top: int) -> Ranking:
+    """The `top` ids of largest logit in the order (−logit, id), with their log-probabilities; logits, logprobs [V]."""
+    if top == 0:
+        return ()
+    order = np.argsort(-logits, kind="stable")[:top]
+    return tuple((int(v), _reported(logprobs[v])) for v in order)
+
+
+def _reported(logprob: np.float64) -> float:
+    return max(float(logprob), LOWEST_LOGPROB)
+
+
+def _finite(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    if not np.isfinite(logits).all():
+        raise NonFiniteLogits("the model produced logits that are not finite")
+    return logits
+
+
+PROBE = (0, 1, 2, 3, 5, 8, 13, 21)
+
+
+def _fingerprint(engine: ReferenceEngine) -> str:
+    """A hash of all that decides the numbers: sources, weights, NumPy and its BLAS, the machine, and the bits it
+    computes.
+
+    The probe's output bits stand for what cannot be listed (a BLAS kernel chosen by the processor's model, say).
+    """
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    digest.update(f"{np.__version__} {platform.machine()} {engine.config}".encode())
+    for array in _leaves(engine.params):
+        digest.update(np.ascontiguousarray(array).data)
+    probe = [v % engine.vocab_size for v in PROBE][: engine.context]
+    digest.update(unembed(hidden_states(engine.config, engine.params, probe), engine.params).tobytes())
+    return "gnomon-ref-" + digest.hexdigest()[:16]
+
+
+def _leaves(tree: object) -> Iterator[NDArray[np.float64]]:
+    if isinstance(tree, np.ndarray):
+        yield tree
+    elif isinstance(tree, dict):
+        for key in sorted(tree):
+            yield from _leaves(tree[key])
+    elif isinstance(tree, list):
+        for item in tree:
+            yield from _leaves(item)

@@ -1,0 +1,455 @@
+"""The request: every field's type, default, range and meaning, in one table, and the strict reading of a JSON body.
+
+`FIELDS` is the table. The parser below, the command line, the README, the OpenAPI document and the tests all read
+it, so a field cannot mean one thing here and another there. Reading is strict (semantics.md, section 1): a boolean
+is no number, a string is no number, an unknown or repeated key is an error, and every error names the field and says
+what is allowed.
+
+What needs a model to judge (ids below the vocabulary's size, the context's length, `suffix`) is judged in
+completion.py.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+Prompt = str | tuple[int, ...]
+
+
+class RequestError(Exception):
+    """An answer other than 200, in the form of the API: `status` and the four members of its `error` object."""
+
+    status = 500
+    type = "server_error"
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message, self.param, self.code = message, param, code
+
+    def to_json(self) -> dict[str, Any]:
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": error}
+
+
+class InvalidRequest(RequestError):
+    """400: the request is at fault, in the field `param`."""
+
+    status = 400
+    type = "invalid_request_error"
+
+    def __init__(self, param: str | None, message: str, code: str | None = None) -> None:
+        super().__init__(message, param, code)
+
+
+class ModelNotFound(InvalidRequest):
+    """404: no such model is served here."""
+
+    status = 404
+
+    def __init__(self, model: str, served: str) -> None:
+        super().__init__("model", f"model: {shown(model)} is not served here; use {served!r}", "model_not_found")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How far a server lets a request go. The defaults are the law's; `openai()` is the published API's."""
+
+    logprobs: int = 20
+    stop: int = 64
+    candidates: int = 2048
+
+    @classmethod
+    def openai(cls) -> Limits:
+        return cls(logprobs=5, stop=4)
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRequest:
+    """A valid request. Fields carry the API's names; null and absent have become the default.
+
+    prompts: one or more, each a string or a tuple of ids; `null` has become "". `seed` None means: draw one.
+    `best_of` None means: `n` candidates. `suffix` "" and `stop` () mean none.
+    """
+
+    model: str
+    prompts: tuple[Prompt, ...]
+    suffix: str = ""
+    max_tokens: int = 16
+    n: int = 1
+    best_of: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
+    logprobs: int | None = None
+    echo: bool = False
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    stream: bool = False
+    include_usage: bool = False
+    user: str | None = None
+
+    @property
+    def candidates(self) -> int:
+        """B of the law: how many candidates are generated for every prompt."""
+        return self.best_of or self.n
+
+    @classmethod
+    def from_json(cls, body: bytes, limits: Limits | None = None) -> CompletionRequest:
+        """Reads a request's body. Raises InvalidRequest for whatever the law does not allow."""
+        return cls.from_fields(parse_json(body), limits)
+
+    @classmethod
+    def from_fields(cls, body: Mapping[str, Any], limits: Limits | None = None) -> CompletionRequest:
+        """Reads a request from JSON values under the API's own names. Raises InvalidRequest."""
+        limits = limits or Limits()
+        repeated = getattr(body, "repeated", None)
+        if repeated is not None:
+            raise InvalidRequest(repeated, f"{shown(repeated)[1:-1]}: this key occurs twice; give it once")
+        for key in body:
+            if key not in BY_NAME:
+                known = ", ".join(BY_NAME)
+                raise InvalidRequest(key, f"{shown(key)[1:-1]}: unknown field; the fields are {known}")
+        values: dict[str, Any] = {}
+        for field in FIELDS:
+            sent = body.get(field.name)
+            if sent is None and (field.name not in body or field.name != "prompt"):
+                if field.required:
+                    raise InvalidRequest(field.name, f"{field.name}: required; give {field.allowed}")
+                continue
+            values[field.attribute] = field.read(field.name, sent)
+        request = cls(**values)
+        _check_together(request, body, limits)
+        return request
+
+
+def _check_together(request: CompletionRequest, body: Mapping[str, Any], limits: Limits) -> None:
+    """What no field decides alone."""
+    if request.logprobs is not None and request.logprobs > limits.logprobs:
+        raise _wrong("logprobs", request.logprobs, f"an integer from 0 to {limits.logprobs} on this server, or null")
+    if len(request.stop) > limits.stop:
+        raise InvalidRequest("stop", f"stop: {len(request.stop)} strings; at most {limits.stop} on this server")
+    if request.candidates < request.n:
+        raise InvalidRequest(
+            "best_of", f"best_of: {request.best_of} is less than n = {request.n}; give at least n, or null"
+        )
+    if request.stream and request.candidates > request.n:
+        raise InvalidRequest(
+            "best_of",
+            f"best_of: {request.best_of} with stream needs all candidates before the first can be sent; "
+            f"give at most n = {request.n}, or stream false",
+        )
+    if body.get("stream_options") and not request.stream:
+        raise InvalidRequest(
+            "stream_options", "stream_options: only with stream true; leave it out, or give null or {}"
+        )
+    total = len(request.prompts) * request.candidates
+    if total > limits.candidates:
+        raise InvalidRequest(
+            "prompt",
+            f"prompt: {len(request.prompts)} prompts with {request.candidates} candidates each are {total}; "
+            f"at most {limits.candidates} on this server",
+        )
+
+
+# ---- reading one value: (field's name, JSON value that is not null) → value, or InvalidRequest
+
+
+class _Unreadable(str):
+    """A number of the body that is no number of ours (NaN, 1e400, a thousand digits): wrong wherever it stands."""
+
+
+class _Object(dict[str, Any]):
+    """A JSON object that remembers a key it was given twice."""
+
+    repeated: str | None = None
+
+
+def shown(value: object) -> str:
+    """A value as the user sent it, in JSON, short and printable in any terminal or header."""
+    if isinstance(value, _Unreadable):
+        text = str(value)
+    else:
+        try:
+            text = json.dumps(value)
+        except (TypeError, ValueError, RecursionError):
+            text = type(value).__name__
+    return text if len(text) <= 80 else text[:60] + f"… ({len(text)} characters)"
+
+
+def _wrong(param: str, sent: object, allowed: str) -> InvalidRequest:
+    return InvalidRequest(param, f"{param}: {shown(sent)} is not allowed; give {allowed}")
+
+
+def _string(param: str, sent: object, allowed: str = "a string") -> str:
+    if not isinstance(sent, str) or isinstance(sent, _Unreadable):
+        raise _wrong(param, sent, allowed)
+    try:
+        sent.encode()
+    except UnicodeEncodeError:
+        raise _wrong(param, sent, f"{allowed} without lone surrogates (half of a \\ud83d\\ude00 pair)") from None
+    return sent
+
+
+def _boolean(param: str, sent: object) -> bool:
+    if not isinstance(sent, bool):
+        raise _wrong(param, sent, "true or false")
+    return sent
+
+
+def _integer(low: int, high: int | None) -> Callable[[str, object], int]:
+    allowed = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
+
+    def read(param: str, sent: object) -> int:
+        if isinstance(sent, float) and sent.is_integer() and abs(sent) <= 2**53:
+            sent = int(sent)
+        if isinstance(sent, bool) or not isinstance(sent, int) or sent < low or (high is not None and sent > high):
+            raise _wrong(param, sent, allowed)
+        return sent
+
+    return read
+
+
+def _number(low: float, high: float) -> Callable[[str, object], float]:
+    def read(param: str, sent: object) -> float:
+        if isinstance(sent, bool) or not isinstance(sent, int | float) or not low <= sent <= high:
+            raise _wrong(param, sent, f"a number from {low:g} to {high:g}")
+        return float(sent)
+
+    return read
+
+
+_PROMPT = "a string, a non-empty list of strings, a non-empty list of token ids, a non-empty list of those, or null"
+
+
+def _prompt(param: str, sent: object) -> tuple[Prompt, ...]:
+    if sent is None:
+        return ("",)
+    if isinstance(sent, str):
+        return (_string(param, sent, _PROMPT),)
+    if not isinstance(sent, list) or not sent:
+        raise _wrong(param, sent, _PROMPT)
+    if _is_id(sent[0]):
+        return (_ids(param, sent),)
+    if isinstance(sent[0], list):
+        return tuple(_ids(f"{param}[{j}]", ids) for j, ids in enumerate(sent))
+    return tuple(_string(param, text, f"{_PROMPT} (element {j} of the list)") for j, text in enumerate(sent))
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _ids(place: str, sent: object) -> tuple[int, ...]:
+    """Token ids; the vocabulary's size is checked where it is known."""
+    if not isinstance(sent, list) or not sent:
+        raise InvalidRequest("prompt", f"{place}: {shown(sent)} is not allowed; give a non-empty list of token ids")
+    for i, v in enumerate(sent):
+        if not _is_id(v) or v < 0:
+            raise InvalidRequest("prompt", f"{place}: {shown(v)} at {i} is no token id; give integers of at least 0")
+    return tuple(sent)
+
+
+def _logit_bias(param: str, sent: object) -> dict[int, float]:
+    if not isinstance(sent, dict):
+        raise _wrong(param, sent, "an object of token id → number from -100 to 100")
+    _once(param, sent)
+    read = _number(-100, 100)
+    bias: dict[int, float] = {}
+    for key, value in sent.items():
+        if not re.fullmatch(r"0|[1-9][0-9]*", key, re.ASCII):
+            name = shown(key)[1:-1]
+            raise InvalidRequest(
+                f"{param}.{key}", f"{param}.{name}: no token id; keys are 0 or digits without a leading 0"
+            )
+        if len(key) > 18:
+            raise InvalidRequest(f"{param}.{key}", f"{param}.{shown(key)[1:-1]}: no vocabulary is so large")
+        bias[int(key)] = read(f"{param}.{key}", value)
+    return bias
+
+
+def _stop(param: str, sent: object) -> tuple[str, ...]:
+    if isinstance(sent, str):
+        return (_string(param, sent),) if sent else ()
+    allowed = "a string, or a list of up to 64 non-empty strings, or null"
+    if not isinstance(sent, list) or len(sent) > 64:
+        raise _wrong(param, sent, allowed)
+    strings = tuple(_string(param, s, allowed) for s in sent)
+    if "" in strings:
+        raise _wrong(param, sent, f"{allowed}; an empty string in the list would stop before the first character")
+    return strings
+
+
+def _stream_options(param: str, sent: object) -> bool:
+    if not isinstance(sent, dict):
+        raise _wrong(param, sent, 'an object such as {"include_usage": true}, or null')
+    _once(param, sent)
+    include_usage = sent.get("include_usage")
+    return False if include_usage is None else _boolean(f"{param}.include_usage", include_usage)
+
+
+def _once(param: str, sent: dict[str, Any]) -> None:
+    repeated = getattr(sent, "repeated", None)
+    if repeated is not None:
+        name = f"{param}.{repeated}"
+        raise InvalidRequest(name, f"{param}.{shown(repeated)[1:-1]}: this key occurs twice; give it once")
+
+
+# ---- the table
+
+INT64 = (-(2**63), 2**63 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of the request, for the parser, the command line, the documentation and the tests."""
+
+    name: str
+    type: str  # as documents show it
+    default: Any  # as JSON; REQUIRED where there is none
+    allowed: str  # the range, in words
+    meaning: str
+    section: str  # of semantics.md
+    where: str  # the function that gives it its meaning
+    schema: Mapping[str, Any]  # JSON Schema of the value, null aside
+    read: Callable[[str, Any], Any]
+    attribute: str  # of CompletionRequest
+
+    @property
+    def required(self) -> bool:
+        return self.default is REQUIRED
+
+
+REQUIRED = object()
+
+
+def _field(
+    name: str, type: str, default: Any, allowed: str, meaning: str, section: str, where: str,
+    schema: Mapping[str, Any], read: Callable[[str, Any], Any], attribute: str = "",
+) -> Field:  # fmt: skip
+    return Field(name, type, default, allowed, meaning, section, where, schema, read, attribute or name)
+
+
+def _bounded(kind: str, low: float, high: float) -> dict[str, Any]:
+    return {"type": kind, "minimum": low, "maximum": high}
+
+
+_ID_LIST = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+_STRING_LIST = {"type": "array", "minItems": 1, "items": {"type": "string"}}
+
+FIELDS: tuple[Field, ...] = (
+    _field("model", "string", REQUIRED, "the id of a served model", "which model answers; any other id is a 404",
+           "1", "completion.prepare", {"type": "string"}, _string),
+    _field("prompt", "string, string[], int[], int[][], null", REQUIRED, _PROMPT,
+           "the text to continue; ids are used verbatim; null and \"\" are the beginning of a document",
+           "2", "completion.encode_prompt",
+           {"anyOf": [{"type": "string"}, _STRING_LIST, _ID_LIST, {"type": "array", "minItems": 1, "items": _ID_LIST}]},
+           _prompt, "prompts"),
+    _field("suffix", "string", None, "a string; needs a model with fill-in-the-middle tokens",
+           "the text after the gap: the completion is what goes between prompt and suffix",
+           "9", "completion.encode_infill", {"type": "string"}, _string),
+    _field("max_tokens", "integer", 16, "0 or more; prompt and max_tokens must fit the context",
+           "how many tokens to sample at most; 0 samples nothing; never clamped",
+           "1, 3", "engine.ReferenceJob", {"type": "integer", "minimum": 0}, _integer(0, None)),
+    _field("n", "integer", 1, "1 to 128", "how many choices to return for each prompt",
+           "8", "completion.Run", _bounded("integer", 1, 128), _integer(1, 128)),
+    _field("best_of", "integer", None, "0 to 20, at least n; 0 and null mean n; more than n not with stream",
+           "how many candidates to sample; the n of highest mean log-probability are returned",
+           "8", "completion.ranked", _bounded("integer", 0, 20), _integer(0, 20)),
+    _field("temperature", "number", 1, "0 to 2", "divides the logits' distances from the maximum; 0 is greedy",
+           "4", "sampler.temper", _bounded("number", 0, 2), _number(0, 2)),
+    _field("top_p", "number", 1, "0 to 1, both ends legal",
+           "draws only from the most probable tokens whose mass reaches top_p; 0 keeps one token",
+           "4", "sampler.nucleus", _bounded("number", 0, 1), _number(0, 1)),
+    _field("frequency_penalty", "number", 0, "-2 to 2",
+           "is subtracted from a token's logit once for every time it was sampled",
+           "4", "sampler.penalize", _bounded("number", -2, 2), _number(-2, 2)),
+    _field("presence_penalty", "number", 0, "-2 to 2",
+           "is subtracted from a token's logit once if it was sampled at all",
+           "4", "sampler.penalize", _bounded("number", -2, 2), _number(-2, 2)),
+    _field("logit_bias", "object: id → number", {}, "ids of the vocabulary as decimal keys, values -100 to 100",
+           "is added to the logits of these tokens; −100 is minus 100, not never",
+           "4", "sampler.add_bias",
+           {"type": "object", "propertyNames": {"pattern": "^(0|[1-9][0-9]*)$"},
+            "additionalProperties": _bounded("number", -100, 100)}, _logit_bias),
+    _field("logprobs", "integer", None, "0 to 20; 0 is not off",
+           "reports every token's raw log-probability and the k most probable tokens at its place",
+           "4, 6", "sampler.report", _bounded("integer", 0, 20), _integer(0, 20)),
+    _field("echo", "boolean", False, "true or false",
+           "puts the prompt before the completion, with its log-probabilities",
+           "7", "completion.Run", {"type": "boolean"}, _boolean),
+    _field("stop", "string or string[]", None, "up to 64 strings, none empty in a list; \"\" and [] mean none",
+           "ends a completion where one of them is complete in its text, and cuts the text before it",
+           "5", "completion.StopMatcher",
+           {"anyOf": [{"type": "string"},
+                      {"type": "array", "maxItems": 64, "items": {"type": "string", "minLength": 1}}]},
+           _stop),
+    _field("seed", "integer", None, "any signed 64-bit integer, -1 is an ordinary one",
+           "makes the draws a function of (seed, candidate, step); without it every prompt draws its own",
+           "4", "prng.token_words", _bounded("integer", *INT64), _integer(*INT64)),
+    _field("stream", "boolean", False, "true or false", "sends the answer as server-sent events while it is made",
+           "11", "completion.Run.chunks", {"type": "boolean"}, _boolean),
+    _field("stream_options", "object", None, "only with stream; include_usage: true or false",
+           "include_usage adds a last chunk with the usage",
+           "11", "completion.Run.chunks",
+           {"type": "object", "properties": {"include_usage": {"type": ["boolean", "null"]}}},
+           _stream_options, "include_usage"),
+    _field("user", "string", None, "a string", "accepted, has no effect", "1", "request.CompletionRequest",
+           {"type": "string"}, _string),
+)  # fmt: skip
+
+BY_NAME: dict[str, Field] = {field.name: field for field in FIELDS}
+
+assert {f.attribute for f in FIELDS} == {f.name for f in fields(CompletionRequest)}
+
+
+# ---- JSON, strictly
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body. Raises InvalidRequest where it is none.
+
+    Numbers that no field can take (NaN, 1e400, thousands of digits) are left for the fields to refuse by name.
+    """
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(None, f"the body is not valid UTF-8: byte {error.start} is wrong") from None
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_int=_parse_int, parse_float=_parse_float, parse_constant=_Unreadable
+        )
+    except json.JSONDecodeError as error:
+        raise InvalidRequest(None, f"the body is not valid JSON: {error}") from None
+    except RecursionError:
+        raise InvalidRequest(None, "the body is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest(None, f"the body must be a JSON object, not {shown(value)}")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> _Object:
+    value = _Object(pairs)
+    if len(value) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                value.repeated = key
+                break
+            seen.add(key)
+    return value
+
+
+def _parse_int(digits: str) -> int | _Unreadable:
+    return int(digits) if len(digits) <= 40 else _Unreadable(digits)
+
+
+def _parse_float(digits: str) -> float | _Unreadable:
+    value = float(digits)
+    return value if math.isfinite(value) else _Unreadable(digits)

@@ -1,0 +1,271 @@
+"""Text ↔ token ids ↔ bytes: the `tokenizers` library, and what the law needs on top of it (semantics.md, section 6).
+
+    encode        a string → ids and their spans in the string, in code points
+    token_bytes   the bytes that every id stands for; special tokens and ids without an entry have none
+    labels        a name for every id, no two alike, by construction
+    Decoder       bytes → text piece by piece, never showing a character before all of its bytes are there
+
+The bytes come from the vocabulary itself, not from the library's `decode`, which answers for whole texts and hides
+what a single token is. Two vocabularies are known: byte-level BPE (GPT-2 and most since) and SentencePiece's with
+byte fallback.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tokenizers
+
+from gnomon.reference.checkpoint import CheckpointError
+
+RESERVED = ("bytes:", "token_id:")
+
+
+class Encoding(NamedTuple):
+    """Token ids, and where each one starts in the text as sent, in code points, non-decreasing."""
+
+    ids: tuple[int, ...]
+    starts: tuple[int, ...]
+
+
+class Infill(NamedTuple):
+    """The fill-in-the-middle tokens of a model trained as `prefix PRE`, `SUF`, `MID` (Bavarian et al. 2022, PSM
+    order)."""
+
+    prefix: int
+    suffix: int
+    middle: int
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A model's tokenizer. `vocab_size` is the model's V, which may be larger than the tokenizer's own."""
+
+    literal: tokenizers.Tokenizer  # parses no special tokens
+    parsing: tokenizers.Tokenizer  # parses the literals of special tokens as those tokens
+    vocab_size: int
+    token_bytes: tuple[bytes, ...]  # [V]: what id v adds to a completion's text; b"" for special tokens and gaps
+    special: Mapping[int, str]  # id → literal
+    labels: tuple[str, ...]  # [V], injective
+    bos_id: int | None  # what the tokenizer puts before a string by itself
+    end_of_text_id: int | None
+    infill: Infill | None
+
+    def encode(self, text: str) -> Encoding:
+        """A prompt: special tokens' literals are parsed; a BOS the tokenizer adds is there, with an empty span.
+
+        What a tokenizer would append (an end-of-sequence token) is left out: a prompt is there to be continued.
+        """
+        encoded = self.parsing.encode(text, add_special_tokens=False)
+        encoding = _encoding(encoded)
+        if self.bos_id is None:
+            return encoding
+        return Encoding((self.bos_id, *encoding.ids), (0, *encoding.starts))
+
+    def encode_literal(self, text: str) -> Encoding:
+        """A text in which nothing is special and to which nothing is added."""
+        return _encoding(self.literal.encode(text, add_special_tokens=False))
+
+    def prompt_bytes(self, v: int) -> bytes:
+        """The bytes of id v in a prompt of ids: there a special token shows its literal."""
+        return self.special[v].encode() if v in self.special else self.token_bytes[v]
+
+
+def _encoding(encoded: tokenizers.Encoding) -> Encoding:
+    starts: list[int] = []
+    for start, _ in encoded.offsets:
+        starts.append(max(start, starts[-1] if starts else 0))
+    return Encoding(tuple(encoded.ids), tuple(starts))
+
+
+# ---- loading
+
+
+def load_tokenizer(path: str | Path, vocab_size: int) -> Tokenizer:
+    """Reads tokenizer.json (and tokenizer_config.json, if there) of a directory. Raises CheckpointError.
+
+    vocab_size: the model's V; a tokenizer with an id beyond it does not belong to the model.
+    """
+    directory = Path(path)
+    file = directory / "tokenizer.json"
+    try:
+        text = file.read_text(encoding="utf-8")
+        parsing, literal = tokenizers.Tokenizer.from_str(text), tokenizers.Tokenizer.from_str(text)
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: no such file") from None
+    except Exception as error:  # the library raises a bare Exception for a malformed file
+        raise CheckpointError(f"{file}: {error}") from None
+    for tokenizer in (parsing, literal):
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    literal.encode_special_tokens = True
+    spec = json.loads(text)
+    config_file = directory / "tokenizer_config.json"
+    config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
+
+    vocabulary = {v: token for token, v in parsing.get_vocab(with_added_tokens=True).items()}
+    if max(vocabulary) >= vocab_size:
+        raise CheckpointError(f"{file} has id {max(vocabulary)}, but the model's vocabulary has {vocab_size} ids")
+    added: dict[int, tokenizers.AddedToken] = dict(parsing.get_added_tokens_decoder())
+    special = {v: token.content for v, token in added.items() if token.special}
+    to_bytes = _byte_level if _is_byte_level(spec) else _sentencepiece
+    token_bytes = [b""] * vocab_size
+    fallback = set()
+    for v, token in vocabulary.items():
+        if v in special:
+            continue
+        token_bytes[v] = token.encode() if v in added else to_bytes(token)
+        if v not in added and not _is_byte_level(spec) and _FALLBACK.fullmatch(token):
+            fallback.add(v)
+    ids = {token: v for v, token in vocabulary.items()}
+    return Tokenizer(
+        literal,
+        parsing,
+        vocab_size,
+        tuple(token_bytes),
+        special,
+        _labels(token_bytes, special, fallback),
+        bos_id=_added_before(parsing),
+        end_of_text_id=ids.get(_content(config.get("eos_token")), ids.get(_content(config.get("bos_token")))),
+        infill=_infill(config, ids),
+    )
+
+
+def _content(token: Any) -> str:
+    """A token of tokenizer_config.json, which writes it as a string or as an object."""
+    return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
+
+
+def _infill(config: Mapping[str, Any], ids: Mapping[str, int]) -> Infill | None:
+    literals = [_content(config.get(f"fim_{part}_token")) for part in ("prefix", "suffix", "middle")]
+    return Infill(*(ids[literal] for literal in literals)) if all(literal in ids for literal in literals) else None
+
+
+def _added_before(tokenizer: tokenizers.Tokenizer) -> int | None:
+    """The BOS that the tokenizer's post-processor puts before every string, if it does."""
+    encoded = tokenizer.encode("a", add_special_tokens=True)
+    return int(encoded.ids[0]) if encoded.special_tokens_mask[0] else None
+
+
+def _is_byte_level(spec: Mapping[str, Any]) -> bool:
+    parts = [spec.get("decoder"), spec.get("pre_tokenizer")]
+    return any('"ByteLevel"' in json.dumps(part) for part in parts)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's alphabet (Radford et al. 2019): a printable character for every byte, so that vocabularies are plain
+    text.
+
+    The printable Latin-1 bytes stand for themselves; the 68 others are the characters from U+0100 on, in order.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_ALPHABET = _byte_alphabet()
+_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def _byte_level(token: str) -> bytes:
+    """A token of a byte-level vocabulary; one with characters beyond the alphabet was put in by hand and is plain
+    text."""
+    if all(char in _ALPHABET for char in token):
+        return bytes(_ALPHABET[char] for char in token)
+    return token.encode()
+
+
+def _sentencepiece(token: str) -> bytes:
+    """A token of a SentencePiece vocabulary: ▁ is a space, <0xNN> a byte."""
+    match = _FALLBACK.fullmatch(token)
+    return bytes([int(match[1], 16)]) if match else token.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
+
+
+# ---- labels
+
+
+def _labels(token_bytes: Iterable[bytes], special: Mapping[int, str], fallback: set[int]) -> tuple[str, ...]:
+    """A label for every id. Special tokens choose first, then ordinary ones, then byte-fallback ones, each by id;
+    who finds the wanted label taken is `token_id:<v>`. No other label can begin with `token_id:`, so no two are equal.
+    """
+    contents = list(token_bytes)
+    order = sorted(range(len(contents)), key=lambda v: (v not in special, v in fallback, v))
+    labels = [f"token_id:{v}" for v in range(len(contents))]
+    taken: set[str] = set()
+    for v in order:
+        wanted = _wanted_label(special[v].encode() if v in special else contents[v])
+        if wanted is not None and wanted not in taken:
+            taken.add(wanted)
+            labels[v] = wanted
+    return tuple(labels)
+
+
+def _wanted_label(content: bytes) -> str | None:
+    """The text itself; `bytes:\\xNN…` if it is none or looks like a label of another kind; None if there is nothing."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        text = RESERVED[0]
+    if text.startswith(RESERVED):
+        return RESERVED[0] + "".join(f"\\x{byte:02x}" for byte in content)
+    return text or None
+
+
+# ---- decoding
+
+# Unicode 15, table 3-7: lead byte → the range its second byte must lie in, and how many bytes the character has.
+_WELL_FORMED = (
+    (0xC2, 0xDF, 0x80, 0xBF, 2),
+    (0xE0, 0xE0, 0xA0, 0xBF, 3),
+    (0xE1, 0xEC, 0x80, 0xBF, 3),
+    (0xED, 0xED, 0x80, 0x9F, 3),
+    (0xEE, 0xEF, 0x80, 0xBF, 3),
+    (0xF0, 0xF0, 0x90, 0xBF, 4),
+    (0xF1, 0xF3, 0x80, 0xBF, 4),
+    (0xF4, 0xF4, 0x80, 0x8F, 4),
+)
+
+
+def pending(data: bytes) -> bytes:
+    """The longest suffix that is a proper prefix of a well-formed UTF-8 character: bytes that still wait for others."""
+    for size in (3, 2, 1):
+        suffix = data[-size:]
+        if len(suffix) == size and _is_proper_prefix(suffix):
+            return suffix
+    return b""
+
+
+def _is_proper_prefix(suffix: bytes) -> bool:
+    for low, high, second_low, second_high, length in _WELL_FORMED:
+        if low <= suffix[0] <= high and len(suffix) < length:
+            second_fits = len(suffix) < 2 or second_low <= suffix[1] <= second_high
+            return second_fits and all(0x80 <= byte <= 0xBF for byte in suffix[2:])
+    return False
+
+
+def decoded(data: bytes) -> str:
+    """The text of all bytes but the pending ones; what is invalid becomes U+FFFD (one for each maximal subpart)."""
+    return data[: len(data) - len(pending(data))].decode(errors="replace")
+
+
+@dataclass(slots=True)
+class Decoder:
+    """Bytes in, text out. The pieces, with `flush` at the end, join to the one-shot decoding of all bytes."""
+
+    waiting: bytes = field(default=b"")
+
+    def push(self, data: bytes) -> str:
+        """The characters that these bytes complete."""
+        data = self.waiting + data
+        self.waiting = pending(data)
+        return decoded(data)
+
+    def flush(self) -> str:
+        """What the waiting bytes are worth when no more will come: a U+FFFD, or nothing."""
+        text, self.waiting = self.waiting.decode(errors="replace"), b""
+        return text
