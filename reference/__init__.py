@@ -1,1 +1,52 @@
-"""The reference: what every parameter of `POST /v1/completions` means."""
+"""gnomon's reference: what every parameter of `POST /v1/completions` means, in NumPy, readable and exact.
+
+Start with `sampler.py` (one token), then `model.py` (where logits come from), `completion.py` (all above token ids) and
+`request.py` (the table of fields). Nothing here needs jax.
+
+    from gnomon.reference import CompletionRequest, load, prepare
+
+    engine, tokenizer = load()
+    request = CompletionRequest.from_fields({"model": "stories", "prompt": "Once upon a time", "seed": 1})
+    print(prepare(request, engine, tokenizer, "stories").whole().choices[0].text)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gnomon.reference.checkpoint import CheckpointError, UnsupportedModel, default_model_path, load_checkpoint
+from gnomon.reference.completion import prepare
+from gnomon.reference.engine import Engine, ReferenceEngine
+from gnomon.reference.request import FIELDS, CompletionRequest, InvalidRequest, Limits, RequestError
+from gnomon.reference.response import Completion
+from gnomon.reference.sampler import SamplingParams, Trace, sample, trace
+from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
+
+__all__ = [
+    "FIELDS",
+    "CheckpointError",
+    "Completion",
+    "CompletionRequest",
+    "Engine",
+    "InvalidRequest",
+    "Limits",
+    "ReferenceEngine",
+    "RequestError",
+    "SamplingParams",
+    "Tokenizer",
+    "Trace",
+    "UnsupportedModel",
+    "default_model_path",
+    "load",
+    "load_checkpoint",
+    "load_tokenizer",
+    "prepare",
+    "sample",
+    "trace",
+]
+
+
+def load(path: str | Path | None = None) -> tuple[ReferenceEngine, Tokenizer]:
+    """The reference engine and the tokenizer of a model directory; of the embedded model if none is named."""
+    checkpoint = load_checkpoint(default_model_path() if path is None else path)
+    return ReferenceEngine(checkpoint), load_tokenizer(checkpoint.path, checkpoint.config.vocab_size)

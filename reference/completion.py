@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from gnomon.reference.engine import Done, Engine, Event, Failed, Job, PromptScored, Ranking, Token
 from gnomon.reference.request import CompletionRequest, InvalidRequest, ModelNotFound, Prompt, RequestError, shown
-from gnomon.reference.response import Choice, Completion, Logprobs, Usage
+from gnomon.reference.response import Choice, Completion, FinishReason, Logprobs, Usage
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.tokenizer import Decoder, Tokenizer
 
@@ -194,7 +194,7 @@ class Candidate:
         self.tops: list[Ranking] = []
         self.starts: list[int] = []  # code points of the completion before each token
         self.text = ""
-        self.finish_reason: str | None = None
+        self.finish_reason: FinishReason | None = None
         self.sent_tokens = 0
         self._sent_text = 0
         self._ends: list[int] = []  # where the last character of each token ends, the pending one included
@@ -219,7 +219,7 @@ class Candidate:
         elif len(self.ids) == self._params.max_tokens:
             self.finish("length")
 
-    def finish(self, reason: str) -> None:
+    def finish(self, reason: FinishReason) -> None:
         """The end of the tokens: the decoder is flushed; what comes out of that cannot complete a stop string."""
         self.text += self._decoder.flush()
         self.finish_reason = reason

@@ -11,6 +11,7 @@ one candidate after the other. It is slow, and there is nothing in it that could
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import threading
 from collections.abc import Iterator, Sequence
@@ -272,7 +273,11 @@ def _fingerprint(engine: ReferenceEngine) -> str:
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    digest.update(f"{np.__version__} {platform.machine()} {engine.config}".encode())
+    build = np.show_config(mode="dicts")
+    threads = os.cpu_count(), [os.environ.get(f"{blas}_NUM_THREADS") for blas in ("OPENBLAS", "OMP", "MKL")]
+    for decides in (np.__version__, build["Build Dependencies"]["blas"]["version"], build["SIMD Extensions"], threads):
+        digest.update(repr(decides).encode())
+    digest.update(f"{platform.machine()} {engine.config}".encode())
     for array in _leaves(engine.params):
         digest.update(np.ascontiguousarray(array).data)
     probe = [v % engine.vocab_size for v in PROBE][: engine.context]

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-FinishReason = str  # "stop" or "length"
+FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
