@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from gnomon.reference.model import ModelConfig, RopeScaling
+from gnomon.reference.request import shown
 
 ARCHITECTURES = ("LlamaForCausalLM",)
 ROPE_TYPES = ("default", "llama3")
@@ -82,36 +83,89 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def read_config(directory: Path) -> ModelConfig:
-    """config.json as a ModelConfig. Raises UnsupportedModel, naming the entry that decided."""
-    raw = _read_json(directory / "config.json")
+    """config.json as a ModelConfig. Raises CheckpointError, or UnsupportedModel, naming the entry that decided."""
+    raw = read_json(directory / "config.json")
     _refuse_unsupported(raw)
     try:
-        heads = int(raw["num_attention_heads"])
-        # transformers 5 keeps all of this in rope_parameters, its predecessors in rope_theta and rope_scaling
-        rope = raw.get("rope_parameters") or {
-            "rope_theta": raw.get("rope_theta", 10000.0),
-            **(raw.get("rope_scaling") or {}),
-        }
-        return ModelConfig(
-            vocab_size=int(raw["vocab_size"]),
-            hidden_size=int(raw["hidden_size"]),
-            intermediate_size=int(raw["intermediate_size"]),
-            num_hidden_layers=int(raw["num_hidden_layers"]),
-            num_attention_heads=heads,
-            num_key_value_heads=int(raw.get("num_key_value_heads") or heads),
-            head_dim=int(raw.get("head_dim") or int(raw["hidden_size"]) // heads),
-            max_position_embeddings=int(raw["max_position_embeddings"]),
-            rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-            rope_theta=float(rope.get("rope_theta", 10000.0)),
-            rope_scaling=_rope_scaling(rope),
-            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-            eos_token_ids=_eos_token_ids(directory, raw),
-            bos_token_id=raw.get("bos_token_id"),
-        )
-    except KeyError as error:
-        raise CheckpointError(f"{directory / 'config.json'}: the entry {error} is missing") from None
-    except (TypeError, ValueError) as error:
+        return _model_config(directory, raw)
+    except UnsupportedModel:
+        raise
+    except CheckpointError as error:
         raise CheckpointError(f"{directory / 'config.json'}: {error}") from None
+
+
+def _model_config(directory: Path, raw: Mapping[str, Any]) -> ModelConfig:
+    hidden_size, heads = _size(raw, "hidden_size"), _size(raw, "num_attention_heads")
+    kv_heads = _size(raw, "num_key_value_heads", heads)
+    head_dim = _size(raw, "head_dim", hidden_size // heads)
+    if heads % kv_heads:
+        raise CheckpointError(f"num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}")
+    if head_dim % 2 or head_dim == 0:
+        raise CheckpointError(f"head_dim {head_dim} is not an even number, as rotary positions need")
+    # transformers 5 keeps all of this in rope_parameters, its predecessors in rope_theta and rope_scaling
+    rope = raw.get("rope_parameters")
+    if rope is None:
+        rope = {"rope_theta": raw.get("rope_theta", 10000.0), **_mapping(raw, "rope_scaling")}
+    else:
+        rope = _mapping(raw, "rope_parameters")
+    bos = raw.get("bos_token_id")
+    return ModelConfig(
+        vocab_size=_size(raw, "vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=_size(raw, "intermediate_size"),
+        num_hidden_layers=_size(raw, "num_hidden_layers", most=4096),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        max_position_embeddings=_size(raw, "max_position_embeddings"),
+        rms_norm_eps=_positive(raw, "rms_norm_eps", 1e-6),
+        rope_theta=_positive(rope, "rope_theta", 10000.0),
+        rope_scaling=_rope_scaling(rope),
+        tie_word_embeddings=_flag(raw, "tie_word_embeddings", False),
+        eos_token_ids=_eos_token_ids(directory, raw),
+        bos_token_id=None if bos is None else _token_id("bos_token_id", bos),
+    )
+
+
+LARGEST = 2**24  # of any size in a config: beyond every model
+
+
+def _size(raw: Mapping[str, Any], name: str, default: int | None = None, most: int = LARGEST) -> int:
+    value = raw.get(name)
+    if value is None:
+        if default is None:
+            raise CheckpointError(f"the entry {name} is missing")
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise CheckpointError(f"{name} is {shown(value)}, not an integer from 1 to {most}")
+    return value
+
+
+def _positive(raw: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    value = raw.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
+        raise CheckpointError(f"{name} is {shown(value)}, not a positive number")
+    return float(value)
+
+
+def _flag(raw: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = raw.get(name, default)
+    if not isinstance(value, bool):
+        raise CheckpointError(f"{name} is {shown(value)}, not true or false")
+    return value
+
+
+def _token_id(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < LARGEST:
+        raise CheckpointError(f"{name} is {shown(value)}, not a token id")
+    return value
+
+
+def _mapping(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = raw.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise CheckpointError(f"{name} is {shown(value)}, not an object")
+    return value or {}
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -139,12 +193,13 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
-    named = raw.get("architectures") or [f"model_type {raw.get('model_type')!r}"]
-    if named[0] not in ARCHITECTURES:
-        raise UnsupportedModel(f"architecture {named[0]} is not supported; supported: {', '.join(ARCHITECTURES)}")
+    named = raw.get("architectures") or f"model_type {shown(raw.get('model_type'))}"
+    architecture = named[0] if isinstance(named, list) else named
+    if architecture not in ARCHITECTURES:
+        raise UnsupportedModel(f"architecture {architecture} is not supported; supported: {', '.join(ARCHITECTURES)}")
     for entry, supported in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
         if raw.get(entry, supported) != supported:
-            raise UnsupportedModel(f"config.json has {entry} {raw[entry]!r}; supported: {supported!r}")
+            raise UnsupportedModel(f"config.json has {entry} {shown(raw[entry])}; supported: {shown(supported)}")
     if raw.get("quantization_config"):
         raise UnsupportedModel(f"quantised weights are not supported; supported dtypes: {', '.join(DTYPES)}")
 
@@ -152,30 +207,33 @@ def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
 def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in ROPE_TYPES:
-        raise UnsupportedModel(f"rope_type {kind!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
+        raise UnsupportedModel(f"rope_type {shown(kind)} is not supported; supported: {', '.join(ROPE_TYPES)}")
     if kind == "default":
         return None
     return RopeScaling(
-        factor=float(rope["factor"]),
-        low_freq_factor=float(rope["low_freq_factor"]),
-        high_freq_factor=float(rope["high_freq_factor"]),
-        original_max_position_embeddings=int(rope["original_max_position_embeddings"]),
+        factor=_positive(rope, "factor"),
+        low_freq_factor=_positive(rope, "low_freq_factor"),
+        high_freq_factor=_positive(rope, "high_freq_factor"),
+        original_max_position_embeddings=_size(rope, "original_max_position_embeddings"),
     )
 
 
 def _eos_token_ids(directory: Path, raw: Mapping[str, Any]) -> frozenset[int]:
     generation = directory / "generation_config.json"
-    named = _read_json(generation).get("eos_token_id") if generation.exists() else None
+    named = read_json(generation, missing={}).get("eos_token_id")
     if named is None:
         named = raw.get("eos_token_id")
     ids = [] if named is None else named if isinstance(named, list) else [named]
-    return frozenset(int(v) for v in ids)
+    return frozenset(_token_id("eos_token_id", v) for v in ids)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The JSON object in a file; `missing`, if given, where there is no such file. Raises CheckpointError."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if missing is not None:
+            return missing
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: {error}") from None
@@ -192,7 +250,7 @@ def _weight_files(directory: Path) -> list[Path]:
         pickled = sorted(path.name for path in directory.glob("*.bin"))
         hint = f"; {pickled[0]} is a pickle, which can run code when read, and is refused" if pickled else ""
         raise CheckpointError(f"{directory}: neither {single.name} nor {index.name}{hint}")
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{index}: weight_map is missing")
     names = sorted(set(map(str, weight_map.values())))

@@ -210,11 +210,12 @@ class Candidate:
         self.logprobs.append(token.logprob)
         self.tops.append(token.top)
         self.starts.append(len(self.text))
-        stopped = self._append(self._decoder.push(self._tokenizer.token_bytes[token.id]))
+        is_end = token.id in self._params.end_ids  # adds no text, even if the tokenizer has bytes for it
+        stopped = self._append(self._decoder.push(b"" if is_end else self._tokenizer.token_bytes[token.id]))
         self._ends.append(len(self.text) + (1 if self._decoder.waiting else 0))
         if stopped:
             self.finish_reason = "stop"
-        elif token.id in self._params.end_ids:
+        elif is_end:
             self.finish("stop")
         elif len(self.ids) == self._params.max_tokens:
             self.finish("length")
@@ -409,13 +410,8 @@ class Run:
         logprobs = None
         if self.request.logprobs is not None:
             logprobs = self._logprobs(j, candidate, tokens, echo)
-        last = tokens.stop == len(candidate.ids) and candidate.finish_reason is not None
-        return Choice(
-            index,
-            self.prompts[j].text + text if echo else text,
-            logprobs,
-            candidate.finish_reason if last else None,
-        )
+        text = self.prompts[j].text + text if echo else text
+        return Choice(index, text, logprobs, candidate.finish_reason)
 
     def _logprobs(self, j: int, candidate: Candidate, tokens: range, echo: bool) -> Logprobs:
         prompt = self.prompts[j]

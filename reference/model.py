@@ -121,6 +121,7 @@ def block(
     return x + swiglu(rms_norm(x, post_attention_layernorm, config.rms_norm_eps), **mlp)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what overflows comes out as ∞ or NaN: the engine looks for it
 def hidden_states(config: ModelConfig, params: Params, tokens: Sequence[int]) -> F64:
     """Token ids [T] → the last layer's output, normed, [T, D]. Row t depends on tokens 0 … t only."""
     angle = np.arange(len(tokens))[:, None] * inverse_frequencies(config)

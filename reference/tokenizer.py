@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
-from gnomon.reference.checkpoint import CheckpointError
+from gnomon.reference.checkpoint import CheckpointError, read_json
 
 RESERVED = ("bytes:", "token_id:")
+DECLARED = ("bos_token", "eos_token", "fim_prefix_token", "fim_suffix_token", "fim_middle_token")
 
 
 class Encoding(NamedTuple):
@@ -93,34 +94,34 @@ def load_tokenizer(path: str | Path, vocab_size: int) -> Tokenizer:
     """
     directory = Path(path)
     file = directory / "tokenizer.json"
+    spec, config = read_json(file), read_json(directory / "tokenizer_config.json", missing={})
+    declared = {_content(config.get(name)) for name in DECLARED}
     try:
-        text = file.read_text(encoding="utf-8")
+        for token in spec.get("added_tokens") or []:  # some files leave their end-of-text or infill tokens ordinary
+            token["special"] = token["special"] or token["content"] in declared
+        text = json.dumps(spec)
         parsing, literal = tokenizers.Tokenizer.from_str(text), tokenizers.Tokenizer.from_str(text)
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: no such file") from None
     except Exception as error:  # the library raises a bare Exception for a malformed file
         raise CheckpointError(f"{file}: {error}") from None
     for tokenizer in (parsing, literal):
         tokenizer.no_truncation()
         tokenizer.no_padding()
     literal.encode_special_tokens = True
-    spec = json.loads(text)
-    config_file = directory / "tokenizer_config.json"
-    config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
 
     vocabulary = {v: token for token, v in parsing.get_vocab(with_added_tokens=True).items()}
-    if max(vocabulary) >= vocab_size:
+    if max(vocabulary, default=0) >= vocab_size:
         raise CheckpointError(f"{file} has id {max(vocabulary)}, but the model's vocabulary has {vocab_size} ids")
     added: dict[int, tokenizers.AddedToken] = dict(parsing.get_added_tokens_decoder())
     special = {v: token.content for v, token in added.items() if token.special}
-    to_bytes = _byte_level if _is_byte_level(spec) else _sentencepiece
+    byte_level = _is_byte_level(spec)
+    to_bytes = _byte_level if byte_level else _sentencepiece
     token_bytes = [b""] * vocab_size
     fallback = set()
     for v, token in vocabulary.items():
         if v in special:
             continue
         token_bytes[v] = token.encode() if v in added else to_bytes(token)
-        if v not in added and not _is_byte_level(spec) and _FALLBACK.fullmatch(token):
+        if v not in added and not byte_level and _FALLBACK.fullmatch(token):
             fallback.add(v)
     ids = {token: v for v, token in vocabulary.items()}
     return Tokenizer(
@@ -149,7 +150,8 @@ def _infill(config: Mapping[str, Any], ids: Mapping[str, int]) -> Infill | None:
 def _added_before(tokenizer: tokenizers.Tokenizer) -> int | None:
     """The BOS that the tokenizer's post-processor puts before every string, if it does."""
     encoded = tokenizer.encode("a", add_special_tokens=True)
-    return int(encoded.ids[0]) if encoded.special_tokens_mask[0] else None
+    is_added = encoded.special_tokens_mask
+    return int(encoded.ids[0]) if 0 in is_added and is_added.index(0) > 0 else None
 
 
 def _is_byte_level(spec: Mapping[str, Any]) -> bool:
