@@ -121,7 +121,10 @@ def block(
     return x + swiglu(rms_norm(x, post_attention_layernorm, config.rms_norm_eps), **mlp)
 
 
-@np.errstate(over="ignore", invalid="ignore")  # what overflows comes out as ∞ or NaN: the engine looks for it
+_quietly = np.errstate(over="ignore", invalid="ignore")  # what overflows comes out as ∞ or NaN: the engine looks for it
+
+
+@_quietly
 def hidden_states(config: ModelConfig, params: Params, tokens: Sequence[int]) -> F64:
     """Token ids [T] → the last layer's output, normed, [T, D]. Row t depends on tokens 0 … t only."""
     angle = np.arange(len(tokens))[:, None] * inverse_frequencies(config)
@@ -131,6 +134,7 @@ def hidden_states(config: ModelConfig, params: Params, tokens: Sequence[int]) ->
     return rms_norm(x, params["norm"], config.rms_norm_eps)
 
 
+@_quietly
 def unembed(x: F64, params: Params) -> F64:
     """[..., D] → raw logits [..., V]. With tied embeddings `lm_head` is `embed_tokens`."""
     return x @ params["lm_head"].T

@@ -111,11 +111,11 @@ class CompletionRequest:
         limits = limits or Limits()
         repeated = getattr(body, "repeated", None)
         if repeated is not None:
-            raise InvalidRequest(repeated, f"{shown(repeated)[1:-1]}: this key occurs twice; give it once")
+            raise InvalidRequest(repeated, f"{_key(repeated)}: this key occurs twice; give it once")
         for key in body:
             if key not in BY_NAME:
                 known = ", ".join(BY_NAME)
-                raise InvalidRequest(key, f"{shown(key)[1:-1]}: unknown field; the fields are {known}")
+                raise InvalidRequest(key, f"{_key(key)}: unknown field; the fields are {known}")
         values: dict[str, Any] = {}
         for field in FIELDS:
             sent = body.get(field.name)
@@ -183,6 +183,12 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else text[:60] + f"… ({len(text)} characters)"
 
 
+def _key(key: str) -> str:
+    """A key of an object as the user sent it, short and printable."""
+    text = json.dumps(key)[1:-1]
+    return text if len(text) <= 80 else text[:60] + f"… ({len(text)} characters)"
+
+
 def _wrong(param: str, sent: object, allowed: str) -> InvalidRequest:
     return InvalidRequest(param, f"{param}: {shown(sent)} is not allowed; give {allowed}")
 
@@ -207,11 +213,10 @@ def _integer(low: int, high: int | None) -> Callable[[str, object], int]:
     allowed = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
 
     def read(param: str, sent: object) -> int:
-        if isinstance(sent, float) and sent.is_integer() and abs(sent) <= 2**53:
-            sent = int(sent)
-        if isinstance(sent, bool) or not isinstance(sent, int) or sent < low or (high is not None and sent > high):
+        value = int(sent) if isinstance(sent, float) and sent.is_integer() and abs(sent) <= 2**53 else sent
+        if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
             raise _wrong(param, sent, allowed)
-        return sent
+        return value
 
     return read
 
@@ -264,12 +269,10 @@ def _logit_bias(param: str, sent: object) -> dict[int, float]:
     bias: dict[int, float] = {}
     for key, value in sent.items():
         if not re.fullmatch(r"0|[1-9][0-9]*", key, re.ASCII):
-            name = shown(key)[1:-1]
-            raise InvalidRequest(
-                f"{param}.{key}", f"{param}.{name}: no token id; keys are 0 or digits without a leading 0"
-            )
+            message = f"{param}.{_key(key)}: no token id; keys are 0 or digits without a leading 0"
+            raise InvalidRequest(f"{param}.{key}", message)
         if len(key) > 18:
-            raise InvalidRequest(f"{param}.{key}", f"{param}.{shown(key)[1:-1]}: no vocabulary is so large")
+            raise InvalidRequest(f"{param}.{key}", f"{param}.{_key(key)}: no vocabulary is so large")
         bias[int(key)] = read(f"{param}.{key}", value)
     return bias
 
@@ -290,15 +293,33 @@ def _stream_options(param: str, sent: object) -> bool:
     if not isinstance(sent, dict):
         raise _wrong(param, sent, 'an object such as {"include_usage": true}, or null')
     _once(param, sent)
+    for key, value in sent.items():
+        if key != "include_usage":
+            _ignored(f"{param}.{key}", key)
+            _ignored(f"{param}.{key}", value)
     include_usage = sent.get("include_usage")
     return False if include_usage is None else _boolean(f"{param}.include_usage", include_usage)
+
+
+def _ignored(param: str, value: object) -> None:
+    """What has no effect must be sound JSON all the same."""
+    if isinstance(value, str):
+        _string(param, value, "JSON values")
+    elif isinstance(value, dict):
+        _once(param, value)
+        for key, member in value.items():
+            _ignored(param, key)
+            _ignored(param, member)
+    elif isinstance(value, list):
+        for item in value:
+            _ignored(param, item)
 
 
 def _once(param: str, sent: dict[str, Any]) -> None:
     repeated = getattr(sent, "repeated", None)
     if repeated is not None:
         name = f"{param}.{repeated}"
-        raise InvalidRequest(name, f"{param}.{shown(repeated)[1:-1]}: this key occurs twice; give it once")
+        raise InvalidRequest(name, f"{param}.{_key(repeated)}: this key occurs twice; give it once")
 
 
 # ---- the table
@@ -452,4 +473,4 @@ def _parse_int(digits: str) -> int | _Unreadable:
 
 def _parse_float(digits: str) -> float | _Unreadable:
     value = float(digits)
-    return value if math.isfinite(value) else _Unreadable(digits)
+    return value if math.isfinite(value) and len(digits) <= 400 else _Unreadable(digits)

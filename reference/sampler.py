@@ -81,7 +81,8 @@ def nucleus(z: F64, s: F64, top_p: float) -> NDArray[np.bool_]:
     """
     if top_p == 1:
         return np.ones(len(z), bool)
-    q = np.exp(report(s))
+    e = np.exp(s)
+    q = e / e.sum()
     order = np.argsort(-z, kind="stable")  # stable: equal z stay in the order of their ids
     mass_before = np.concatenate([[0.0], np.cumsum(q[order])[:-1]])
     kept_ranks = mass_before < top_p
