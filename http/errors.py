@@ -1,0 +1,118 @@
+"""Every answer that is not a 200, in the API's form (semantics.md, section 12).
+
+    RequestError      knows its status and its four members; below are those that only HTTP can raise
+    ErrorForm         the middleware that turns whatever is raised inside it into an answer: what is not a RequestError
+                      is a fault of ours, logged with its cause, and the client is told nothing of it
+    unknown_route     what Starlette's router raises for an unknown path or method
+
+Where an error after the first byte of a stream goes is decided in completions.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gnomon.reference.request import RequestError, shown
+from gnomon.reference.response import json_bytes
+
+logger = logging.getLogger("gnomon.http")
+
+
+class HttpError(RequestError):
+    """An error that HTTP itself knows, with the headers that belong to it."""
+
+    type = "invalid_request_error"
+    headers: Mapping[str, str] = {}
+
+
+class NotFound(HttpError):
+    status = 404
+
+
+class MethodNotAllowed(HttpError):
+    status = 405
+
+    def __init__(self, message: str, allowed: str) -> None:
+        super().__init__(message)
+        self.headers = {"Allow": allowed}
+
+
+class BodyTooLarge(HttpError):
+    status = 413
+
+
+class UnsupportedMedia(HttpError):
+    status = 415
+
+
+class ShuttingDown(HttpError):
+    status = 503
+    type = "server_error"
+    headers: Mapping[str, str] = {"Retry-After": "1"}
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down; send the request again")
+
+
+def as_request_error(error: Exception) -> RequestError:
+    """The error to answer with. A fault of ours goes to the log, with its cause unless it has a message of its own."""
+    if isinstance(error, RequestError):
+        if error.status == 500:
+            logger.error("%s", error.message)
+        return error
+    logger.error("a request failed", exc_info=error)
+    return RequestError("the server failed to answer this request; its log has the cause")
+
+
+def response(error: RequestError) -> Response:
+    headers = error.headers if isinstance(error, HttpError) else None
+    return Response(json_bytes(error.to_json()), error.status, headers, media_type="application/json")
+
+
+class ErrorForm:
+    """Answers for whatever is raised inside it. An answer that has already begun can only be broken off."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except ClientDisconnect:
+            pass  # went away before its request was complete: nobody to answer
+        except Exception as error:
+            if begun:
+                raise
+            await response(as_request_error(error))(scope, receive, send)
+
+
+async def unknown_route(request: Request, error: Exception) -> Response:
+    """The router's 404 and 405, in the API's form. The path is the scope's: a URL would need a sound Host header."""
+    assert isinstance(error, HTTPException)
+    path = shown(request.scope["path"])
+    allowed = (error.headers or {}).get("Allow")
+    if allowed is not None:
+        allowed = ", ".join(sorted(allowed.split(", ")))
+        return response(MethodNotAllowed(f"{shown(request.method)} is no method of {path}; it has {allowed}", allowed))
+    routes = (route for route in request.app.routes if isinstance(route, Route))
+    known = ", ".join(
+        f"{method} {route.path}" for route in routes for method in route.methods or () if method != "HEAD"
+    )
+    return response(NotFound(f"no such path: {path}; this server has {known}"))

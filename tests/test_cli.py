@@ -1,0 +1,407 @@
+"""The command line: `gnomon complete` in this process, `gnomon serve` as a process of its own."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import httpx
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from gnomon.http.cli import main, show
+from gnomon.reference.checkpoint import load_checkpoint
+from gnomon.reference.completion import EngineFailed, Run, prepare
+from gnomon.reference.engine import ReferenceEngine
+from gnomon.reference.request import FIELDS, CompletionRequest, Field
+from gnomon.reference.response import Choice, Completion
+from gnomon.reference.tokenizer import load_tokenizer
+from helpers.fake import EOT
+from helpers.models import tiny_llama
+
+NO_END = json.dumps({EOT: -100})
+COMMAND = (sys.executable, "-c", "from gnomon.http.cli import main; main()")
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=4096)
+
+
+Gnomon = Callable[..., Result]
+
+
+@pytest.fixture
+def gnomon(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Gnomon:
+    def run(*arguments: object, stdin: bytes = b"") -> Result:
+        monkeypatch.setattr(sys, "argv", ["gnomon", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with pytest.raises(SystemExit) as exit:
+            main()
+        return Result(exit.value.code or 0, *capsys.readouterr())  # type: ignore[arg-type]
+
+    return run
+
+
+def check_one_line(result: Result, code: int, beginning: str) -> None:
+    assert result.code == code
+    assert result.out == ""
+    assert result.err.startswith(f"gnomon: {beginning}"), result.err
+    assert result.err.count("\n") == 1
+
+
+# ---- help
+
+
+def test_help_needs_no_server_and_never_jax() -> None:
+    script = (
+        "import sys\nfrom gnomon.http.cli import main\n"
+        "for arguments in (['--help'], ['serve', '--help'], ['complete', '--help'], ['--version']):\n"
+        "    sys.argv[1:] = arguments\n"
+        "    try: main()\n"
+        "    except SystemExit as exit: assert exit.code == 0\n"
+        "print([name for name in ('jax', 'starlette', 'uvicorn', 'asyncio') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stderr == ""
+
+
+def test_version_is_the_packages(gnomon: Gnomon) -> None:
+    result = gnomon("--version")
+    assert result.code == 0
+    assert re.fullmatch(r"gnomon \d+\.\d+\.\d+\n", result.out)
+
+
+@pytest.mark.parametrize("field", [f for f in FIELDS if f.name not in ("model", "stream", "stream_options")])
+def test_every_field_is_an_option_with_the_tables_own_words(gnomon: Gnomon, field: Field) -> None:
+    help = " ".join(gnomon("complete", "--help").out.split())
+    if field.name == "prompt":
+        assert "[prompt]" in help
+        return
+    assert f" --{field.name.replace('_', '-')} " in help
+    assert field.meaning[1:] in help
+    if field.type != "boolean":
+        assert f"Allowed: {' '.join(field.allowed.split())}." in help
+    if field.default:
+        assert f"Default: {json.dumps(field.default)}." in help
+
+
+# ---- complete: what is asked
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["a"], {"prompts": ("a",), "max_tokens": 16, "temperature": 1.0, "seed": None, "stop": ()}),
+        ([], {"prompts": ("",)}),
+        (["--prompt-ids", "[1, 2]"], {"prompts": ((1, 2),)}),
+        (["--prompt-ids", "[[1], [2]]"], {"prompts": ((1,), (2,))}),
+        (["--max-tokens", "3", "--n", "2", "--best-of", "3"], {"max_tokens": 3, "n": 2, "best_of": 3}),
+        (["--temperature", "0.5", "--top-p", "0"], {"temperature": 0.5, "top_p": 0.0}),
+        (["--frequency-penalty", "-2", "--presence-penalty", "2"], {"frequency_penalty": -2, "presence_penalty": 2}),
+        (["--seed", "-9223372036854775808"], {"seed": -(2**63)}),
+        (["--logit-bias", '{"50": -100}'], {"logit_bias": {50: -100.0}}),
+        (["--logprobs", "0", "--echo"], {"logprobs": 0, "echo": True}),
+        (["--stop", "1", "--stop", "b"], {"stop": ("1", "b")}),
+        (["--stop", ""], {"stop": ()}),
+        (["--suffix", "5", "--user", "null"], {"suffix": "5", "user": "null"}),
+        (["--", "--n"], {"prompts": ("--n",)}),
+    ],
+)
+def test_options_become_the_request(
+    gnomon: Gnomon, monkeypatch: pytest.MonkeyPatch, model: Path, arguments: list[str], expected: dict[str, Any]
+) -> None:
+    seen: list[CompletionRequest] = []
+
+    def seeing(request: CompletionRequest, *_: object) -> None:
+        seen.append(request)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gnomon.reference.completion.prepare", seeing)
+    gnomon("complete", "--model", model, *arguments)
+    [request] = seen
+    assert {name: getattr(request, name) for name in expected} == expected
+
+
+def test_the_options_cover_the_fields_that_the_cases_above_set() -> None:
+    parameters = test_options_become_the_request.pytestmark[0].args[1]
+    set_somewhere = {name for _, expected in parameters for name in expected}
+    assert set_somewhere == {f.attribute for f in FIELDS} - {"model", "stream", "include_usage"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_tokens", "-1"), ("max_tokens", "many"), ("max_tokens", ""), ("max_tokens", "5000"), ("n", "0"),
+        ("n", "1.5"), ("best_of", "21"), ("temperature", "2.1"), ("temperature", "NaN"), ("temperature", '1,"n":2'),
+        ("top_p", "1e400"), ("top_p", "true"), ("frequency_penalty", "3"), ("presence_penalty", "-3"),
+        ("logprobs", "21"), ("logprobs", "[1]"), ("seed", "9" * 5000), ("logit_bias", "5"),
+        ("logit_bias", '{"1": 101}'), ("logit_bias", '{"1": 1, "1": 1}'), ("logit_bias", '{"999": 1}'),
+        ("logit_bias", "{" * 5000), ("logit_bias", '{"\udc80": 1}'), ("suffix", "\udc80"), ("user", "\udc80"),
+        ("prompt_ids", "[999]"), ("prompt_ids", "[]"), ("stop", "\udc80"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_one_line_that_names_the_field(gnomon: Gnomon, model: Path, field: str, value: str) -> None:
+    result = gnomon("complete", "--model", model, "--" + field.replace("_", "-"), value)
+    check_one_line(result, 2, "prompt" if field == "prompt_ids" else field)
+
+
+def test_a_prompt_that_is_no_utf8_is_refused(gnomon: Gnomon, model: Path) -> None:
+    check_one_line(gnomon("complete", "-", "--model", model, stdin=b"a\xff"), 2, "prompt")
+
+
+def test_a_text_and_ids_together_are_refused(gnomon: Gnomon, model: Path) -> None:
+    check_one_line(gnomon("complete", "a", "--prompt-ids", "[1]", "--model", model), 2, "prompt")
+
+
+@pytest.mark.parametrize("command", ["complete", "serve"])
+def test_a_model_that_cannot_be_loaded_is_one_line(gnomon: Gnomon, tmp_path: Path, command: str) -> None:
+    def arguments(directory: Path) -> list[object]:
+        return ["complete", "a", "--model", directory] if command == "complete" else ["serve", directory, "--port", 0]
+
+    check_one_line(gnomon(*arguments(tmp_path / "nowhere")), 1, f"{tmp_path / 'nowhere'}: no such directory")
+    other = tiny_llama(tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "architectures": ["MambaForCausalLM"]}))
+    check_one_line(gnomon(*arguments(other)), 1, "")
+    (other / "config.json").write_text("{")
+    check_one_line(gnomon(*arguments(other)), 1, "")
+
+
+# ---- complete: what is printed
+
+
+@pytest.fixture
+def expected(model: Path) -> Callable[..., list[str]]:
+    """The texts of the choices, from the reference itself."""
+    checkpoint = load_checkpoint(model)
+    engine, tokenizer = ReferenceEngine(checkpoint), load_tokenizer(model, checkpoint.config.vocab_size)
+
+    def texts(**fields: object) -> list[str]:
+        request = CompletionRequest.from_fields({"model": "tiny", "logit_bias": {str(EOT): -100}, **fields})
+        return [choice.text for choice in prepare(request, engine, tokenizer, "tiny").whole().choices]
+
+    return texts
+
+
+def test_the_text_is_printed_and_a_line_end(gnomon: Gnomon, model: Path, expected: Callable[..., list[str]]) -> None:
+    result = gnomon("complete", "the", "--seed", 5, "--model", model, "--logit-bias", NO_END)
+    assert result == (0, expected(prompt="the", seed=5)[0] + "\n", "")
+
+
+def test_standard_input_is_the_prompt_to_the_last_byte(
+    gnomon: Gnomon, model: Path, expected: Callable[..., list[str]]
+) -> None:
+    arguments = ("--seed", 5, "--echo", "--model", model, "--logit-bias", NO_END)
+    result = gnomon("complete", "-", *arguments, stdin="é\n".encode())
+    assert result.out == expected(prompt="é\n", seed=5, echo=True)[0] + "\n"
+
+
+def test_several_choices_stand_one_after_the_other(
+    gnomon: Gnomon, model: Path, expected: Callable[..., list[str]]
+) -> None:
+    arguments = ("--seed", 5, "--n", 2, "--model", model, "--logit-bias", NO_END)
+    first, second = expected(prompt="the", seed=5, n=2)
+    result = gnomon("complete", "the", *arguments)
+    assert result.out == f"--- choice 0 ---\n{first}\n--- choice 1 ---\n{second}\n"
+    [best] = expected(prompt="the", seed=5, n=1, best_of=3)
+    result = gnomon("complete", "the", "--best-of", 3, *arguments, "--n", 1)
+    assert result.out == best + "\n"
+
+
+def test_json_is_the_whole_response_in_one_line(
+    gnomon: Gnomon, model: Path, expected: Callable[..., list[str]]
+) -> None:
+    result = gnomon("complete", "the", "--json", "--seed", 5, "--n", 2, "--model", model, "--logit-bias", NO_END)
+    assert result.code == 0
+    body = json.loads(result.out)
+    assert result.out.count("\n") == 1
+    assert (body["object"], body["model"]) == ("text_completion", "tiny")
+    assert [choice["text"] for choice in body["choices"]] == expected(prompt="the", seed=5, n=2)
+    assert body["usage"]["completion_tokens"] == 32
+
+
+def chunk(index: int, text: str, finish_reason: Literal["stop", "length"] | None = None) -> Completion:
+    return Completion("id", 0, "m", "f", (Choice(index, text, None, finish_reason),))
+
+
+def test_text_is_on_its_way_before_the_next_piece_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(pipe), write_through=False))
+
+    def chunks() -> Iterator[Completion]:
+        yield chunk(0, "a")
+        assert pipe.getvalue() == b"--- choice 0 ---\na"
+        yield chunk(1, "x", "stop")
+        assert pipe.getvalue() == b"--- choice 0 ---\na"
+        yield chunk(0, "b", "length")
+        assert pipe.getvalue() == b"--- choice 0 ---\nab\n--- choice 1 ---\nx\n"
+        yield chunk(2, "")
+        yield chunk(2, "y", "stop")
+
+    show(chunks(), 3)
+    assert pipe.getvalue().endswith(b"--- choice 2 ---\ny\n")
+
+
+@pytest.mark.parametrize(("options", "waits"), [([], False), (["--n", 2], False), (["--best-of", 2], True)])
+def test_only_best_of_waits_for_the_whole(
+    gnomon: Gnomon, model: Path, monkeypatch: pytest.MonkeyPatch, options: list[object], waits: bool
+) -> None:
+    def no_pieces(run: Run) -> None:
+        raise EngineFailed("asked for pieces")
+
+    def no_whole(run: Run) -> None:
+        raise EngineFailed("asked for the whole")
+
+    monkeypatch.setattr(Run, "chunks" if waits else "whole", no_pieces if waits else no_whole)
+    assert gnomon("complete", "the", "--model", model, *options).code == 0
+
+
+def test_ctrl_c_ends_a_completion_without_a_traceback(
+    gnomon: Gnomon, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ReferenceEngine, "last_logits", interrupted)
+    result = gnomon("complete", "a", "--model", model)
+    assert (result.code, result.out) == (130, "")
+    assert "Traceback" not in result.err
+
+
+def test_an_engine_that_fails_is_one_line(gnomon: Gnomon, tmp_path: Path) -> None:
+    broken = tiny_llama(tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = np.nan
+    save_file(weights, broken / "model.safetensors")
+    check_one_line(gnomon("complete", "a", "--model", broken), 1, "the model produced logits that are not finite")
+
+
+# ---- serve
+
+
+class Serving(NamedTuple):
+    process: subprocess.Popen[str]
+    line: str
+    url: str
+
+
+@contextmanager
+def serve(*arguments: object) -> Iterator[Serving]:
+    command = [*COMMAND, "serve", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r" is served at (http://\S+)/v1 ", line)
+        assert found, (line, process.communicate()[1] if process.poll() is not None else "")
+        yield Serving(process, line, found[1])
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def interrupt(process: subprocess.Popen[str]) -> str:
+    """Ctrl-C; the rest of standard error, after checking that the end was clean."""
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode in (0, 130)
+    assert out == ""
+    assert "Traceback" not in err
+    return err
+
+
+def test_serve_says_where_and_its_example_works_and_ctrl_c_ends_it(model: Path) -> None:
+    with serve(model, "--port", 0) as server:
+        assert server.line.startswith("tiny is served at http://127.0.0.1:")
+        example = shlex.split(server.line.partition("try: ")[2])
+        assert example[0] == "curl"
+        assert example[2] == "-H"
+        assert example[4] == "-d"
+        name, value = example[3].split(": ")
+        response = httpx.post(example[1], content=example[5], headers={name: value})
+        assert response.status_code == 200
+        assert response.json()["model"] == "tiny"
+        [served] = httpx.get(f"{server.url}/v1/models").json()["data"]
+        assert (served["id"], served["max_model_len"]) == ("tiny", 4096)
+        assert "server" not in response.headers
+        log = interrupt(server.process)
+    assert re.fullmatch(r'\S+ \S+ INFO \S+ - "POST /v1/completions HTTP/1.1" 200\n.* "GET /v1/models .*\n', log)
+
+
+def test_the_servers_options_are_carried_out(model: Path) -> None:
+    arguments = ("--served-model-name", "it's", "--openai-limits", "--max-candidates", 3, "--max-body-bytes", 200)
+    with serve(model, "--port", 0, "--host", "localhost", *arguments) as server:
+        assert json.loads(shlex.split(server.line.partition("try: ")[2])[-1])["model"] == "it's"
+
+        def status(**fields: object) -> int:
+            body = {"model": "it's", "prompt": "a", "max_tokens": 0, **fields}
+            return httpx.post(f"{server.url}/v1/completions", json=body).status_code
+
+        assert [status(), status(logprobs=5), status(n=3)] == [200, 200, 200]
+        assert [status(logprobs=6), status(n=4), status(user="a" * 200), status(model="tiny")] == [400, 400, 413, 404]
+        interrupt(server.process)
+
+
+def test_ctrl_c_is_clean_while_a_stream_is_open_even_twice(model: Path) -> None:
+    with serve(model, "--port", 0) as server:
+        body = {"model": "tiny", "prompt": "a", "max_tokens": 4000, "stream": True, "logit_bias": {EOT: -100}}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as response:
+            lines = response.iter_lines()
+            next(lines)
+            begun = time.monotonic()
+            server.process.send_signal(signal.SIGINT)
+            server.process.send_signal(signal.SIGINT)
+            *_, error, _, done, _ = lines
+            interrupt(server.process)
+        assert time.monotonic() - begun < 5
+    assert "shutting down" in error
+    assert done == "data: [DONE]"
+
+
+def test_a_taken_port_is_one_line(gnomon: Gnomon, model: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        check_one_line(gnomon("serve", model, "--port", port), 1, f"127.0.0.1 port {port}: ")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org", "", "localhost.example.org"])
+def test_a_host_that_is_not_loopback_is_refused_with_the_reason(gnomon: Gnomon, model: Path, host: str) -> None:
+    result = gnomon("serve", model, "--host", host)
+    check_one_line(result, 1, f"{host}: only loopback addresses")
+    assert "authentication" in result.err
+
+
+@pytest.mark.parametrize("option", [["--port", "65536"], ["--max-candidates", "0"], ["--engine", "torch"]])
+def test_an_option_out_of_range_is_a_usage_error(gnomon: Gnomon, model: Path, option: list[str]) -> None:
+    result = gnomon("serve", model, *option)
+    assert result.code == 2
+    assert option[0] in result.err
+    assert "Traceback" not in result.err
+
+
+def test_the_servers_defaults_are_the_laws(gnomon: Gnomon) -> None:
+    help = " ".join(gnomon("serve", "--help").out.split())
+    for default in ("127.0.0.1", "8000", "2048", str(8 * 2**20)):
+        assert f"[default: {default}" in help
