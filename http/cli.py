@@ -10,12 +10,13 @@ them is repeated here but their names. Everything heavy is imported where it is 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -26,6 +27,7 @@ from gnomon.http.settings import Settings
 from gnomon.reference.request import BY_NAME, CompletionRequest, RequestError
 
 if TYPE_CHECKING:
+    from gnomon.reference.checkpoint import Checkpoint
     from gnomon.reference.engine import Engine
     from gnomon.reference.response import Choice, Completion
     from gnomon.reference.tokenizer import Tokenizer
@@ -35,6 +37,24 @@ DEFAULTS = Settings()
 
 class EngineName(StrEnum):
     reference = "reference"
+    jax = "jax"
+
+
+class DtypeName(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+@dataclass(frozen=True, slots=True)
+class JaxOptions:
+    """What the JAX engine alone is told."""
+
+    slots: int = 8
+    dtype: DtypeName = DtypeName.float32
+    kv_cache_memory: int | None = None  # MiB
+
+
+JAX_DEFAULTS = JaxOptions()
 
 
 def main() -> None:
@@ -67,7 +87,9 @@ def fail(message: str, status: int) -> NoReturn:
     raise typer.Exit(status)
 
 
-def open_model(engine: EngineName, model: str | None) -> tuple[Engine, Tokenizer, str]:
+def open_model(
+    engine: EngineName, model: str | None, options: JaxOptions | None = None
+) -> tuple[Engine, Tokenizer, str]:
     """The engine, its tokenizer and the name it is served under by default; the embedded model if none is named."""
     from gnomon.reference.checkpoint import CheckpointError, default_model_path, load_checkpoint
     from gnomon.reference.engine import ReferenceEngine
@@ -83,6 +105,26 @@ def open_model(engine: EngineName, model: str | None) -> tuple[Engine, Tokenizer
     match engine:
         case EngineName.reference:
             return ReferenceEngine(checkpoint), tokenizer, name
+        case EngineName.jax:
+            return _jax_engine(checkpoint, options or JAX_DEFAULTS), tokenizer, name
+
+
+def _jax_engine(checkpoint: Checkpoint, options: JaxOptions) -> Engine:
+    from gnomon.jax_engine.engine import EngineSettings, JaxEngine, bytes_per_token
+
+    pool_tokens = None
+    if options.kv_cache_memory is not None:
+        pool_tokens = options.kv_cache_memory * 2**20 // bytes_per_token(checkpoint.config, options.dtype)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gnomon" / "jax"
+    settings = EngineSettings(
+        slots=options.slots, dtype=options.dtype, pool_tokens=pool_tokens, compilation_cache=cache
+    )
+    try:
+        engine = JaxEngine(checkpoint, settings, lambda line: print(line, file=sys.stderr, flush=True))
+    except ValueError as error:
+        fail(str(error), 1)
+    print(f"key/value pool: {engine.pool_tokens} tokens", file=sys.stderr, flush=True)
+    return engine
 
 
 # ---- serve
@@ -103,6 +145,22 @@ def serve(
         ),
     ] = None,
     engine: Annotated[EngineName, typer.Option(help="What runs the model.")] = EngineName.reference,
+    slots: Annotated[
+        int, typer.Option(min=1, help="Sequences decoded at a time; only with --engine jax.")
+    ] = JAX_DEFAULTS.slots,
+    dtype: Annotated[
+        DtypeName, typer.Option(help="The dtype of the weights; only with --engine jax.")
+    ] = JAX_DEFAULTS.dtype,
+    kv_cache_memory: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="MIB",
+            help="Memory for keys and values in MiB; only with --engine jax. Default: room for four contexts a slot, "
+            "in at most a quarter of the device's memory.",
+            show_default=False,
+        ),
+    ] = None,
     openai_limits: Annotated[
         bool, typer.Option("--openai-limits", help="Allow no more than the published API: logprobs 5, stop 4.")
     ] = DEFAULTS.openai_limits,

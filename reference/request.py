@@ -32,8 +32,10 @@ class RequestError(Exception):
         self.message, self.param, self.code = message, param, code
 
     def to_json(self) -> dict[str, Any]:
-        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return {"error": error}
+        param = self.param
+        if param is not None and len(param) > 256:  # the user's own key; an error is no place for megabytes of it
+            param = param[:256] + "…"
+        return {"error": {"message": self.message, "type": self.type, "param": param, "code": self.code}}
 
 
 class InvalidRequest(RequestError):

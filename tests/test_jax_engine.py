@@ -1,0 +1,258 @@
+"""The JAX engine under strain: long contexts, a full queue, a small pool, cancelling at every stage, faults."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gnomon.jax_engine.engine import EngineSettings, JaxEngine
+from gnomon.reference.checkpoint import Checkpoint, load_checkpoint
+from gnomon.reference.completion import EngineFailed, RunClosed, prepare
+from gnomon.reference.engine import Done, Failed, PromptScored, ReferenceEngine, Token
+from gnomon.reference.request import CompletionRequest
+from gnomon.reference.sampler import SamplingParams
+from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
+from helpers.fake import EOT
+from helpers.models import tiny_llama
+
+CONTEXT = 256
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Tokenizer]:
+    path = tiny_llama(tmp_path_factory.mktemp("model"), max_position_embeddings=CONTEXT)
+    checkpoint = load_checkpoint(path)
+    return checkpoint, load_tokenizer(path, checkpoint.config.vocab_size)
+
+
+@pytest.fixture(scope="module")
+def engine(model: tuple[Checkpoint, Tokenizer]) -> Iterator[JaxEngine]:
+    engine = JaxEngine(model[0], EngineSettings(slots=3, page_size=8, chunk=32, pool_tokens=CONTEXT * 2))
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(engine: JaxEngine) -> Iterator[None]:
+    yield
+    settle(engine)
+    seen = inspect(engine)
+    assert seen == {"waiting": 0, "running": 0, "held by nobody": 0}
+
+
+def inspect(engine: JaxEngine) -> dict[str, int]:
+    """The scheduler's state, read in its own thread, after its own check."""
+    seen: dict[str, int] = {}
+    ready = threading.Event()
+
+    def look(scheduler: Any) -> None:
+        scheduler.check()
+        cached = {page for pages in scheduler.prefixes.held() for page in pages}
+        seen.update(waiting=len(scheduler.waiting), running=len(scheduler.running))
+        seen["held by nobody"] = len(set(scheduler.pool.held()) - cached) if not seen["running"] else 0
+        ready.set()
+
+    engine.post(look)
+    assert ready.wait(30)
+    return seen
+
+
+def settle(engine: JaxEngine) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        seen = inspect(engine)
+        if not seen["waiting"] and not seen["running"]:
+            return
+        time.sleep(0.01)
+
+
+def ask(engine: Any, tokenizer: Tokenizer, **fields: Any) -> Any:
+    request = CompletionRequest.from_fields({"model": "m", "prompt": "a", **fields})
+    return prepare(request, engine, tokenizer, "m")
+
+
+def test_a_prompt_up_to_the_contexts_end_is_scored_and_continued_as_by_the_reference(
+    engine: JaxEngine, model: tuple[Checkpoint, Tokenizer]
+) -> None:
+    reference = ReferenceEngine(model[0])
+    prompt = [(i * 37) % 251 for i in range(CONTEXT - 3)]
+    fields = {"prompt": prompt, "max_tokens": 3, "temperature": 0, "echo": True, "logprobs": 1}
+    mine = ask(engine, model[1], **fields).whole().choices[0]
+    theirs = ask(reference, model[1], **fields).whole().choices[0]
+    assert mine.text == theirs.text
+    np.testing.assert_allclose(mine.logprobs.token_logprobs[1:], theirs.logprobs.token_logprobs[1:], atol=1e-4)
+
+
+def test_500_queued_requests_are_all_answered(engine: JaxEngine, model: tuple[Checkpoint, Tokenizer]) -> None:
+    runs = [ask(engine, model[1], prompt=[i % 200], max_tokens=1 + i % 3, seed=i) for i in range(500)]
+    with ThreadPoolExecutor(500) as pool:
+        answers = list(pool.map(lambda run: run.whole(), runs))
+    assert all(len(answer.choices) == 1 and answer.usage.completion_tokens >= 1 for answer in answers)
+
+
+def test_more_candidates_than_slots_wait_and_are_the_same_as_alone(
+    engine: JaxEngine, model: tuple[Checkpoint, Tokenizer]
+) -> None:
+    together = ask(engine, model[1], n=20, max_tokens=4, seed=3).whole().choices
+    assert together[:2] == ask(engine, model[1], n=2, max_tokens=4, seed=3).whole().choices
+
+
+@pytest.mark.parametrize("stage", ["queued", "prefilling", "running", "done"])
+def test_closing_at_any_stage_frees_everything(engine: JaxEngine, stage: str) -> None:
+    params = SamplingParams(max_tokens=40)
+    blockers = [engine.submit([[1]], [0], params, 3, 0, False) for _ in range(2)] if stage == "queued" else []
+    prompt = list(range(200)) if stage == "prefilling" else [1, 2]
+    job = engine.submit([prompt], [0], params, 2, 0, False)
+    events = job.events()
+    if stage in ("running", "done"):
+        next(events)
+    if stage == "done":
+        assert sum(isinstance(event, Done) for event in events) == 2
+    job.close()
+    job.close()
+    assert list(events) == []
+    for blocker in blockers:
+        blocker.close()
+    settle(engine)
+
+
+def test_closing_wakes_a_blocked_reader(engine: JaxEngine, model: tuple[Checkpoint, Tokenizer]) -> None:
+    hold = threading.Event()
+    engine.post(lambda _: hold.wait(20))
+    run = ask(engine, model[1], max_tokens=30)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(run.whole)
+        time.sleep(0.2)
+        run.close()
+        with pytest.raises(RunClosed):
+            answer.result(5)
+    hold.set()
+
+
+def test_closing_one_candidate_leaves_the_others(engine: JaxEngine) -> None:
+    job = engine.submit([[5, 6]], [1], SamplingParams(max_tokens=12), 3, 0, False)
+    ended = set()
+    counts = {0: 0, 1: 0, 2: 0}
+    for event in job.events():
+        assert isinstance(event, Token | Done)
+        if isinstance(event, Done):
+            ended.add(event.candidate)
+        else:
+            counts[event.candidate] += 1
+            if event.candidate == 1 and counts[1] == 2:
+                job.close(0, 1)
+    assert ended == {0, 2}
+    assert counts == {0: 12, 1: 2, 2: 12}
+
+
+def test_max_tokens_0_with_scores_scores_and_without_does_nothing(engine: JaxEngine) -> None:
+    nothing = engine.submit([[1, 2]], [0], SamplingParams(max_tokens=0), 2, 0, False)
+    assert list(nothing.events()) == [Done(0, 0), Done(0, 1)]
+    scored = list(engine.submit([[1, 2], [3]], [0, 0], SamplingParams(max_tokens=0), 1, 2, True).events())
+    assert [type(event) for event in scored].count(PromptScored) == 2
+    assert [type(event) for event in scored].count(Done) == 2
+
+
+@pytest.mark.parametrize("program", ["prefill", "decode", "sample", "score"])
+def test_a_fault_in_a_program_fails_what_it_was_working_on_and_the_next_request_works(
+    engine: JaxEngine, model: tuple[Checkpoint, Tokenizer], program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = ask(engine, model[1], seed=1, max_tokens=5).whole().choices
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("injected")
+
+    with monkeypatch.context() as patch:
+        patch.setitem(engine._programs, program, broken)
+        with pytest.raises(EngineFailed):
+            ask(engine, model[1], seed=1, max_tokens=5, echo=True, logprobs=1).whole()
+    assert ask(engine, model[1], seed=1, max_tokens=5).whole().choices == expected
+
+
+def test_logits_that_are_not_finite_fail_their_request_and_touch_no_neighbour(
+    model: tuple[Checkpoint, Tokenizer],
+) -> None:
+    checkpoint = model[0]
+    embed = checkpoint.params["embed_tokens"].copy()
+    embed[7] = np.nan
+    engine = JaxEngine(
+        Checkpoint(checkpoint.path, checkpoint.config, {**checkpoint.params, "embed_tokens": embed}),
+        EngineSettings(slots=3, page_size=8, chunk=32, pool_tokens=CONTEXT * 2),
+    )
+    try:
+        params = SamplingParams(max_tokens=6, logit_bias={7: -100.0})
+        good, bad = (engine.submit([prompt], [0], params, 1, 0, False) for prompt in ([1, 2], [1, 7]))
+        assert [type(event) for event in bad.events()] == [Failed]
+        assert [type(event) for event in good.events()] == [Token] * 6 + [Done]
+        scored = engine.submit([[3, 7, 4]], [0], params, 1, 1, True)
+        assert [type(event) for event in scored.events()] == [Failed]
+    finally:
+        engine.stop()
+
+
+def test_an_end_token_ends_a_candidate_at_once(engine: JaxEngine) -> None:
+    params = SamplingParams(max_tokens=9, temperature=0, logit_bias={EOT: 100.0}, end_ids=frozenset({EOT}))
+    events = list(engine.submit([[1]], [0], params, 1, 0, False).events())
+    assert [type(event) for event in events] == [Token, Done]
+
+
+def test_a_pool_smaller_than_one_context_is_refused_with_the_number_that_would_do(
+    model: tuple[Checkpoint, Tokenizer],
+) -> None:
+    with pytest.raises(ValueError, match=f"at least {CONTEXT + 8}"):
+        JaxEngine(model[0], EngineSettings(slots=1, page_size=8, chunk=32, pool_tokens=CONTEXT))
+
+
+def test_the_fingerprint_changes_with_weights_and_shapes_and_not_with_time(
+    engine: JaxEngine, model: tuple[Checkpoint, Tokenizer]
+) -> None:
+    checkpoint = model[0]
+    prints = {engine.fingerprint}
+    head = checkpoint.params["lm_head"].copy()
+    head[0, 0] += 1e-3
+    for params, slots in ((checkpoint.params, 3), ({**checkpoint.params, "lm_head": head}, 3), (checkpoint.params, 2)):
+        other = JaxEngine(
+            Checkpoint(checkpoint.path, checkpoint.config, params),
+            EngineSettings(slots=slots, page_size=8, chunk=32, pool_tokens=CONTEXT * 2),
+        )
+        prints.add(other.fingerprint)
+        other.stop()
+    assert len(prints) == 3
+
+
+def test_stopping_ends_jobs_with_failed(model: tuple[Checkpoint, Tokenizer]) -> None:
+    engine = JaxEngine(model[0], EngineSettings(slots=2, page_size=8, chunk=32, pool_tokens=CONTEXT * 2))
+    job = engine.submit([[1]], [0], SamplingParams(max_tokens=100), 4, 0, False)
+    events = job.events()
+    next(events)
+    engine.stop()
+    assert isinstance(list(events)[-1], Failed)
+
+
+@pytest.mark.long
+def test_a_context_of_4096_is_the_references_up_to_its_end(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path, max_position_embeddings=4096)
+    checkpoint = load_checkpoint(path)
+    tokenizer = load_tokenizer(path, checkpoint.config.vocab_size)
+    engine = JaxEngine(checkpoint, EngineSettings(slots=2, page_size=32, chunk=128, pool_tokens=8192))
+    prompt = [(i * 37) % 251 for i in range(4000)]
+    fields = {"prompt": prompt, "max_tokens": 90, "temperature": 0, "logprobs": 0}
+    mine = ask(engine, tokenizer, **fields).whole().choices[0]
+    engine.stop()
+    logits = ReferenceEngine(checkpoint).all_logits([*prompt, *map(int, np.zeros(0))])
+    assert np.isfinite(logits).all()
+    assert mine.logprobs.token_logprobs[0] == pytest.approx(
+        float(jnp.max(jnp.asarray(_log_softmax(logits[-1])))), abs=1e-3
+    )
+
+
+def _log_softmax(logits: Any) -> Any:
+    return logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())

@@ -1,0 +1,72 @@
+"""What the README says is so: its table, its tree, its links, and its examples when they are run."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from gnomon.reference import CompletionRequest, default_model_path, load, prepare
+from helpers.readme import README, TESTS, with_table
+
+ROOT = README.parent
+TEXT = README.read_text(encoding="utf-8")
+
+
+def test_the_table_is_the_one_that_the_fields_make() -> None:
+    assert with_table(TEXT) == TEXT, "run: python tests/helpers/readme.py"
+
+
+def test_every_test_in_the_table_exists() -> None:
+    for name in TESTS.values():
+        file, test = name.split("::")
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8")
+
+
+def test_it_has_at_most_150_lines() -> None:
+    assert len(TEXT.splitlines()) <= 150
+
+
+def test_the_tree_names_what_is_there_and_nothing_else() -> None:
+    tree = TEXT.split("## What is where")[1].split("```")[1]
+    folder, named = "", set()
+    for line in tree.strip("\n").splitlines():
+        name = line.split()[0]
+        if line.startswith("  "):
+            named.add(folder + name)
+        elif name.endswith("/"):
+            folder = name
+    for path in named:
+        assert (ROOT / path).exists(), path
+    on_disk = {
+        f"{top}/{file.name}" for top in ("reference", "jax_engine", "http") for file in (ROOT / top).glob("*.py")
+    }
+    assert {name for name in on_disk if not name.endswith("__init__.py")} == {name for name in named if ".py" in name}
+
+
+def test_every_link_leads_somewhere() -> None:
+    for link in re.findall(r"\]\(([^)#:]+)\)", TEXT):
+        assert (ROOT / link).exists(), link
+
+
+def test_the_curl_call_is_answered_and_its_stop_string_and_seed_do_what_they_say() -> None:
+    body = json.loads(re.search(r"-d '(\{.*\})'", TEXT)[1])  # type: ignore[index]
+    engine, tokenizer = load()
+    request = CompletionRequest.from_json(json.dumps(body).encode())
+    first = prepare(request, engine, tokenizer, "gnomon-stories").whole()
+    assert [choice.index for choice in first.choices] == [0, 1]
+    assert all(choice.text.startswith("Once upon a time") and "\n\n" not in choice.text for choice in first.choices)
+    assert prepare(request, engine, tokenizer, "gnomon-stories").whole().choices == first.choices
+
+
+def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    example = next(code for code in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "gnomon.reference" in code)
+    exec(compile(example, str(README), "exec"), {})
+    assert "Choice(index=0" in capsys.readouterr().out
+
+
+def test_the_embedded_model_is_where_the_readme_says() -> None:
+    there = ROOT / "reference" / "default_model"
+    for file in there.iterdir():
+        assert (default_model_path() / file.name).read_bytes() == file.read_bytes()
