@@ -1,4 +1,4 @@
-"""Every answer that is not a 200, in the API's form (semantics.md, section 12).
+"""Every answer that is not a 200, in the API's form (LAW.md, section 12).
 
     RequestError      knows its status and its four members; below are those that only HTTP can raise
     ErrorForm         the middleware that turns whatever is raised inside it into an answer: what is not a RequestError

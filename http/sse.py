@@ -1,4 +1,4 @@
-"""Server-sent events: the bytes on the wire (semantics.md, section 11).
+"""Server-sent events: the bytes on the wire (LAW.md, section 11).
 
 An event is one `data:` line and an empty line. The line is ASCII JSON, so no client can split it at a Unicode line end.
 Which events there are, and when, is decided in completions.py.

@@ -1,6 +1,6 @@
 """From a request to its answer: prompts, suffix, n, best_of, echo, stop, logprobs, usage, finish_reason, chunks.
 
-Everything of the law that lies above token ids, written once for all engines (semantics.md, sections 2, 3 and 5 to 11):
+Everything of the law that lies above token ids, written once for all engines (LAW.md, sections 2, 3 and 5 to 11):
 
     1 prepare      holds the request against the model and encodes its prompts; whatever can be refused is refused here
     2 Run          submits one job, reads its events, and feeds each token to its Candidate

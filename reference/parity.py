@@ -1,4 +1,4 @@
-"""Which tokens an engine in lower precision may sample where the reference samples another (semantics.md, section 4).
+"""Which tokens an engine in lower precision may sample where the reference samples another (LAW.md, section 4).
 
 Parity is judged teacher-forced: for every step the reference evaluates the prompt and the tokens the *engine*
 sampled, and asks whether the engine's next token is admissible, given that the engine's logits are off by at most

@@ -1,7 +1,7 @@
 """The request: every field's type, default, range and meaning, in one table, and the strict reading of a JSON body.
 
 `FIELDS` is the table. The parser below, the command line, the README, the OpenAPI document and the tests all read
-it, so a field cannot mean one thing here and another there. Reading is strict (semantics.md, section 1): a boolean
+it, so a field cannot mean one thing here and another there. Reading is strict (LAW.md, section 1): a boolean
 is no number, a string is no number, an unknown or repeated key is an error, and every error names the field and says
 what is allowed.
 
@@ -338,7 +338,7 @@ class Field:
     default: Any  # as JSON; REQUIRED where there is none
     allowed: str  # the range, in words
     meaning: str
-    section: str  # of semantics.md
+    section: str  # of LAW.md
     where: str  # the function that gives it its meaning
     schema: Mapping[str, Any]  # JSON Schema of the value, null aside
     read: Callable[[str, Any], Any]

@@ -1,4 +1,4 @@
-"""The answer's objects and their JSON, whole and in chunks (semantics.md, sections 6, 10 and 11).
+"""The answer's objects and their JSON, whole and in chunks (LAW.md, sections 6, 10 and 11).
 
 A chunk has the form of a whole answer with one choice (or none, for the usage), so one set of classes serves both.
 """

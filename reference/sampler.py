@@ -1,4 +1,4 @@
-"""The sampler: from the logits of one position to one token. This file is the law (semantics.md, section 4) as code.
+"""The sampler: from the logits of one position to one token. This file is the law (LAW.md, section 4) as code.
 
     1 report        lp = l − logsumexp(l)                     every log-probability that is ever shown
     2 add_bias      z = l + bias                              −100 is minus 100, not −∞

@@ -1,4 +1,4 @@
-"""Text ↔ token ids ↔ bytes: the `tokenizers` library, and what the law needs on top of it (semantics.md, section 6).
+"""Text ↔ token ids ↔ bytes: the `tokenizers` library, and what the law needs on top of it (LAW.md, section 6).
 
     encode        a string → ids and their spans in the string, in code points
     token_bytes   the bytes that every id stands for; special tokens and ids without an entry have none

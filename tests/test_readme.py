@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from gnomon.reference import CompletionRequest, default_model_path, load, prepare
+from gnomon.reference import FIELDS, CompletionRequest, default_model_path, load, prepare
 from helpers.readme import README, TESTS, with_table
 
 ROOT = README.parent
@@ -70,3 +70,10 @@ def test_the_embedded_model_is_where_the_readme_says() -> None:
     there = ROOT / "reference" / "default_model"
     for file in there.iterdir():
         assert (default_model_path() / file.name).read_bytes() == file.read_bytes()
+
+
+def test_the_law_has_every_section_that_a_field_names() -> None:
+    law = (ROOT / "reference" / "LAW.md").read_text(encoding="utf-8")
+    sections = set(re.findall(r"^## (\d+)\.", law, re.MULTILINE))
+    assert sections == {str(number) for number in range(1, 13)}
+    assert {section for field in FIELDS for section in field.section.split(", ")} <= sections

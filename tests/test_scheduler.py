@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -76,10 +77,12 @@ arrivals = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(arrivals, st.integers(1, 4), st.integers(0, 20))
-def test_random_arrivals_all_end_and_nothing_leaks(plan: list[tuple], slots: int, spare: int) -> None:  # type: ignore[type-arg]
+def test_random_arrivals_all_end_and_nothing_leaks(plan: list[tuple[Any, ...]], slots: int, spare: int) -> None:
     """Exact: after every step the books balance, candidates begin in order of arrival, and in the end all is free."""
     scheduler = Scheduler(slots, CONTEXT // PAGE + 1 + spare, PAGE, CHUNK)
-    world, works, closings = World(scheduler), [], []
+    world = World(scheduler)
+    works: list[Work] = []
+    closings: list[list[Any]] = []  # [arrivals to wait, work]
     for wait, length, prefix, max_tokens, candidates, score, ends, close_after in plan:
         for _ in range(wait):
             world.step()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -212,14 +212,13 @@ def random_request(rng: random.Random, vocab_size: int, context: int, infill: bo
     def ids() -> list[int]:
         return [rng.randrange(vocab_size) for _ in range(length())]
 
-    prompt: Any = rng.choice(
-        [
-            text,
-            ids,
-            lambda: [text() for _ in range(rng.randint(1, 3))],
-            lambda: [ids() for _ in range(rng.randint(1, 3))],
-        ]
-    )()
+    forms: list[Callable[[], Any]] = [
+        text,
+        ids,
+        lambda: [text() for _ in range(rng.randint(1, 3))],
+        lambda: [ids() for _ in range(rng.randint(1, 3))],
+    ]
+    prompt = rng.choice(forms)()
     lengths = [len(p) * 4 for p in prompt if isinstance(p, str)] if isinstance(prompt, list) else []
     if isinstance(prompt, str):
         lengths = [len(prompt) * 4]
