@@ -9,6 +9,7 @@ them is repeated here but their names. Everything heavy is imported where it is 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -95,6 +96,8 @@ def open_model(
     from gnomon.reference.engine import ReferenceEngine
     from gnomon.reference.tokenizer import load_tokenizer
 
+    if model == "":
+        fail("the model's directory is an empty string; leave it out for the embedded model", 1)
     path = default_model_path() if model is None else Path(model)
     try:
         checkpoint = load_checkpoint(path)
@@ -262,11 +265,16 @@ def complete(
         bool, typer.Option("--json", help="Print the whole response as JSON, as the server would send it.")
     ] = False,
 ) -> None:
-    """Complete a prompt. Every field of POST /v1/completions is an option."""
+    """Complete a prompt and print the text as it is made. Every field that shapes a completion is an option."""
     from gnomon.reference.completion import prepare
 
     if prompt is not None and prompt_ids is not None:
         fail("prompt: give a text or --prompt-ids, not both", 2)
+    if prompt_ids is not None and not _typed(prompt_ids).lstrip().startswith("["):
+        fail(f"--prompt-ids: {prompt_ids!r} is not allowed; give a JSON list of token ids, or a list of those", 2)
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character gets its escape
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if prompt == "-":
         prompt = sys.stdin.buffer.read().decode(errors="surrogateescape")  # bytes that are no UTF-8 are refused below
     members = {
@@ -291,6 +299,8 @@ def complete(
         opened, tokenizer, name = open_model(engine, model)
         request = replace(request, model=name, stream=not as_json and request.candidates == request.n)
         with closing(prepare(request, opened, tokenizer, name)) as run:
+            if request.logprobs is not None and not as_json:
+                fail("--logprobs: a text has no place for them; give --json too", 2)
             if as_json:
                 print(run.whole().to_bytes().decode())
             else:

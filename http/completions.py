@@ -82,7 +82,7 @@ class Completions:
             while data is not None:
                 await sse.write(send, data)
                 data = await self.read(lambda: next_event(chunks))
-            if self.stopping:
+            if not run.is_complete:
                 raise ShuttingDown
         except Exception as error:
             await sse.write(send, sse.event(json_bytes(as_request_error(error).to_json())))

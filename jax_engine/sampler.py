@@ -54,8 +54,8 @@ class Sampled(NamedTuple):
 
 def report(logits: Array) -> Array:
     """1. Log-probabilities in nats of the raw logits, [B, V] → [B, V]."""
-    top = logits.max(axis=-1, keepdims=True)
-    return logits - (top + jnp.log(jnp.exp(logits - top).sum(axis=-1, keepdims=True)))
+    below = logits - logits.max(axis=-1, keepdims=True)
+    return below - jnp.log(jnp.exp(below).sum(axis=-1, keepdims=True))
 
 
 def add_bias(logits: Array, bias: Array) -> Array:

@@ -103,14 +103,14 @@ def _model_config(directory: Path, raw: Mapping[str, Any]) -> ModelConfig:
     if head_dim % 2 or head_dim == 0:
         raise CheckpointError(f"head_dim {head_dim} is not an even number, as rotary positions need")
     # transformers 5 keeps all of this in rope_parameters, its predecessors in rope_theta and rope_scaling
-    rope = raw.get("rope_parameters")
-    if rope is None:
-        rope = {"rope_theta": raw.get("rope_theta", 10000.0), **_mapping(raw, "rope_scaling")}
-    else:
-        rope = _mapping(raw, "rope_parameters")
+    new, old = _mapping(raw, "rope_parameters"), _mapping(raw, "rope_scaling")
+    if new and old and new != old:
+        raise CheckpointError("rope_parameters and rope_scaling are both given, and differ")
+    rope = {"rope_theta": raw.get("rope_theta", 10000.0), **(new or old)}
+    vocab_size = _size(raw, "vocab_size")
     bos = raw.get("bos_token_id")
     return ModelConfig(
-        vocab_size=_size(raw, "vocab_size"),
+        vocab_size=vocab_size,
         hidden_size=hidden_size,
         intermediate_size=_size(raw, "intermediate_size"),
         num_hidden_layers=_size(raw, "num_hidden_layers", most=4096),
@@ -122,8 +122,8 @@ def _model_config(directory: Path, raw: Mapping[str, Any]) -> ModelConfig:
         rope_theta=_positive(rope, "rope_theta", 10000.0),
         rope_scaling=_rope_scaling(rope),
         tie_word_embeddings=_flag(raw, "tie_word_embeddings", False),
-        eos_token_ids=_eos_token_ids(directory, raw),
-        bos_token_id=None if bos is None else _token_id("bos_token_id", bos),
+        eos_token_ids=_eos_token_ids(directory, raw, vocab_size),
+        bos_token_id=None if bos is None else _token_id("bos_token_id", bos, vocab_size),
     )
 
 
@@ -155,9 +155,9 @@ def _flag(raw: Mapping[str, Any], name: str, default: bool) -> bool:
     return value
 
 
-def _token_id(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < LARGEST:
-        raise CheckpointError(f"{name} is {shown(value)}, not a token id")
+def _token_id(name: str, value: Any, vocab_size: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < vocab_size:
+        raise CheckpointError(f"{name} is {shown(value)}, not a token id below the vocabulary's size, {vocab_size}")
     return value
 
 
@@ -218,13 +218,13 @@ def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
     )
 
 
-def _eos_token_ids(directory: Path, raw: Mapping[str, Any]) -> frozenset[int]:
+def _eos_token_ids(directory: Path, raw: Mapping[str, Any], vocab_size: int) -> frozenset[int]:
     generation = directory / "generation_config.json"
     named = read_json(generation, missing={}).get("eos_token_id")
     if named is None:
         named = raw.get("eos_token_id")
     ids = [] if named is None else named if isinstance(named, list) else [named]
-    return frozenset(_token_id("eos_token_id", v) for v in ids)
+    return frozenset(_token_id("eos_token_id", v, vocab_size) for v in ids)
 
 
 def read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -265,13 +265,16 @@ def _weight_files(directory: Path) -> list[Path]:
 def _read_tensors(directory: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.float64]]:
     with ExitStack() as stack:
         found: dict[str, Any] = {}
+        wrong: list[str] = []
         for path in _weight_files(directory):
             try:
                 opened = stack.enter_context(safe_open(path, framework="np"))
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{path}: not a sound safetensors file: {error}") from None
-            found |= {name: opened for name in opened.keys() if not _may_be_left_out(name, expected)}  # noqa: SIM118
-        wrong = [f"{name} is missing" for name in expected if name not in found]
+            here = {name: opened for name in opened.keys() if not _may_be_left_out(name, expected)}  # noqa: SIM118
+            wrong += [f"{name} is in {path.name} and in another file" for name in here.keys() & found.keys()]
+            found |= here
+        wrong += [f"{name} is missing" for name in expected if name not in found]
         wrong += [f"{name} is not part of this architecture" for name in found if name not in expected]
         for name in expected.keys() & found.keys():
             entry = found[name].get_slice(name)

@@ -90,6 +90,7 @@ def encode_prompt(prompt: Prompt, engine: Engine, tokenizer: Tokenizer) -> Encod
         if not ids:
             raise InvalidRequest("prompt", f"prompt: {shown(prompt)} encodes to no tokens with this model's tokenizer")
         return EncodedPrompt(ids, starts, prompt)
+    _check_length(len(prompt), 0, engine.context)  # before a long one is decoded
     decoder, text, offsets = Decoder(), "", []
     for v in prompt:
         if v >= engine.vocab_size:
@@ -120,6 +121,12 @@ def encode_infill(prompt: Prompt, request: CompletionRequest, tokenizer: Tokeniz
         raise InvalidRequest("suffix", "suffix: not together with echo")
     bos = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
     before, after = tokenizer.encode_literal(prompt), tokenizer.encode_literal(request.suffix)
+    if not tokenizer.special.keys().isdisjoint(
+        before.ids + after.ids
+    ):  # some vocabularies hold them as ordinary pieces
+        raise InvalidRequest(
+            "suffix", "suffix: this tokenizer cannot read the literals of special tokens as plain text"
+        )
     mark = tokenizer.infill
     ids = (*bos, mark.prefix, *before.ids, mark.suffix, *after.ids, mark.middle)
     starts = (0,) * (len(bos) + 1) + before.starts + (len(prompt),) * (len(after.ids) + 2)
@@ -148,9 +155,10 @@ class StopMatcher:
     how the text was cut into tokens, cannot matter.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], tables: Sequence[Sequence[int]] | None = None) -> None:
+        """tables: the stop strings' own, if they have been made already: they are as long as the strings."""
         self._stops = stops
-        self._fallbacks = [_fallbacks(stop) for stop in stops]
+        self._fallbacks = [_fallbacks(stop) for stop in stops] if tables is None else tables
         self._states = [0] * len(stops)  # for every stop string: how much of it the text ends with
 
     @property
@@ -188,7 +196,7 @@ class Candidate:
     """One candidate of one prompt. `text` is the completion, cut if a stop string ended it; the arrays keep every
     token."""
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], params: SamplingParams) -> None:
+    def __init__(self, tokenizer: Tokenizer, matcher: StopMatcher, params: SamplingParams) -> None:
         self.ids: list[int] = []
         self.logprobs: list[float] = []
         self.tops: list[Ranking] = []
@@ -199,7 +207,7 @@ class Candidate:
         self._sent_text = 0
         self._ends: list[int] = []  # where the last character of each token ends, the pending one included
         self._decoder = Decoder()
-        self._matcher = StopMatcher(stops)
+        self._matcher = matcher
         self._tokenizer = tokenizer
         self._params = params
 
@@ -294,8 +302,10 @@ class Run:
         self._engine = engine
         self._tokenizer = tokenizer
         self._scored: dict[int, PromptScored] = {}
+        tables = [_fallbacks(stop) for stop in request.stop]
         self._candidates = [
-            [Candidate(tokenizer, request.stop, params) for _ in range(request.candidates)] for _ in prompts
+            [Candidate(tokenizer, StopMatcher(request.stop, tables), params) for _ in range(request.candidates)]
+            for _ in prompts
         ]
         self._lock = threading.Lock()
         self._job: Job | None = None
@@ -305,7 +315,7 @@ class Run:
         """The whole answer. Raises EngineFailed, or RunClosed if `close` came first."""
         for _ in self._events():
             pass
-        if self._closed:
+        if not self.is_complete:
             raise RunClosed
         n = self.request.n
         choices = [
@@ -330,8 +340,13 @@ class Run:
                     choice = self._choice(index, j, candidate, text, tokens, first=index not in begun)
                     begun.add(index)
                     yield self._completion([choice], None)
-        if self.request.include_usage and not self._closed:
+        if self.request.include_usage and self.is_complete:
             yield self._completion([], self._usage())
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every candidate has ended."""
+        return all(candidate.finish_reason for candidates in self._candidates for candidate in candidates)
 
     def close(self) -> None:
         """Give up: the engine stops working on this request. Thread-safe, idempotent."""
@@ -343,6 +358,8 @@ class Run:
     def _events(self) -> Generator[tuple[int, int], None, None]:
         """Runs the job to its end; yields (prompt, candidate) whenever a candidate has changed."""
         with self._lock:
+            if self._job is not None:
+                raise RuntimeError("a run is read once; prepare another")
             if self._closed:
                 return
             self._job = job = self._submit()
@@ -389,7 +406,7 @@ class Run:
             self.id,
             self.created,
             request.model,
-            self._engine.fingerprint,
+            f"{self._engine.fingerprint}-{self._tokenizer.fingerprint}",
             tuple(choices),
             usage,
             null_usage=request.stream and request.include_usage,

@@ -130,7 +130,7 @@ class NonFiniteLogits(ArithmeticError):
 
 
 class ReferenceEngine:
-    """The definition, at work: `model.forward` and `sampler.sample` in a loop, in float64, in the reader's own
+    """The definition, at work: the model and `sampler.sample` in a loop, in float64, in the reader's own
     thread."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:

@@ -1,6 +1,6 @@
 """The request: every field's type, default, range and meaning, in one table, and the strict reading of a JSON body.
 
-`FIELDS` is the table. The parser below, the command line, the README, the OpenAPI document and the tests all read
+`FIELDS` is the table. The parser below, the command line, the README and the tests all read
 it, so a field cannot mean one thing here and another there. Reading is strict (LAW.md, section 1): a boolean
 is no number, a string is no number, an unknown or repeated key is an error, and every error names the field and says
 what is allowed.
@@ -16,6 +16,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from decimal import Decimal, DecimalException
 from typing import Any
 
 Prompt = str | tuple[int, ...]
@@ -35,6 +36,8 @@ class RequestError(Exception):
         param = self.param
         if param is not None and len(param) > 256:  # the user's own key; an error is no place for megabytes of it
             param = param[:256] + "…"
+        if param is not None:
+            param = param.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair is no JSON for many
         return {"error": {"message": self.message, "type": self.type, "param": param, "code": self.code}}
 
 
@@ -270,6 +273,8 @@ def _logit_bias(param: str, sent: object) -> dict[int, float]:
     read = _number(-100, 100)
     bias: dict[int, float] = {}
     for key, value in sent.items():
+        if not isinstance(key, str):
+            raise _wrong(param, key, "ids as strings of digits, as JSON has them")
         if not re.fullmatch(r"0|[1-9][0-9]*", key, re.ASCII):
             message = f"{param}.{_key(key)}: no token id; keys are 0 or digits without a leading 0"
             raise InvalidRequest(f"{param}.{key}", message)
@@ -305,16 +310,16 @@ def _stream_options(param: str, sent: object) -> bool:
 
 def _ignored(param: str, value: object) -> None:
     """What has no effect must be sound JSON all the same."""
-    if isinstance(value, str):
-        _string(param, value, "JSON values")
-    elif isinstance(value, dict):
-        _once(param, value)
-        for key, member in value.items():
-            _ignored(param, key)
-            _ignored(param, member)
-    elif isinstance(value, list):
-        for item in value:
-            _ignored(param, item)
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            _string(param, value, "JSON values")
+        elif isinstance(value, dict):
+            _once(param, value)
+            left += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            left += value
 
 
 def _once(param: str, sent: dict[str, Any]) -> None:
@@ -474,5 +479,16 @@ def _parse_int(digits: str) -> int | _Unreadable:
 
 
 def _parse_float(digits: str) -> float | _Unreadable:
+    """The nearest float; but a number beside an integer stays beside it, since bounds and special cases are integers:
+    0.99999999999999999999 is below 1, and 1e-400 is not 0."""
     value = float(digits)
-    return value if math.isfinite(value) and len(digits) <= 400 else _Unreadable(digits)
+    if len(digits) > 400 or not math.isfinite(value):
+        return _Unreadable(digits)
+    if value.is_integer():
+        try:
+            exact = Decimal(digits)
+        except DecimalException:  # an exponent of twenty digits
+            return _Unreadable(digits)
+        if exact != value:
+            return math.nextafter(value, math.inf if exact > value else -math.inf)
+    return value

@@ -40,12 +40,13 @@ class SamplingParams:
 
 def report(logits: F64) -> F64:
     """1. Log-probabilities in nats of the raw logits, [..., V] → [..., V]. Nothing below changes what is reported."""
-    top = logits.max(axis=-1, keepdims=True)
-    return logits - (top + np.log(np.exp(logits - top).sum(axis=-1, keepdims=True)))
+    with np.errstate(over="ignore"):  # logits further apart than any float: then −∞
+        below = logits - logits.max(axis=-1, keepdims=True)
+    return below - np.log(np.exp(below).sum(axis=-1, keepdims=True))
 
 
 def add_bias(logits: F64, logit_bias: Mapping[int, float] | None) -> F64:
-    """2. Plain addition, to any id, the end-of-sequence token's too."""
+    """2. Plain addition, to any id, the end-of-sequence token's too; [V] → [V]."""
     z = logits.copy()
     for v, bias in (logit_bias or {}).items():
         z[v] += bias
@@ -59,17 +60,17 @@ def penalize(z: F64, counts: NDArray[np.int64], frequency_penalty: float, presen
 
 
 def greedy(z: F64) -> int:
-    """4. The largest z; the lowest id on a tie."""
+    """4. The largest z, [V] → id; the lowest id on a tie."""
     return int(np.argmax(z))
 
 
 def temper(z: F64, temperature: float) -> F64:
-    """5. Scaled distances from the maximum: 0 at every maximum, negative elsewhere.
+    """5. Scaled distances from the maximum, [V] → [V]: 0 at every maximum, negative elsewhere.
 
     −∞ is legal and means "never": it is what a tiny temperature gives. There is no floor under temperature.
     """
-    distance = z - z.max()
-    with np.errstate(over="ignore", divide="ignore"):
+    with np.errstate(over="ignore"):
+        distance = z - z.max()
         return np.where(distance == 0, 0.0, distance / temperature)
 
 
@@ -81,7 +82,7 @@ def nucleus(z: F64, s: F64, top_p: float) -> NDArray[np.bool_]:
     """
     if top_p == 1:
         return np.ones(len(z), bool)
-    e = np.exp(s)
+    e = np.exp(s)  # s ≤ 0, and 0 at the maximum: nothing can overflow
     q = e / e.sum()
     order = np.argsort(-z, kind="stable")  # stable: equal z stay in the order of their ids
     mass_before = np.concatenate([[0.0], np.cumsum(q[order])[:-1]])
@@ -93,19 +94,21 @@ def nucleus(z: F64, s: F64, top_p: float) -> NDArray[np.bool_]:
 
 
 def gumbel(x0: NDArray[np.uint32], x1: NDArray[np.uint32]) -> F64:
-    """Standard Gumbel noise in [−3.81, 45.06] from 64 random bits each.
+    """Standard Gumbel noise in [−3.81, 45.06] from 64 random bits each, two arrays [V] → [V].
 
-    With u the bits read as a fraction of 1 (centred, so never 0 or 1): E = −ln(1 − u) is exponential, g = −ln E is
-    Gumbel. Large g comes from small E, that is small u, where u keeps all of its bits; above ½ the complement w = 1
-    − u is formed from complemented *bits*, so that ln w keeps its precision there too.
+    With u the bits read as a fraction of 1 (centred, so never 0 or 1), E = −ln(1 − u) is exponential and g = −ln E
+    Gumbel. Large g comes from small E, that is from small u, where u keeps all of its bits. Above ½ it is 1 − u that
+    must keep them: there w = 1 − u is formed by complementing the bits (every 0 becomes 1, every 1 becomes 0).
     """
     high = x0 >= 2**31
     w = np.where(high, ~x0, x0) * 2.0**-32 + (np.where(high, ~x1, x1) + 0.5) * 2.0**-64
-    return -np.log(np.where(high, -np.log(w), -np.log1p(-w)))
+    E = np.where(high, -np.log(w), -np.log1p(-w))
+    return -np.log(E)
 
 
 def draw(s: F64, g: F64, kept: NDArray[np.bool_]) -> int:
-    """7. Gumbel-max: the argmax of s + g is a draw from softmax(s) over the kept ids; the lowest id on a tie."""
+    """7. Gumbel-max, [V] → id: the argmax of s + g is a draw from softmax(s) over the kept ids; the lowest id on a
+    tie."""
     return int(np.argmax(np.where(kept, s + g, -np.inf)))
 
 
@@ -118,9 +121,8 @@ class Trace:
     biased: F64  # 2: z after the bias
     penalized: F64  # 3: z after the penalties
     token: int  # 4 or 7: the outcome
-    margin: (
-        float  # how far the winner is ahead of the runner-up: in z if greedy, in s + g otherwise; inf if it was alone
-    )
+    # how far the winner is ahead of the runner-up: in z if greedy, in s + g otherwise; inf if it was alone
+    margin: float
     scaled: F64 | None = None  # 5: s
     kept: NDArray[np.bool_] | None = None  # 6
     noise: F64 | None = None  # 7: g

@@ -12,6 +12,7 @@ byte fallback.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -21,8 +22,9 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
-from gnomon.reference.checkpoint import CheckpointError, read_json
+from gnomon.reference.checkpoint import CheckpointError, UnsupportedModel, read_json
 
+KINDS = ("BPE", "Unigram")
 RESERVED = ("bytes:", "token_id:")
 DECLARED = ("bos_token", "eos_token", "fim_prefix_token", "fim_suffix_token", "fim_middle_token")
 
@@ -56,28 +58,30 @@ class Tokenizer:
     bos_id: int | None  # what the tokenizer puts before a string by itself
     end_of_text_id: int | None
     infill: Infill | None
+    fingerprint: str  # of its files and of the library: part of what decides an answer's bytes
 
     def encode(self, text: str) -> Encoding:
         """A prompt: special tokens' literals are parsed; a BOS the tokenizer adds is there, with an empty span.
 
         What a tokenizer would append (an end-of-sequence token) is left out: a prompt is there to be continued.
         """
-        encoded = self.parsing.encode(text, add_special_tokens=False)
-        encoding = _encoding(encoded)
+        encoding = _encode(self.parsing, text)
         if self.bos_id is None:
             return encoding
         return Encoding((self.bos_id, *encoding.ids), (0, *encoding.starts))
 
     def encode_literal(self, text: str) -> Encoding:
         """A text in which nothing is special and to which nothing is added."""
-        return _encoding(self.literal.encode(text, add_special_tokens=False))
+        return _encode(self.literal, text)
 
     def prompt_bytes(self, v: int) -> bytes:
         """The bytes of id v in a prompt of ids: there a special token shows its literal."""
         return self.special[v].encode() if v in self.special else self.token_bytes[v]
 
 
-def _encoding(encoded: tokenizers.Encoding) -> Encoding:
+def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> Encoding:
+    # a batch of one: unlike `encode` it lets other threads run while it works on a long text
+    encoded = tokenizer.encode_batch([text], add_special_tokens=False)[0]
     starts: list[int] = []
     for start, _ in encoded.offsets:
         starts.append(max(start, starts[-1] if starts else 0))
@@ -99,10 +103,14 @@ def load_tokenizer(path: str | Path, vocab_size: int) -> Tokenizer:
     try:
         for token in spec.get("added_tokens") or []:  # some files leave their end-of-text or infill tokens ordinary
             token["special"] = token["special"] or token["content"] in declared
+        _keep_spaces(spec.get("post_processor"))
         text = json.dumps(spec)
         parsing, literal = tokenizers.Tokenizer.from_str(text), tokenizers.Tokenizer.from_str(text)
+        kind = spec["model"].get("type", "BPE")
     except Exception as error:  # the library raises a bare Exception for a malformed file
         raise CheckpointError(f"{file}: {error}") from None
+    if kind not in KINDS:
+        raise UnsupportedModel(f"{file}: a {kind} vocabulary is not supported; supported: {', '.join(KINDS)}")
     for tokenizer in (parsing, literal):
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -134,7 +142,17 @@ def load_tokenizer(path: str | Path, vocab_size: int) -> Tokenizer:
         bos_id=_added_before(parsing),
         end_of_text_id=ids.get(_content(config.get("eos_token")), ids.get(_content(config.get("bos_token")))),
         infill=_infill(config, ids),
+        fingerprint=hashlib.sha256(f"{tokenizers.__version__} {config} {text}".encode()).hexdigest()[:8],
     )
+
+
+def _keep_spaces(post_processor: Any) -> None:
+    """Spans are to cover the spaces their tokens stand for: the option to trim them is switched off."""
+    if isinstance(post_processor, dict):
+        if "trim_offsets" in post_processor:
+            post_processor["trim_offsets"] = False
+        for part in post_processor.get("processors") or []:
+            _keep_spaces(part)
 
 
 def _content(token: Any) -> str:
@@ -151,7 +169,10 @@ def _added_before(tokenizer: tokenizers.Tokenizer) -> int | None:
     """The BOS that the tokenizer's post-processor puts before every string, if it does."""
     encoded = tokenizer.encode("a", add_special_tokens=True)
     is_added = encoded.special_tokens_mask
-    return int(encoded.ids[0]) if 0 in is_added and is_added.index(0) > 0 else None
+    before = encoded.ids[: is_added.index(0)] if 0 in is_added else []
+    if len(before) > 1:
+        raise UnsupportedModel(f"a tokenizer that puts {len(before)} tokens before a string is not supported")
+    return before[0] if before else None
 
 
 def _is_byte_level(spec: Mapping[str, Any]) -> bool:

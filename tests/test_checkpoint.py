@@ -374,9 +374,9 @@ def test_swiglu_of_a_very_negative_gate_is_0() -> None:
 
 
 def test_rotate_turns_the_pair_i_and_i_plus_half() -> None:
-    x = np.array([[[1.0, 0.0, 0.0, 5.0]]])
+    x = np.array([[[1.0, 2.0, 3.0, 5.0]]])
     turned = rotate(x, np.array([[np.pi / 2, 0.0]]))
-    np.testing.assert_allclose(turned, [[[0, 0, 1, 5]]], atol=1e-15)
+    np.testing.assert_allclose(turned, [[[-3, 2, 1, 5]]], atol=1e-15)
     np.testing.assert_array_equal(rotate(x, np.zeros((1, 2))), x)
 
 

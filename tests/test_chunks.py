@@ -197,7 +197,7 @@ def check(engine: Engine, tokenizer: Tokenizer, fields: Mapping[str, Any]) -> No
                 assert len(seen[0]) == len(sent) + (waiting > 0)
     assert joined(chunks) == answer.to_json()["choices"]
     assert {(c.id, c.created, c.model, c.system_fingerprint) for c in chunks} == {
-        (run.id, run.created, "fake", engine.fingerprint)
+        (run.id, run.created, "fake", f"{engine.fingerprint}-{tokenizer.fingerprint}")
     }
     if options["include_usage"]:
         assert chunks[-1].choices == ()

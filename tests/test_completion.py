@@ -293,7 +293,7 @@ def test_the_answer_has_the_published_form(tokenizer: Tokenizer) -> None:
             "total_tokens": 4,
             "prompt_tokens_details": {"cached_tokens": 0},
         },
-        "system_fingerprint": "fake",
+        "system_fingerprint": f"fake-{tokenizer.fingerprint}",
     }
 
 
@@ -328,8 +328,8 @@ def test_usage_counts_every_prompt_once_and_the_tokens_of_all_candidates(
     assert usage(answer).to_json()["total_tokens"] == 4 + 2 * completion_tokens
 
 
-def test_the_answer_carries_the_engines_fingerprint(engine: Engine, tokenizer: Tokenizer) -> None:
-    assert ask(engine, tokenizer, max_tokens=1).system_fingerprint == engine.fingerprint
+def test_the_answer_carries_the_engines_and_the_tokenizers_fingerprint(engine: Engine, tokenizer: Tokenizer) -> None:
+    assert ask(engine, tokenizer, max_tokens=1).system_fingerprint == f"{engine.fingerprint}-{tokenizer.fingerprint}"
 
 
 # ---- what only the model can refuse

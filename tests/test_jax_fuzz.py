@@ -17,13 +17,15 @@ from gnomon.reference.tokenizer import load_tokenizer
 from helpers.judge import Tally, held_against, random_request
 from helpers.models import tiny_llama
 
-LOGIT_ERROR = 5e-5  # δ₀ of this checkpoint in float32, as measured: the test prints the worst log-probability
-TOLERANCE = 1e-4  # τ
+LOGIT_ERROR = 3e-5  # δ₀ of this checkpoint in float32, as measured: the test prints the worst log-probability
+TOLERANCE = 5e-5  # τ
 SEED = 20261123
 
 
 def fuzz(directory: Path, requests: int) -> Tally:
-    path = tiny_llama(directory, hidden_size=64, intermediate_size=96, head_dim=16, max_position_embeddings=512)
+    path = tiny_llama(
+        directory, scale=0.15, hidden_size=64, intermediate_size=96, head_dim=16, max_position_embeddings=512
+    )
     checkpoint = load_checkpoint(path)
     reference = ReferenceEngine(checkpoint)
     tokenizer = load_tokenizer(path, reference.vocab_size)

@@ -35,12 +35,12 @@ TEXTS = (
 )  # fmt: skip
 
 NULL = {"null"}
-ZERO_INT = {"0", "-0", "0.0", "-0.0", "1e-400"}  # 1e-400 is 0.0 to every reader of JSON
+ZERO_INT = {"0", "-0", "0.0", "-0.0"}  # and not 1e-400, which is no integer, though most readers round it to one
 ONE = {"1", "1.0", "1e0"}
 TWO = {"2", "2.0"}
 TO_20 = TWO | {"3", "20"}
 LARGE = {"100", "128", "129", "21", "9007199254740992.0", "9007199254740993", "9223372036854775807"}
-SMALL = {"5e-324", "0.5"}
+SMALL = {"1e-400", "5e-324", "0.5"}
 STRINGS = {'""', '"1"', '"NaN"', '"true"', '"null"', '"\\u0000"', '"\\ud83d\\ude00"'}
 PENALTY = NULL | ZERO_INT | SMALL | ONE | TWO | {"1.0000000000000002", "-1", "-1.0", "-5e-324", "-2"}
 

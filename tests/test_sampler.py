@@ -356,7 +356,9 @@ def test_gumbel_of_the_laws_known_words() -> None:
     assert noise_of(0x551BC202, 0x844C86ED) == pytest.approx(0.90597369, abs=5e-9)
 
 
-@pytest.mark.parametrize(("x0", "x1"), [(1, 0), (0x40000000, 7), (0x7FFFFFFF, 5), (0x80000001, 9), (0xF0000000, 3)])
+@pytest.mark.parametrize(
+    ("x0", "x1"), [(1, 0), (0x40000000, 7), (0x7FFFFFFF, 5), (0x80000001, 9), (0xF0000000, 3), (0xFFFFFFFF, 0)]
+)
 def test_gumbel_is_minus_ln_of_minus_ln_of_one_minus_u(x0: int, x1: int) -> None:
     """u = (the 64 bits + 1/2)·2⁻⁶⁴; checked with the exact rational 1 − u."""
     one_minus_u = (2**65 - (2 * (x0 * 2**32 + x1) + 1)) / 2**65

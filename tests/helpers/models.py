@@ -31,14 +31,14 @@ TINY: dict[str, Any] = {
 }
 
 
-def tiny_llama(directory: Path, seed: int = 0, **config: object) -> Path:
+def tiny_llama(directory: Path, seed: int = 0, scale: float = 0.3, **config: object) -> Path:
     """A model directory with random float32 weights and the fake tokenizer; keyword arguments replace config
-    entries."""
+    entries. scale: the matrices' standard deviation; the larger, the more a rounding error grows on its way."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps({**TINY, **config}))
     rng = np.random.default_rng(seed)
     tensors = {
-        name: (rng.normal(size=shape) * (0.3 if len(shape) > 1 else 0.1) + (len(shape) == 1)).astype(np.float32)
+        name: (rng.normal(size=shape) * (scale if len(shape) > 1 else 0.1) + (len(shape) == 1)).astype(np.float32)
         for name, shape in expected_tensors(read_config(directory)).items()
     }
     save_file(tensors, directory / "model.safetensors")

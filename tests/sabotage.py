@@ -1,0 +1,612 @@
+"""Breaks the source on purpose, one way at a time, and expects a named test to turn red: who guards the guards.
+
+    python tests/sabotage.py            all breaks, a line each; exit 1 if one survives
+    python tests/sabotage.py --list     what they are
+    python tests/sabotage.py --only N   only those whose name contains N
+
+How a break is tried:
+
+    1 copy    source and tests go to a temporary folder, from which steps 2 and 3 import (that is checked)
+    2 green   on the unbroken copy every named test passes
+    3 red     one piece of text, which must occur exactly once, is replaced in the copy; the named test must now fail
+              by an assertion of its own. An import error, a crash or a skip is not red.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("reference", "jax_engine", "http")
+SECONDS = 300  # for one break; on an idle machine all of them together take a minute or two
+
+
+class Break(NamedTuple):
+    """A mistake one could make."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str  # file::function below tests/
+
+
+SAMPLER, PRNG, ENGINE, MODEL = "reference/sampler.py", "reference/prng.py", "reference/engine.py", "reference/model.py"
+COMPLETION, REQUEST, TOKENIZER = "reference/completion.py", "reference/request.py", "reference/tokenizer.py"
+
+BREAKS = (
+    # ---- the sampler's stages
+    Break(
+        "the bias is dropped",
+        SAMPLER,
+        "biased = add_bias(logits, params.logit_bias)",
+        "biased = logits.copy()",
+        "test_completion.py::test_the_bias_moves_the_end_token_too",
+    ),
+    Break(
+        "the frequency penalty is dropped",
+        SAMPLER,
+        "    z = z - frequency_penalty * counts\n",
+        "",
+        "test_sampler.py::test_frequency_counts_each_time_and_presence_once",
+    ),
+    Break(
+        "the presence penalty is dropped",
+        SAMPLER,
+        "return z - presence_penalty * (counts > 0)",
+        "return z",
+        "test_sampler.py::test_frequency_counts_each_time_and_presence_once",
+    ),
+    Break(
+        "penalties count the prompt",
+        ENGINE,
+        "np.array(sampled, np.int64)",
+        "np.array([*prompt_ids, *sampled], np.int64)",
+        "test_completion.py::test_penalties_count_a_candidates_own_tokens_and_not_the_prompt",
+    ),
+    Break(
+        "penalties come after temperature",
+        SAMPLER,
+        "    s = temper(z, params.temperature)\n",
+        "    s = temper(biased, params.temperature)\n"
+        "    s = penalize(s, counts, params.frequency_penalty, params.presence_penalty)\n",
+        "test_goldens.py::test_golden_a_every_stage_of_one_draw",
+    ),
+    Break(
+        "nucleus comes before temperature",
+        SAMPLER,
+        "e = np.exp(s)",
+        "e = np.exp(z - z.max())",
+        "test_sampler.py::test_the_mass_is_that_of_the_tempered_probabilities",
+    ),
+    Break(
+        "a tie goes to the highest id",
+        SAMPLER,
+        "return int(np.argmax(z))",
+        "return len(z) - 1 - int(np.argmax(z[::-1]))",
+        "test_sampler.py::test_greedy_takes_the_largest_and_the_lowest_id_on_a_tie",
+    ),
+    Break(
+        "temperature has a floor",
+        SAMPLER,
+        "distance / temperature)",
+        "distance / max(temperature, 1e-2))",
+        "test_sampler.py::test_a_tiny_temperature_has_no_floor_and_minus_infinity_is_never",
+    ),
+    Break(
+        "the token that crosses top_p is dropped",
+        SAMPLER,
+        "mass_before = np.concatenate([[0.0], np.cumsum(q[order])[:-1]])",
+        "mass_before = np.cumsum(q[order])",
+        "test_sampler.py::test_the_token_that_crosses_top_p_is_kept_and_the_one_after_equality_is_not",
+    ),
+    Break(
+        "the token after equality with top_p is kept",
+        SAMPLER,
+        "kept_ranks = mass_before < top_p",
+        "kept_ranks = mass_before <= top_p",
+        "test_sampler.py::test_the_token_that_crosses_top_p_is_kept_and_the_one_after_equality_is_not",
+    ),
+    Break(
+        "equal logits are ranked by falling id",
+        SAMPLER,
+        'order = np.argsort(-z, kind="stable")',
+        'order = np.argsort(z, kind="stable")[::-1]',
+        "test_sampler.py::test_equal_logits_are_ranked_by_id",
+    ),
+    Break(
+        "logprobs are reported after temperature",
+        SAMPLER,
+        "logprobs = report(logits)",
+        "logprobs = report(logits / (params.temperature or 1))",
+        "test_sampler.py::test_reported_logprobs_are_raw_whatever_the_sampling",
+    ),
+    Break(
+        "the complement of the high words is dropped",
+        SAMPLER,
+        "np.where(high, ~x0, x0) * 2.0**-32",
+        "x0 * 2.0**-32",
+        "test_sampler.py::test_gumbel_is_minus_ln_of_minus_ln_of_one_minus_u",
+    ),
+    Break(
+        "the low word is dropped",
+        SAMPLER,
+        "(np.where(high, ~x1, x1) + 0.5) * 2.0**-64",
+        "0.5 * 2.0**-32",
+        "test_sampler.py::test_gumbel_uses_all_64_bits_at_both_ends",
+    ),
+    # ---- the model
+    Break(
+        "the mask is shifted by one",
+        MODEL,
+        "np.tri(T, dtype=bool)",
+        "np.tri(T, k=1, dtype=bool)",
+        "test_checkpoint.py::test_attention_is_the_plain_loop_and_a_shifted_mask_is_not",
+    ),
+    Break(
+        "rotary positions pair neighbours",
+        MODEL,
+        "first, second = np.split(x, 2, axis=-1)",
+        "first, second = x[..., 0::2], x[..., 1::2]",
+        "test_checkpoint.py::test_attention_is_the_plain_loop_and_a_shifted_mask_is_not",
+    ),
+    Break(
+        "query heads take turns at the key/value heads",
+        MODEL,
+        "angle).reshape(T, K, -1, H)",
+        "angle).reshape(T, -1, K, H).swapaxes(1, 2)",
+        "test_checkpoint.py::test_grouped_heads_equal_repeated_heads",
+    ),
+    Break(
+        "rope scaling slows the wrong end",
+        MODEL,
+        "keep * inv_freq + (1 - keep) * inv_freq / scaling.factor",
+        "(1 - keep) * inv_freq + keep * inv_freq / scaling.factor",
+        "test_checkpoint.py::test_llama3_scaling_keeps_fast_divides_slow_and_mixes_between",
+    ),
+    # ---- randomness
+    Break(
+        "the key is without the candidate",
+        PRNG,
+        "np.array([candidate], np.uint32)",
+        "np.array([0], np.uint32)",
+        "test_completion.py::test_choices_of_one_request_differ",
+    ),
+    Break(
+        "the key is without the step",
+        PRNG,
+        "np.array([step], np.uint32)",
+        "np.array([0], np.uint32)",
+        "test_prng.py::test_key1_and_words_are_those_of_the_law",
+    ),
+    Break(
+        "candidate and step change places in the key",
+        PRNG,
+        "(np.array([candidate], np.uint32), np.array([step], np.uint32))",
+        "(np.array([step], np.uint32), np.array([candidate], np.uint32))",
+        "test_prng.py::test_the_counter_is_candidate_then_step_and_not_the_other_way_round",
+    ),
+    Break(
+        "the seed's high half is dropped",
+        PRNG,
+        "np.array([s >> 32], np.uint32)",
+        "np.array([0], np.uint32)",
+        "test_prng.py::test_every_bit_of_the_seed_counts",
+    ),
+    Break(
+        "steps are counted from the prompt's start",
+        ENGINE,
+        "step=len(sampled))",
+        "step=len(prompt_ids) + len(sampled))",
+        "test_sabotage.py::test_the_engine_draws_with_its_prompts_seed_the_candidates_number_and_the_step_from_0",
+    ),
+    Break(
+        "seed −1 is taken for none",
+        COMPLETION,
+        "secrets.randbits(64) if request.seed is None else request.seed",
+        "secrets.randbits(64) if request.seed in (None, -1) else request.seed",
+        "test_completion.py::test_the_same_seed_gives_the_same_choices",
+    ),
+    Break(
+        "elements of a list have seeds of their own",
+        COMPLETION,
+        "else request.seed for _ in self.prompts]",
+        "else request.seed + j for j, _ in enumerate(self.prompts)]",
+        "test_prompt.py::test_with_a_seed_each_element_of_a_list_gives_what_it_gives_alone",
+    ),
+    # ---- one candidate
+    Break(
+        "the end token is not counted",
+        COMPLETION,
+        "        self.ids.append(token.id)\n",
+        "        if token.id in self._params.end_ids:\n"
+        '            return self.finish("stop")\n'
+        "        self.ids.append(token.id)\n",
+        "test_completion.py::test_the_end_token_is_counted_and_in_the_arrays_and_adds_no_text",
+    ),
+    Break(
+        "max_tokens is clamped",
+        COMPLETION,
+        "_check_length(len(prompt.ids), request.max_tokens, engine.context)",
+        "_check_length(len(prompt.ids), min(request.max_tokens, engine.context - len(prompt.ids)), engine.context)",
+        "test_prompt.py::test_prompt_and_max_tokens_beyond_the_context_are_refused_never_clamped",
+    ),
+    Break(
+        "stop strings match across the prompt's end",
+        COMPLETION,
+        "        self._lock = threading.Lock()\n",
+        "        self._lock = threading.Lock()\n"
+        "        for prompt, candidates in zip(prompts, self._candidates, strict=True):\n"
+        "            for candidate in candidates:\n"
+        "                for char in prompt.text:\n"
+        "                    candidate._matcher.push(char)\n",
+        "test_stop.py::test_a_stop_string_across_the_prompts_end_does_not_match",
+    ),
+    Break(
+        "the order of the stop list decides",
+        COMPLETION,
+        "longest = max(longest, state)",
+        "longest = longest or state",
+        "test_stop.py::test_of_the_matches_with_one_end_the_earliest_start_wins",
+    ),
+    Break(
+        "a stop string also cuts the arrays",
+        COMPLETION,
+        '        if stopped:\n            self.finish_reason = "stop"\n',
+        '        if stopped:\n            self.finish_reason = "stop"\n'
+        "            while self.starts and self.starts[-1] >= len(self.text):\n"
+        "                for array in (self.ids, self.logprobs, self.tops, self.starts, self._ends):\n"
+        "                    array.pop()\n",
+        "test_stop.py::test_tokens_past_the_cut_stay_in_the_arrays_with_offsets_at_or_past_the_end",
+    ),
+    Break(
+        "the suffix comes before the prefix",
+        COMPLETION,
+        "mark.prefix, *before.ids, mark.suffix, *after.ids, mark.middle",
+        "mark.suffix, *after.ids, mark.prefix, *before.ids, mark.middle",
+        "test_suffix.py::test_the_prompt_is_prefix_suffix_middle",
+    ),
+    # ---- text, labels, logprobs
+    Break(
+        "offsets count bytes",
+        COMPLETION,
+        "self.starts.append(len(self.text))",
+        "self.starts.append(len(self.text.encode()))",
+        "test_logprobs.py::test_pieces_of_a_split_character_share_its_offset",
+    ),
+    Break(
+        "offsets begin at the completion",
+        COMPLETION,
+        "[len(prompt.text) + start for start in",
+        "[start for start in",
+        "test_logprobs.py::test_offsets_count_from_the_prompts_start_echo_or_not",
+    ),
+    Break(
+        "pending bytes are shown",
+        TOKENIZER,
+        "        return decoded(data)\n",
+        '        return data.decode(errors="replace")\n',
+        "test_tokenizer.py::test_pieces_of_a_byte_each_join_to_the_one_shot_decoding",
+    ),
+    Break(
+        "two tokens may share a label",
+        TOKENIZER,
+        "if wanted is not None and wanted not in taken:",
+        "if wanted is not None:",
+        "test_tokenizer.py::test_of_two_ordinary_tokens_of_one_text_the_lower_id_has_the_label",
+    ),
+    Break(
+        "logprobs 0 is off",
+        COMPLETION,
+        "        if self.request.logprobs is not None:\n",
+        "        if self.request.logprobs:\n",
+        "test_logprobs.py::test_logprobs_0_has_the_sampled_token_alone",
+    ),
+    Break(
+        "the sampled token is missing from top_logprobs",
+        COMPLETION,
+        "for u, value in top} | {labels[v]: lp}",
+        "for u, value in top}",
+        "test_logprobs.py::test_every_token_has_the_k_most_probable_ids_and_itself",
+    ),
+    Break(
+        "echoed logprobs are shifted by one",
+        ENGINE,
+        "for i, v in enumerate(prompt_ids[1:]):",
+        "for i, v in enumerate(prompt_ids[:-1]):",
+        "test_echo.py::test_scores_are_those_of_each_token_given_the_ones_before_it",
+    ),
+    # ---- choices and usage
+    Break(
+        "best_of ranks by the sum",
+        COMPLETION,
+        "return total / max(len(self.logprobs), 1)",
+        "return total",
+        "test_best_of.py::test_the_highest_mean_log_probability_comes_first",
+    ),
+    Break(
+        "usage leaves out the discarded candidates",
+        COMPLETION,
+        "sum(len(candidate.ids) for candidates in self._candidates for candidate in candidates)",
+        "sum(len(candidate.ids) for all_ in self._candidates for candidate in ranked(all_, self.request.n))",
+        "test_best_of.py::test_a_discarded_candidate_is_counted",
+    ),
+    # ---- the request
+    Break(
+        "an unknown field is ignored",
+        REQUEST,
+        "            if key not in BY_NAME:\n",
+        "            if key not in BY_NAME and not body:\n",
+        "test_request.py::test_unknown_fields_are_refused_by_name",
+    ),
+    Break(
+        "a boolean is a number",
+        REQUEST,
+        "if isinstance(sent, bool) or not isinstance(sent, int | float) or not low",
+        "if not isinstance(sent, int | float) or not low",
+        "test_request_fuzz.py::test_a_field_takes_exactly_the_texts_of_its_row",
+    ),
+    Break(
+        "temperature is 0.7 if left out",
+        REQUEST,
+        "    temperature: float = 1.0\n",
+        "    temperature: float = 0.7\n",
+        "test_request.py::test_defaults_are_those_of_the_law",
+    ),
+    Break(
+        "a wrong request is a 422",
+        REQUEST,
+        "    status = 400\n",
+        "    status = 422\n",
+        "test_request.py::test_no_refusal_is_a_422",
+    ),
+    # ---- streams
+    Break(
+        "text that may become a stop string is sent",
+        COMPLETION,
+        "safe = len(self.text) - self._matcher.held",
+        "safe = len(self.text)",
+        "test_chunks.py::test_a_token_waits_while_one_of_its_characters_may_belong_to_a_stop_string",
+    ),
+    Break(
+        "array entries are sent before their text",
+        COMPLETION,
+        "while stop < len(self.ids) and self._ends[stop] <= safe:",
+        "while stop < len(self.ids):",
+        "test_chunks.py::test_a_token_waits_while_one_of_its_characters_is_pending",
+    ),
+    Break(
+        "a stream ends without [DONE]",
+        "http/sse.py",
+        '"body": DONE, "more_body": False',
+        '"body": b"", "more_body": False',
+        "test_stream.py::test_events_are_lines_of_ascii_json_that_no_proxy_holds_back",
+    ),
+    # ---- the JAX engine
+    Break(
+        "a cached chunk is named without its history",
+        "jax_engine/cache.py",
+        "hashlib.sha256(digest + array[",
+        "hashlib.sha256(array[",
+        "test_scheduler.py::test_equal_chunks_after_different_beginnings_are_not_shared",
+    ),
+    Break(
+        "the chunk of the last position is taken from the cache",
+        "jax_engine/scheduler.py",
+        "usable = names[: (len(work.prompt) - 1) // self.chunk]",
+        "usable = names",
+        "test_scheduler.py::test_a_second_equal_prompt_takes_all_whole_chunks_but_the_one_with_its_last_position",
+    ),
+    Break(
+        "the partly filled page is not copied",
+        "jax_engine/engine.py",
+        "copy_from, copy_to = sequence.copy or (SCRATCH_PAGE, SCRATCH_PAGE)",
+        "copy_from, copy_to = SCRATCH_PAGE, SCRATCH_PAGE",
+        "test_same_bytes.py::test_the_order_of_arrival_changes_no_byte",
+    ),
+    Break(
+        "a slot keeps the counts of who had it before",
+        "jax_engine/engine.py",
+        "counts.at[slot].set(0)",
+        "counts",
+        "test_same_bytes.py::test_the_order_of_arrival_changes_no_byte",
+    ),
+)
+
+
+def patched(name: str, text: str, old: str, new: str) -> str:
+    """The text with its one occurrence of `old` replaced."""
+    count = text.count(old)
+    if count != 1:
+        raise SystemExit(f"sabotage: {name!r}: the text to replace occurs {count} times, not once:\n{old}")
+    return text.replace(old, new)
+
+
+def named_test_exists(test: str, tests: Path = ROOT / "tests") -> bool:
+    file, function = test.split("::")
+    if not (tests / file).is_file():
+        return False
+    nodes = ast.parse((tests / file).read_text(encoding="utf-8")).body
+    return any(isinstance(node, ast.FunctionDef) and node.name == function for node in nodes)
+
+
+# ---- the copy
+
+
+@contextmanager
+def copied() -> Iterator[Path]:
+    """A folder with the source, the tests, and `path/gnomon`, a package of links to the copied folders.
+
+    `gnomon` has no __init__.py where it is installed; here it has one, so that Python cannot look for a module of it in
+    any other place.
+    """
+    with tempfile.TemporaryDirectory(prefix="sabotage-") as folder:
+        copy = Path(folder).resolve()
+        rubbish = shutil.ignore_patterns("__pycache__", ".hypothesis")
+        for name in (*PACKAGES, "tests"):
+            shutil.copytree(ROOT / name, copy / name, ignore=rubbish)
+        for name in ("pyproject.toml", "README.md"):
+            if (ROOT / name).exists():
+                shutil.copy(ROOT / name, copy)
+        package = copy / "path" / "gnomon"
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
+        for name in PACKAGES:
+            (package / name).symlink_to(copy / name)
+        yield copy
+
+
+@contextmanager
+def broken(copy: Path, name: str, file: str, old: str, new: str) -> Iterator[None]:
+    path = copy / file
+    whole = path.read_text(encoding="utf-8")
+    path.write_text(patched(name, whole, old, new), encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.write_text(whole, encoding="utf-8")
+
+
+# ---- running tests on it
+
+
+class Verdict(NamedTuple):
+    """What became of one named test: how many of its cases passed, failed by assertion, and ended in any other way."""
+
+    passed: int = 0
+    asserted: int = 0
+    other: tuple[str, ...] = ()
+
+    @property
+    def word(self) -> str:
+        if self.other:
+            return f"ERROR ({self.other[0]})"
+        return "red" if self.asserted else "green" if self.passed else "NOT RUN"
+
+
+def run(copy: Path, tests: Sequence[str]) -> dict[str, Verdict]:
+    """Runs tests of the copy in a process of its own, each to its first failure."""
+    command = [sys.executable, str(copy / "tests" / "sabotage.py"), "--inside", str(copy), *tests]
+    environment = {**os.environ, "PYTHONPATH": str(copy / "path"), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # halves the time it takes to start
+    result = copy / "result.json"
+    result.unlink(missing_ok=True)
+    try:
+        done = subprocess.run(
+            command, cwd=copy, env=environment, capture_output=True, text=True, timeout=SECONDS + 2 * len(tests)
+        )
+    except subprocess.TimeoutExpired:
+        return {test: Verdict(other=("took too long",)) for test in tests}
+    if not result.exists():
+        raise SystemExit(f"sabotage: the tests could not be run:\n{done.stdout}{done.stderr}")
+    read = json.loads(result.read_text())
+    return {test: Verdict(passed, asserted, tuple(other)) for test, (passed, asserted, other) in read.items()}
+
+
+class Recorder:
+    """A pytest plugin that counts how the cases of each named test end."""
+
+    def __init__(self, tests: Sequence[str]) -> None:
+        self.verdicts = {test: Verdict() for test in tests}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        test = report.nodeid.split("[")[0].removeprefix("tests/")
+        verdict = self.verdicts[test]
+        if report.failed:
+            kind = str(getattr(report, "kind", report.when))  # as put there below
+            if kind == "assertion":
+                verdict = verdict._replace(asserted=verdict.asserted + 1)
+            else:
+                verdict = verdict._replace(other=(*verdict.other, kind))
+        elif report.when == "call" and report.passed:
+            verdict = verdict._replace(passed=verdict.passed + 1)
+        self.verdicts[test] = verdict
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> Any:
+        report = yield
+        if call.excinfo is not None:
+            own = report.when == "call" and by_assertion(call.excinfo.value)
+            report.kind = "assertion" if own else f"{report.when}: {call.excinfo.exconly()[:200]}"
+        return report
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            for test in self.verdicts:
+                self.verdicts[test] = Verdict(other=("cannot be collected",))
+
+
+def by_assertion(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(by_assertion(part) for part in error.exceptions)
+    return isinstance(error, AssertionError | pytest.fail.Exception)
+
+
+def inside(copy: Path, tests: Sequence[str]) -> None:
+    """In the process of its own: checks whose source it is, runs the tests, writes the result."""
+    for name in ("gnomon", "gnomon.reference"):
+        spec = find_spec(name)
+        expected = copy.joinpath("path", *name.split("."), "__init__.py")
+        assert spec is not None
+        assert spec.origin == str(expected), f"{name} would come from {spec.origin}"
+    recorder = Recorder(tests)
+    nodes = [str(copy / "tests" / test) for test in tests]
+    options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(copy), "-c", str(copy / "pyproject.toml")]
+    if len(tests) == 1:
+        options.append("-x")
+    pytest.main([*options, *nodes], plugins=[recorder])
+    (copy / "result.json").write_text(json.dumps(recorder.verdicts))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", default="", help="only the breaks whose name contains this")
+    parser.add_argument("--list", action="store_true", help="what would be broken, and which test must notice")
+    parser.add_argument("--inside", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.inside:
+        return inside(Path(options.inside[0]), options.inside[1:])
+    chosen = [entry for entry in BREAKS if options.only in entry.name]
+    if not chosen:
+        raise SystemExit(f"sabotage: no break has {options.only!r} in its name")
+    width = max(len(entry.name) for entry in chosen)
+    if options.list:
+        for entry in chosen:
+            print(f"{entry.name:{width}}  {entry.file:24}  {entry.test}")
+        return None
+    begun, survivors = time.monotonic(), 0
+    with copied() as copy:
+        for entry in chosen:  # all are tried before any is run
+            with broken(copy, *entry[:4]):
+                pass
+        whole = run(copy, sorted({entry.test for entry in chosen}))
+        for entry in chosen:
+            before, after = whole[entry.test].word, "-"
+            if before == "green":
+                with broken(copy, *entry[:4]):
+                    after = run(copy, [entry.test])[entry.test].word
+            survived = (before, after) != ("green", "red")
+            survivors += survived
+            mark = "!!" if survived else "  "
+            print(f"{mark} {entry.name:{width}}  {before} → {after:6}  {entry.test}", flush=True)
+    print(f"{len(chosen)} breaks, {survivors} not noticed, {time.monotonic() - begun:.0f} s")
+    raise SystemExit(1 if survivors else 0)
+
+
+if __name__ == "__main__":
+    main()
