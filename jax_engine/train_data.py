@@ -35,7 +35,7 @@ class DataError(ValueError):
 
 def find_corpus(data: str | Path | None, file: str) -> Path:
     """`file` in `data`, else in $GNOMON_DATA, else in ../shared/data beside the repository."""
-    folder = Path(data or os.environ.get("GNOMON_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    folder = Path(data or os.environ.get("GNOMON_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
     path = folder / file
     if not path.is_file():
         raise DataError(f"no {file} in {folder}: pass --data or set GNOMON_DATA to the corpus folder")
@@ -94,12 +94,12 @@ def word_starts(story: str) -> NDArray[np.int64]:
     return np.concatenate([[0], starts, [len(story)]])
 
 
-def cut_story(story: str, rng: np.random.Generator) -> Cut:
+def cut_story(story: str, rng: np.random.Generator, jitter: float = 0.25) -> Cut:
     """Cut a story where people and editors do, with a mostly short middle.
 
     Begin and end lie at word borders. The middle has 1 to 8 words (half of the cuts), runs on to the end of
-    a sentence (three in ten), or is of any length. Then each of the two cuts may move: behind its blank (one
-    in eight: the text before keeps the space), or to any character (one in eight). The suffix is shortened to
+    a sentence (three in ten), or is of any length. Then each of the two cuts moves with probability `jitter`:
+    behind its blank, so that the text before keeps the space, or to any character near by. The suffix is shortened to
     its next 1 to 3 sentences in half of the cuts, since a caller's suffix need not be a whole story's rest.
     """
     borders = word_starts(story)
@@ -114,7 +114,7 @@ def cut_story(story: str, rng: np.random.Generator) -> Cut:
             last += 1
     else:
         last = int(rng.integers(first, words)) + 1
-    begin, end = (_jitter(story, int(borders[i]), rng) for i in (first, last))
+    begin, end = (_moved(story, int(borders[i]), rng, jitter) for i in (first, last))
     begin, end = min(begin, end), max(begin, end)
     stop = len(story)
     if rng.random() < 0.5:
@@ -126,11 +126,11 @@ def cut_story(story: str, rng: np.random.Generator) -> Cut:
     return Cut(story[:begin], story[begin:end], story[end:stop])
 
 
-def _jitter(story: str, offset: int, rng: np.random.Generator) -> int:
+def _moved(story: str, offset: int, rng: np.random.Generator, jitter: float) -> int:
     draw = rng.random()
-    if draw < 0.125:
+    if draw < jitter / 2:
         return min(offset + 1, len(story))
-    if draw < 0.25:
+    if draw < jitter:
         return int(rng.integers(max(0, offset - 6), min(len(story), offset + 6) + 1))
     return offset
 
@@ -143,18 +143,17 @@ class Document(NamedTuple):
 
     inputs: Ids
     targets: Ids
+    middle: int  # the first position whose target belongs to a middle to be filled in; T in a story
 
 
 def story_document(story: Sequence[int], opened: bool = True) -> Document:
     """`<|endoftext|> story` with targets `story <|endoftext|>`; not opened: the story alone, from its start."""
     ids = np.array([0, *story, 0], dtype=np.int32)
     skip = 0 if opened else 1
-    return Document(ids[skip:-1], ids[skip + 1 :])
+    return Document(ids[skip:-1], ids[skip + 1 :], len(ids) - 1 - skip)
 
 
-def fim_document(
-    prefix: Sequence[int], suffix: Sequence[int], middle: Sequence[int], context: int
-) -> Document:
+def fim_document(prefix: Sequence[int], suffix: Sequence[int], middle: Sequence[int], context: int) -> Document:
     """`[PRE] prefix [SUF] suffix [MID] middle`, with `<|endoftext|>` as the last target.
 
     The order prefix, suffix, middle (PSM) of Bavarian et al. 2022, arXiv:2207.14255. The three parts are
@@ -166,18 +165,19 @@ def fim_document(
     suffix = suffix[: len(suffix) - off_suffix]
     prefix = prefix[min(len(prefix), excess - off_suffix) :]
     ids = np.array([1, *prefix, 2, *suffix, 3, *middle, 0], dtype=np.int32)
-    return Document(ids[:-1], ids[1:])
+    return Document(ids[:-1], ids[1:], len(ids) - 2 - len(middle))
 
 
 # 5. Rows
 
 
 class Batch(NamedTuple):
-    """Rows for one step, all int32 [B, T]. Attention stays within a segment of a row."""
+    """Rows for one step, [B, T] each. Attention stays within a segment of a row."""
 
     inputs: Ids
     targets: Ids
     segments: Ids
+    middles: NDArray[np.bool_]  # whether the target belongs to a middle, its end included
 
 
 def pack(lengths: Sequence[int], context: int, lookahead: int = 64) -> list[list[tuple[int, int, int]]]:
@@ -254,6 +254,7 @@ class Epoch:
         self.inputs: Ids = np.empty((len(rows), context), np.int32)
         self.targets: Ids = np.empty((len(rows), context), np.int32)
         self.segments: Ids = np.zeros((len(rows), context), np.int32)
+        self.middles: NDArray[np.bool_] = np.zeros((len(rows), context), np.bool_)
         for index, row in enumerate(rows):
             column = 0
             for segment, (doc, begin, end) in enumerate(row):
@@ -261,6 +262,7 @@ class Epoch:
                 self.inputs[index, span] = documents[doc].inputs[begin:end]
                 self.targets[index, span] = documents[doc].targets[begin:end]
                 self.segments[index, span] = segment if alone[index] else 0
+                self.middles[index, span] = np.arange(begin, end) >= documents[doc].middle
                 column = span.stop
 
     def __len__(self) -> int:
@@ -269,4 +271,4 @@ class Epoch:
     def batch(self, first: int, rows: int) -> Batch:
         """The rows from `first` on."""
         span = slice(first, first + rows)
-        return Batch(self.inputs[span], self.targets[span], self.segments[span])
+        return Batch(self.inputs[span], self.targets[span], self.segments[span], self.middles[span])

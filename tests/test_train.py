@@ -184,7 +184,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
     for one, other in zip(jax.tree.leaves(trained[:2]), jax.tree.leaves(resumed[:2]), strict=True):
         assert np.array_equal(one, other)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [line["tokens"] for line in lines] == [1, 4096, 8192, 12_288]
+    assert [line["tokens"] for line in lines] == [1, 8192, 12_288]
     assert t.load_checkpoint(tmp_path)[1].position == trained.position
 
 
@@ -200,6 +200,16 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.safetensors").write_bytes(b"nothing of the kind")
     with pytest.raises(d.DataError, match="is no checkpoint of this program"):
         t.load_checkpoint(tmp_path)
+
+
+def test_bad_input_is_one_line_on_the_command_line(tmp_path: Path) -> None:
+    for command, complaint in (
+        (["evaluate", str(tmp_path)], r"error: no config\.json in"),
+        (["export", str(tmp_path), str(tmp_path / "out")], r"error: no checkpoint\.safetensors in"),
+        (["run", "--data", str(tmp_path), "--out", str(tmp_path)], "error: no tinystories"),
+    ):
+        with pytest.raises(SystemExit, match=complaint):
+            t.main(command)
 
 
 def test_segments_hide_the_other_documents_of_a_row() -> None:
