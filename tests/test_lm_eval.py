@@ -75,12 +75,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    if request.param == "tiny":
-        directory = ascii_llama(tmp_path_factory.mktemp("tiny"))
-    else:
-        directory = default_model_path()
-        if not (directory / "model.safetensors").exists():
-            pytest.skip("the embedded model is not there yet")
+    directory = ascii_llama(tmp_path_factory.mktemp("tiny")) if request.param == "tiny" else default_model_path()
     checkpoint = load_checkpoint(directory)
     context = checkpoint.config.max_position_embeddings
     tokenizer = load_tokenizer(directory, checkpoint.config.vocab_size)

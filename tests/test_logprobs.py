@@ -31,6 +31,7 @@ from helpers.fake import (
     always,
     fake_tokenizer,
     hashed_logits,
+    puts_first,
 )
 from helpers.models import tiny_llama
 
@@ -46,13 +47,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 @pytest.fixture(scope="module")
 def bos_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     """Puts <|fim_prefix|> before every string."""
-    post_processor = {
-        "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": SPECIALS[1], "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {SPECIALS[1]: {"id": SPECIALS[1], "ids": [PRE], "tokens": [SPECIALS[1]]}},
-    }
-    return fake_tokenizer(tmp_path_factory.mktemp("bos"), post_processor=post_processor)
+    return fake_tokenizer(tmp_path_factory.mktemp("bos"), post_processor=puts_first(PRE))
 
 
 @pytest.fixture(scope="module", params=["fake", "reference"])

@@ -16,15 +16,20 @@ from gnomon.reference.completion import prepare
 from gnomon.reference.request import CompletionRequest, InvalidRequest
 from gnomon.reference.response import Completion
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
-from helpers.fake import EOT, FAKE_VOCAB, PRE, SPECIALS, SUF, FakeEngine, fake_tokenizer, hashed_logits, tokenizer_files
+from helpers.fake import (
+    EOT,
+    FAKE_VOCAB,
+    PRE,
+    SPECIALS,
+    SUF,
+    FakeEngine,
+    fake_tokenizer,
+    hashed_logits,
+    puts_first,
+    tokenizer_files,
+)
 
 THE = 258
-BOS_FIRST = {
-    "type": "TemplateProcessing",
-    "single": [{"SpecialToken": {"id": SPECIALS[1], "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-    "special_tokens": {SPECIALS[1]: {"id": SPECIALS[1], "ids": [PRE], "tokens": [SPECIALS[1]]}},
-}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 @pytest.fixture(scope="module")
 def bos_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     """Puts <|fim_prefix|> before every string, and has <|endoftext|> besides."""
-    return fake_tokenizer(tmp_path_factory.mktemp("bos"), post_processor=BOS_FIRST)
+    return fake_tokenizer(tmp_path_factory.mktemp("bos"), post_processor=puts_first(PRE))
 
 
 def ask(engine: FakeEngine, tokenizer: Tokenizer, prompt: object, **fields: object) -> Completion:

@@ -27,6 +27,7 @@ from helpers.fake import (
     always,
     fake_tokenizer,
     hashed_logits,
+    puts_first,
     tokenizer_files,
 )
 
@@ -40,13 +41,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def bos_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    post_processor = {
-        "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": SPECIALS[0], "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {SPECIALS[0]: {"id": SPECIALS[0], "ids": [EOT], "tokens": [SPECIALS[0]]}},
-    }
-    return fake_tokenizer(tmp_path_factory.mktemp("bos"), post_processor=post_processor)
+    return fake_tokenizer(tmp_path_factory.mktemp("bos"), post_processor=puts_first(EOT))
 
 
 def ask(engine: FakeEngine, tokenizer: Tokenizer, prompt: object = "ab", **fields: object) -> Completion:

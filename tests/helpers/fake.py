@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,6 +94,17 @@ def tokenizer_files(directory: Path, **changes: object) -> Path:
     (directory / "tokenizer.json").write_text(json.dumps(spec))
     (directory / "tokenizer_config.json").write_text(json.dumps(dict(zip(names, SPECIALS, strict=True))))
     return directory
+
+
+def puts_first(v: int) -> dict[str, Any]:
+    """A post-processor that puts the special token `v` before every string, as those of models with a BOS do."""
+    literal = SPECIALS[v - EOT]
+    return {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": literal, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {literal: {"id": literal, "ids": [v], "tokens": [literal]}},
+    }
 
 
 def fake_tokenizer(directory: Path, vocab_size: int = FAKE_VOCAB, **changes: object) -> Tokenizer:
