@@ -135,7 +135,8 @@ def _jax_engine(checkpoint: Checkpoint, options: JaxOptions) -> Engine:
 
 def serve(
     model: Annotated[
-        str | None, typer.Argument(help="A model's directory; left out, the embedded model.", show_default=False)
+        str | None,
+        typer.Argument(help="A model's directory on this machine; left out, the embedded model.", show_default=False),
     ] = None,
     host: Annotated[str, typer.Option(help="The loopback address to serve on.")] = DEFAULTS.host,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = DEFAULTS.port,
@@ -147,7 +148,9 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    engine: Annotated[EngineName, typer.Option(help="What runs the model.")] = EngineName.reference,
+    engine: Annotated[
+        EngineName, typer.Option(help="What runs the model; jax keeps its compiled programs in ~/.cache/gnomon.")
+    ] = EngineName.reference,
     slots: Annotated[
         int, typer.Option(min=1, help="Sequences decoded at a time; only with --engine jax.")
     ] = JAX_DEFAULTS.slots,
@@ -178,12 +181,15 @@ def serve(
 
     POST /v1/completions, GET /v1/models, GET /health.
     """
+    options = JaxOptions(slots, dtype, kv_cache_memory)
+    if engine is not EngineName.jax and options != JAX_DEFAULTS:
+        fail("--slots, --dtype and --kv-cache-memory: only with --engine jax", 2)
     from gnomon.http.app import create_app
     from gnomon.http.server import CannotListen, Server, bind, log_to_stderr, url
 
     try:
         with bind(host, port) as listener:
-            opened, tokenizer, name = open_model(engine, model)
+            opened, tokenizer, name = open_model(engine, model, options)
             settings = Settings(
                 host=host,
                 port=port,

@@ -1,7 +1,7 @@
 """What whoever starts a server may choose, in one place.
 
-The command line fills it in, the application reads it; nothing else is looked up anywhere (no environment variables,
-no files). What a *request* may ask for is `Limits`, derived here.
+The command line fills it in, the application reads it; it looks nothing up by itself. What a *request* may ask for is
+`Limits`, derived here.
 """
 
 from __future__ import annotations

@@ -500,7 +500,9 @@ class JaxEngine:
         device = jax.devices()[0]
         flags = [os.environ.get(name) for name in ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION", "LIBTPU_INIT_ARGS")]
         decides = (jax.__version__, version("jaxlib"), device.platform, device.device_kind, platform.machine(), flags)
-        digest.update(repr((decides, self.settings, self.config, os.cpu_count())).encode())
+        s = self.settings
+        shapes = (s.slots, s.page_size, s.chunk, self._scheduler.pool.size, str(s.dtype))
+        digest.update(repr((decides, shapes, self.config, os.cpu_count())).encode())
         for leaf in jax.tree.leaves(self._params):
             digest.update(np.asarray(leaf).tobytes())
         for bits in self._probe():

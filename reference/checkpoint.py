@@ -63,9 +63,9 @@ def default_model_path() -> Path:
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Loads a local Hugging Face directory. Raises CheckpointError, or UnsupportedModel for what this version does
     not run."""
-    directory = Path(path)
+    directory = Path(path).absolute()  # so that every message says which one
     if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such directory")
+        raise CheckpointError(f"{directory}: no such directory on this machine, and nothing is downloaded")
     config = read_config(directory)
     tensors = _read_tensors(directory, expected_tensors(config))
     layers: list[dict[str, Any]] = [{} for _ in range(config.num_hidden_layers)]

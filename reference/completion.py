@@ -40,8 +40,7 @@ class RunClosed(Exception):
 
 
 class EncodedPrompt(NamedTuple):
-    """A prompt as the model sees it (`ids`, P of the law) and as the user does (`text`); `starts` are P's text
-    offsets."""
+    """A prompt as the model sees it (`ids`, P of the law) and as the user does (`text`); `starts`: P's text offsets."""
 
     ids: tuple[int, ...]
     starts: tuple[int, ...]
@@ -49,8 +48,7 @@ class EncodedPrompt(NamedTuple):
 
 
 def prepare(request: CompletionRequest, engine: Engine, tokenizer: Tokenizer, model: str) -> Run:
-    """A run that is ready to start. Raises InvalidRequest for what this model cannot do; nothing has been generated
-    then.
+    """A run that is ready to start. Raises InvalidRequest for what this model cannot do, before anything is generated.
 
     model: the id under which this engine is served.
     """
@@ -84,9 +82,9 @@ def prepare(request: CompletionRequest, engine: Engine, tokenizer: Tokenizer, mo
 def encode_prompt(prompt: Prompt, engine: Engine, tokenizer: Tokenizer) -> EncodedPrompt:
     """Section 2. A string: encoded, special tokens' literals parsed, spans from the tokenizer. Ids: used verbatim."""
     if isinstance(prompt, str):
-        ids, starts = tokenizer.encode(prompt) if prompt else ((), ())
         if not prompt:
-            ids, starts = (_beginning(engine, tokenizer),), (0,)
+            return EncodedPrompt((_beginning(engine, tokenizer),), (0,), "")
+        ids, starts = tokenizer.encode(prompt)
         if not ids:
             raise InvalidRequest("prompt", f"prompt: {shown(prompt)} encodes to no tokens with this model's tokenizer")
         return EncodedPrompt(ids, starts, prompt)
@@ -193,8 +191,7 @@ def _fallbacks(stop: str) -> list[int]:
 
 
 class Candidate:
-    """One candidate of one prompt. `text` is the completion, cut if a stop string ended it; the arrays keep every
-    token."""
+    """One candidate of one prompt. `text` is cut if a stop string ended it; the arrays keep every token."""
 
     def __init__(self, tokenizer: Tokenizer, matcher: StopMatcher, params: SamplingParams) -> None:
         self.ids: list[int] = []
@@ -212,8 +209,7 @@ class Candidate:
         self._params = params
 
     def push(self, token: Token) -> None:
-        """One more sampled token. Sets `finish_reason` by the first that holds: a stop string, an end token,
-        max_tokens."""
+        """One more token. Sets `finish_reason` by the first that holds: a stop string, an end token, max_tokens."""
         self.ids.append(token.id)
         self.logprobs.append(token.logprob)
         self.tops.append(token.top)

@@ -107,8 +107,7 @@ def gumbel(x0: NDArray[np.uint32], x1: NDArray[np.uint32]) -> F64:
 
 
 def draw(s: F64, g: F64, kept: NDArray[np.bool_]) -> int:
-    """7. Gumbel-max, [V] → id: the argmax of s + g is a draw from softmax(s) over the kept ids; the lowest id on a
-    tie."""
+    """7. Gumbel-max, [V] → id: the argmax of s + g is a draw from softmax(s) over the kept ids; lowest id on a tie."""
     return int(np.argmax(np.where(kept, s + g, -np.inf)))
 
 

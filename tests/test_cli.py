@@ -31,6 +31,7 @@ from gnomon.reference.tokenizer import load_tokenizer
 from helpers.fake import EOT
 from helpers.models import tiny_llama
 
+JAX_OPTIONS = (["--slots", "3"], ["--dtype", "bfloat16"], ["--kv-cache-memory", "7"])
 NO_END = json.dumps({EOT: -100})
 COMMAND = (sys.executable, "-c", "from gnomon.http.cli import main; main()")
 
@@ -405,3 +406,32 @@ def test_the_servers_defaults_are_the_laws(gnomon: Gnomon) -> None:
     help = " ".join(gnomon("serve", "--help").out.split())
     for default in ("127.0.0.1", "8000", "2048", str(8 * 2**20)):
         assert f"[default: {default}" in help
+
+
+@pytest.mark.parametrize("options", JAX_OPTIONS)
+def test_options_of_the_jax_engine_are_refused_with_another(gnomon: Gnomon, model: Path, options: list[str]) -> None:
+    result = gnomon("serve", model, "--port", "0", *options)
+    assert result.code == 2
+    assert options[0] in result.err
+
+
+@pytest.mark.parametrize("options", JAX_OPTIONS)
+def test_options_of_the_jax_engine_reach_it(
+    gnomon: Gnomon, monkeypatch: pytest.MonkeyPatch, model: Path, options: list[str]
+) -> None:
+    from gnomon.jax_engine.engine import EngineSettings
+
+    seen: list[EngineSettings] = []
+
+    def engine(checkpoint: object, settings: EngineSettings, progress: object) -> None:
+        seen.append(settings)
+        raise ValueError("enough was seen")
+
+    monkeypatch.setattr("gnomon.jax_engine.engine.JaxEngine", engine)
+    result = gnomon("serve", model, "--port", "0", "--engine", "jax", *options)
+    assert (result.code, result.err) == (1, "gnomon: enough was seen\n")
+    [settings] = seen
+    per_token = 2 * 2 * 2 * 8 * 4  # keys and values, layers, key/value heads, head width, bytes of a float32
+    expected = {"--slots": 3, "--dtype": "bfloat16", "--kv-cache-memory": 7 * 2**20 // per_token}
+    given = {"--slots": settings.slots, "--dtype": settings.dtype, "--kv-cache-memory": settings.pool_tokens}
+    assert given[options[0]] == expected[options[0]]
