@@ -17,8 +17,9 @@ from gnomon.reference.tokenizer import load_tokenizer
 from helpers.judge import Tally, held_against, random_request
 from helpers.models import tiny_llama
 
-LOGIT_ERROR = 3e-5  # δ₀ of this checkpoint in float32, as measured: the test prints the worst log-probability
-TOLERANCE = 5e-5  # τ
+# The worst log-probability of 3,000 requests on this checkpoint was off by 4.9e-5, of the 200 by 2.0e-5 (XLA on a CPU).
+LOGIT_ERROR = 5e-5  # δ₀ in float32
+TOLERANCE = 1e-4  # τ
 SEED = 20261123
 
 
