@@ -187,7 +187,11 @@ class JaxJob:
 
 
 class JaxEngine:
-    """Serves a checkpoint on whatever device jax has. `start` compiles; `stop` ends the thread."""
+    """Serves a checkpoint on whatever device jax has.
+
+    Making one compiles every program (`progress` gets a line for each) and starts the thread; `stop` ends it. Raises
+    ValueError if the pool is too small for one sequence of the whole context.
+    """
 
     def __init__(
         self,
@@ -218,7 +222,7 @@ class JaxEngine:
         self._table_width = -(-self.context // s.page_size) + 1
         self._clear_device()
         self._compile(progress or (lambda line: None))
-        self.fingerprint = self._fingerprint(checkpoint)
+        self.fingerprint = self._fingerprint()
         self._clear_device()
         self._inbox: queue.SimpleQueue[Callable[[Scheduler], object] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="gnomon-jax", daemon=True)
@@ -326,6 +330,9 @@ class JaxEngine:
             except Exception:
                 log.exception("the engine failed; the requests it was working on get an error")
                 self._fail_all("the engine failed")
+                # the failed program may have consumed the arrays it was to overwrite; nobody holds a page now
+                self._scheduler.prefixes.make_room(self._scheduler.pool.size)
+                self._clear_device()
 
     def _take(self) -> bool:
         """Arrivals and closings; waits for one if there is nothing to do. False: stop."""
@@ -491,7 +498,7 @@ class JaxEngine:
 
     # ---- the fingerprint
 
-    def _fingerprint(self, checkpoint: Checkpoint) -> str:
+    def _fingerprint(self) -> str:
         """A hash of all that decides the numbers, and of the output bits of every program on a fixed probe."""
         digest = hashlib.sha256()
         for folder in (Path(__file__).parent, Path(__file__).parent.parent / "reference"):

@@ -119,9 +119,8 @@ def encode_infill(prompt: Prompt, request: CompletionRequest, tokenizer: Tokeniz
         raise InvalidRequest("suffix", "suffix: not together with echo")
     bos = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
     before, after = tokenizer.encode_literal(prompt), tokenizer.encode_literal(request.suffix)
-    if not tokenizer.special.keys().isdisjoint(
-        before.ids + after.ids
-    ):  # some vocabularies hold them as ordinary pieces
+    # some vocabularies hold the literals of special tokens as ordinary pieces too
+    if not tokenizer.special.keys().isdisjoint(before.ids + after.ids):
         raise InvalidRequest(
             "suffix", "suffix: this tokenizer cannot read the literals of special tokens as plain text"
         )

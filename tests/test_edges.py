@@ -15,7 +15,7 @@ from gnomon.reference.checkpoint import CheckpointError, UnsupportedModel, load_
 from gnomon.reference.completion import prepare
 from gnomon.reference.request import CompletionRequest, InvalidRequest
 from gnomon.reference.sampler import report
-from gnomon.reference.tokenizer import Tokenizer
+from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
 from helpers.fake import FakeEngine, always, fake_tokenizer, hashed_logits, tokenizer_files
 from helpers.models import TINY, tiny_llama
 
@@ -135,13 +135,7 @@ def test_a_vocabulary_of_another_kind_is_refused_by_name(tmp_path: Path) -> None
     spec["model"] = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     with pytest.raises(UnsupportedModel, match="WordLevel"):
-        fake_tokenizer_at(tmp_path)
-
-
-def fake_tokenizer_at(directory: Path) -> Tokenizer:
-    from gnomon.reference.tokenizer import load_tokenizer
-
-    return load_tokenizer(directory, 300)
+        load_tokenizer(tmp_path, 300)
 
 
 def test_a_number_beside_an_integer_stays_beside_it() -> None:
