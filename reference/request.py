@@ -1,8 +1,8 @@
 """The request: every field's type, default, range and meaning, in one table, and the strict reading of a JSON body.
 
 `FIELDS` is the table. The parser below, the command line, the README and the tests all read it, so a field cannot mean
-one thing here and another there. Reading is strict (LAW.md, section 1): a boolean is no number, a string is no number, an
-unknown or repeated key is an error, and every error names the field and says what is allowed.
+one thing here and another there. Reading is strict (LAW.md, section 1): a boolean is no number, a string is no number,
+an unknown or repeated key is an error, and every error names the field and says what is allowed.
 
 What needs a model to judge (ids below the vocabulary's size, the context's length, `suffix`) is judged in
 completion.py.
