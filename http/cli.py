@@ -14,6 +14,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
@@ -53,6 +54,7 @@ class JaxOptions:
     slots: int = 8
     dtype: DtypeName = DtypeName.float32
     kv_cache_memory: int | None = None  # MiB
+    tensor_parallel: int = 1
 
 
 JAX_DEFAULTS = JaxOptions()
@@ -115,18 +117,23 @@ def open_model(
 def _jax_engine(checkpoint: Checkpoint, options: JaxOptions) -> Engine:
     from gnomon.jax_engine.engine import EngineSettings, JaxEngine, bytes_per_token
 
-    pool_tokens = None
-    if options.kv_cache_memory is not None:
-        pool_tokens = options.kv_cache_memory * 2**20 // bytes_per_token(checkpoint.config, options.dtype)
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    started = time.monotonic()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gnomon" / "jax"
     settings = EngineSettings(
-        slots=options.slots, dtype=options.dtype, pool_tokens=pool_tokens, compilation_cache=cache
+        slots=options.slots, dtype=options.dtype, tensor_parallel=options.tensor_parallel, compilation_cache=cache
     )
+    per_token = bytes_per_token(checkpoint.config, settings)
+    if options.kv_cache_memory is not None:
+        settings = replace(settings, pool_tokens=options.kv_cache_memory * 2**20 // per_token)
     try:
-        engine = JaxEngine(checkpoint, settings, lambda line: print(line, file=sys.stderr, flush=True))
+        engine = JaxEngine(checkpoint, settings, say)
     except ValueError as error:
         fail(str(error), 1)
-    print(f"key/value pool: {engine.pool_tokens} tokens", file=sys.stderr, flush=True)
+    tokens, taken = engine.pool_tokens, engine.pool_tokens * per_token / 2**20
+    say(f"key/value pool: {tokens:,} tokens, {taken:,.1f} MiB; ready in {time.monotonic() - started:.1f} s")
     return engine
 
 
@@ -150,7 +157,7 @@ def serve(
     ] = None,
     engine: Annotated[
         EngineName, typer.Option(help="What runs the model; jax keeps its compiled programs in ~/.cache/gnomon.")
-    ] = EngineName.reference,
+    ] = EngineName.jax,
     slots: Annotated[
         int, typer.Option(min=1, help="Sequences decoded at a time; only with --engine jax.")
     ] = JAX_DEFAULTS.slots,
@@ -167,6 +174,10 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    tensor_parallel: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Cut the model over N devices of this host; only with --engine jax."),
+    ] = JAX_DEFAULTS.tensor_parallel,
     openai_limits: Annotated[
         bool, typer.Option("--openai-limits", help="Allow no more than the published API: logprobs 5, stop 4.")
     ] = DEFAULTS.openai_limits,
@@ -181,9 +192,9 @@ def serve(
 
     POST /v1/completions, GET /v1/models, GET /health.
     """
-    options = JaxOptions(slots, dtype, kv_cache_memory)
+    options = JaxOptions(slots, dtype, kv_cache_memory, tensor_parallel)
     if engine is not EngineName.jax and options != JAX_DEFAULTS:
-        fail("--slots, --dtype and --kv-cache-memory: only with --engine jax", 2)
+        fail("--slots, --dtype, --kv-cache-memory and --tensor-parallel: only with --engine jax", 2)
     from gnomon.http.app import create_app
     from gnomon.http.server import CannotListen, Server, bind, log_to_stderr, url
 

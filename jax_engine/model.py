@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.sharding import Sharding
 
 from gnomon.reference.model import ModelConfig, inverse_frequencies
 
@@ -42,8 +43,11 @@ class Batch(NamedTuple):
 def linear(x: Array, weight: Array) -> Array:
     """Every product with a weight: x [..., in] · weight [out, in] → [..., out], accumulated in float32."""
     rows = x.reshape(-1, x.shape[-1]).astype(weight.dtype)
+    count = len(rows)
+    if count == 1 and weight.dtype == jnp.bfloat16:  # for one row XLA's CPU backend writes out the weight in float32
+        rows = jnp.pad(rows, ((0, 1), (0, 0)))
     y = lax.dot_general(rows, weight, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    return y.reshape(*x.shape[:-1], -1)
+    return y[:count].reshape(*x.shape[:-1], -1)
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
@@ -148,7 +152,11 @@ def unembed(x: Array, params: Params) -> Array:
     return linear(x, params["lm_head"])
 
 
-def empty_cache(config: ModelConfig, pages: int, page_size: int, dtype: Any) -> Cache:
+def empty_cache(config: ModelConfig, pages: int, page_size: int, dtype: Any, home: Sharding) -> Cache:
     """Pages for every layer, the scratch page included."""
     shape = (pages, page_size, config.num_key_value_heads, config.head_dim)
-    return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_hidden_layers)]
+
+    def empty() -> Array:
+        return jnp.zeros(shape, dtype, device=home)
+
+    return [(empty(), empty()) for _ in range(config.num_hidden_layers)]

@@ -59,12 +59,9 @@ class Running:
     slot: int
     pages: list[int]  # the whole sequence's, in order
     copy: tuple[int, int] | None  # (from, to): the prompt's partly filled last page, and this candidate's own
-    sampled: list[int] = field(default_factory=list)
-
-    @property
-    def position(self) -> int:
-        """Where the last sampled token stands."""
-        return len(self.work.prompt) + len(self.sampled) - 1
+    steps: int = 0  # how many of its tokens have been asked for,
+    handed_out: int = 0  # and how many have come
+    finished: bool = False  # nothing more is to be handed out
 
 
 class Scheduler:
@@ -169,7 +166,9 @@ class Scheduler:
         self.waiting.remove(work)
 
     def end(self, sequence: Running) -> None:
-        """A candidate is done, or closed: its slot and pages are free at once."""
+        """A candidate needs no further step: its slot and pages are free at once. Ending twice is ending once."""
+        if self.running.get(sequence.slot) is not sequence:
+            return
         del self.running[sequence.slot]
         self.pool.release(sequence.pages)
         self._free_slots.append(sequence.slot)

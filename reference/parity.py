@@ -3,16 +3,26 @@
 Parity is judged teacher-forced: for every step the reference evaluates the prompt and the tokens the *engine*
 sampled, and asks whether the engine's next token is admissible, given that the engine's logits are off by at most
 δ₀. A token that is admissible but not the reference's own is excused, and counted.
+
+    judge              one sampled token
+    RecordingEngine    keeps what passes through an engine: every job as a Recording
+    judge_recording    every token, log-probability and ranking of a recorded job, into a Tally
+
+Two tolerances, stated by whoever judges, for a model and a dtype: `logit_error` is δ₀, the most by which a logit of the
+engine may be off; `tolerance` is τ, the most by which a log-probability that it reports may be, in nats.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gnomon.reference.sampler import SamplingParams, trace
+from gnomon.reference.engine import Engine, Event, Failed, Job, PromptScored, Ranking, ReferenceEngine, Token
+from gnomon.reference.sampler import SamplingParams, report, trace
 
 F64 = NDArray[np.float64]
 
@@ -88,3 +98,158 @@ def _mass_bounds(z: F64, s: F64, gap: float) -> tuple[F64, F64]:
     # what rounding leaves of "nothing else" is nothing
     alone = np.searchsorted(sorted_z, z - gap, side="left") == len(z) - 1
     return surely, np.where(alone, 0.0, np.maximum(perhaps, 0.0))
+
+
+# ---- a whole job
+
+
+@dataclass(slots=True)
+class Recording:
+    """One job as it was submitted, and all events that came out of it."""
+
+    prompts: list[tuple[int, ...]]
+    seeds: list[int]
+    params: SamplingParams
+    candidates: int
+    top: int
+    score: bool
+    events: list[Event] = field(default_factory=list)
+
+
+class RecordingEngine:
+    """Passes everything through to an engine, and keeps it, a recording a job."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.vocab_size, self.context = engine.vocab_size, engine.context
+        self.eos_ids, self.fingerprint = engine.eos_ids, engine.fingerprint
+        self.recordings: list[Recording] = []
+
+    def submit(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        params: SamplingParams,
+        candidates: int,
+        top: int,
+        score: bool,
+    ) -> RecordingJob:
+        recording = Recording([tuple(p) for p in prompts], list(seeds), params, candidates, top, score)
+        self.recordings.append(recording)
+        return RecordingJob(self.engine.submit(prompts, seeds, params, candidates, top, score), recording)
+
+
+class RecordingJob:
+    """A job whose events are kept as they are read."""
+
+    def __init__(self, job: Job, recording: Recording) -> None:
+        self._job, self._recording = job, recording
+
+    @property
+    def cached_tokens(self) -> int:
+        return self._job.cached_tokens
+
+    def events(self) -> Iterator[Event]:
+        for event in self._job.events():
+            self._recording.events.append(event)
+            yield event
+
+    def close(self, prompt: int | None = None, candidate: int | None = None) -> None:
+        self._job.close(prompt, candidate)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What many judged jobs came to."""
+
+    requests: int = 0
+    tokens: int = 0
+    excused: int = 0
+    logprobs: int = 0
+    worst_logprob: float = 0.0  # the largest difference of a log-probability, in nats
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def most_excused(self) -> int:
+        """How many excused tokens the law lets pass."""
+        return max(3, self.tokens // 1000)
+
+    def add_logprob(self, mine: float, theirs: float, where: str, tolerance: float) -> None:
+        self.logprobs += 1
+        self.worst_logprob = max(self.worst_logprob, abs(mine - theirs))
+        if not abs(mine - theirs) <= tolerance:
+            self.faults.append(f"{where}: log-probability {theirs}, the reference has {mine}")
+
+
+def judge_recording(
+    reference: ReferenceEngine, recording: Recording, tally: Tally, logit_error: float, tolerance: float
+) -> None:
+    """Judges a whole job: the prompts' own scores, then every candidate. reference: of the same checkpoint."""
+    tally.requests += 1
+    for event in recording.events:
+        if isinstance(event, Failed):
+            tally.faults.append(f"{recording.params}: the engine failed: {event.message}")
+        elif isinstance(event, PromptScored):
+            judge_scores(reference, recording, event, tally, tolerance)
+    for j in range(len(recording.prompts)):
+        for c in range(recording.candidates):
+            judge_candidate(reference, recording, j, c, tally, logit_error, tolerance)
+
+
+def judge_candidate(
+    reference: ReferenceEngine, recording: Recording, j: int, c: int, tally: Tally, logit_error: float, tolerance: float
+) -> None:
+    """Every token of candidate c of prompt j, its log-probability and its ranking."""
+    tokens = [e for e in recording.events if isinstance(e, Token) and (e.prompt, e.candidate) == (j, c)]
+    if not tokens:
+        return
+    prompt, sampled = recording.prompts[j], [token.id for token in tokens]
+    logits = reference.all_logits([*prompt, *sampled[:-1]])[len(prompt) - 1 :]
+    logprobs = report(logits)
+    counts = np.zeros(reference.vocab_size, np.int64)
+    for t, token in enumerate(tokens):
+        where = f"prompt {list(prompt)[:8]}… candidate {c} step {t} {recording.params}"
+        verdict = judge(token.id, logits[t], counts, recording.params, recording.seeds[j], c, t, logit_error)
+        tally.tokens += 1
+        tally.excused += verdict.excused
+        if not verdict.admissible:
+            tally.faults.append(f"{where}: token {token.id} is not admissible; margin {verdict.margin}")
+        tally.add_logprob(logprobs[t, token.id], token.logprob, where, tolerance)
+        judge_ranking(logits[t], logprobs[t], token.top, recording.top, where, tally, tolerance)
+        counts[token.id] += 1
+
+
+def judge_scores(
+    reference: ReferenceEngine, recording: Recording, event: PromptScored, tally: Tally, tolerance: float
+) -> None:
+    """The log-probabilities and rankings of a prompt's own tokens; the first has none."""
+    prompt = recording.prompts[event.prompt]
+    if not len(event.logprobs) == len(event.tops) == len(prompt) or event.logprobs[0] is not None:
+        tally.faults.append(f"prompt {list(prompt)[:8]}…: {len(event.logprobs)} scores for {len(prompt)} tokens")
+        return
+    if len(prompt) == 1:
+        return
+    logits = reference.all_logits(prompt[:-1])
+    logprobs = report(logits)
+    for i, (lp, top) in enumerate(zip(event.logprobs[1:], event.tops[1:], strict=True)):
+        where = f"prompt {list(prompt)[:8]}… position {i + 1}"
+        if lp is None or top is None:
+            tally.faults.append(f"{where}: no score")
+            continue
+        tally.add_logprob(logprobs[i, prompt[i + 1]], lp, where, tolerance)
+        judge_ranking(logits[i], logprobs[i], top, recording.top, where, tally, tolerance)
+
+
+def judge_ranking(logits: F64, logprobs: F64, top: Ranking, k: int, where: str, tally: Tally, tolerance: float) -> None:
+    """Every id clearly above the k-th is there, none clearly below it, and all values agree; logits, logprobs [V]."""
+    ids = [v for v, _ in top]
+    if len(ids) != min(k, len(logits)):
+        tally.faults.append(f"{where}: {len(ids)} ids in a ranking of {k}")
+        return
+    for v, lp in top:
+        tally.add_logprob(logprobs[v], lp, where, tolerance)
+    if ids:
+        kth = np.sort(logits)[-len(ids)]
+        clearly = set(np.flatnonzero(logits > kth + 2 * tolerance).tolist())
+        if not clearly <= set(ids) or any(logits[v] < kth - 2 * tolerance for v in ids):
+            tally.faults.append(f"{where}: the ranking {ids} has the wrong ids")

@@ -414,16 +414,16 @@ BREAKS = (
     ),
     Break(
         "the partly filled page is not copied",
-        "jax_engine/engine.py",
-        "copy_from, copy_to = sequence.copy or (SCRATCH_PAGE, SCRATCH_PAGE)",
+        "jax_engine/device.py",
+        "copy_from, copy_to = copy or (SCRATCH_PAGE, SCRATCH_PAGE)",
         "copy_from, copy_to = SCRATCH_PAGE, SCRATCH_PAGE",
         "test_same_bytes.py::test_the_order_of_arrival_changes_no_byte",
     ),
     Break(
         "a slot keeps the counts of who had it before",
-        "jax_engine/engine.py",
-        "counts.at[slot].set(0)",
-        "counts",
+        "jax_engine/device.py",
+        "counts=slots.counts.at[i].set(0)",
+        "counts=slots.counts",
         "test_same_bytes.py::test_the_order_of_arrival_changes_no_byte",
     ),
 )

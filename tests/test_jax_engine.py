@@ -16,11 +16,12 @@ from gnomon.jax_engine.engine import EngineSettings, JaxEngine
 from gnomon.reference.checkpoint import Checkpoint, load_checkpoint
 from gnomon.reference.completion import EngineFailed, RunClosed, prepare
 from gnomon.reference.engine import Done, Failed, PromptScored, ReferenceEngine, Token
+from gnomon.reference.parity import Tally
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
 from helpers.fake import EOT
-from helpers.judge import Tally, held_against
+from helpers.judge import held_against
 from helpers.models import tiny_llama
 
 CONTEXT = 256
@@ -171,7 +172,7 @@ def test_a_fault_in_a_program_fails_what_it_was_working_on_and_the_next_request_
         raise RuntimeError("injected")
 
     with monkeypatch.context() as patch:
-        patch.setitem(engine._programs, program, broken)
+        patch.setitem(engine._device.compiled, program, broken)
         with pytest.raises(EngineFailed):
             ask(engine, model[1], seed=1, max_tokens=5, echo=True, logprobs=1).whole()
     assert ask(engine, model[1], seed=1, max_tokens=5).whole().choices == expected
@@ -267,7 +268,7 @@ def test_after_a_fault_nothing_is_taken_from_what_the_device_held_before(
         raise RuntimeError("injected")
 
     with monkeypatch.context() as patch:
-        patch.setitem(engine._programs, "decode", broken)
+        patch.setitem(engine._device.compiled, "decode", broken)
         with pytest.raises(EngineFailed):
             ask(engine, model[1], **fields).whole()
     again = ask(engine, model[1], **fields).whole()

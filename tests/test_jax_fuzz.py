@@ -12,9 +12,10 @@ from gnomon.jax_engine.engine import EngineSettings, JaxEngine
 from gnomon.reference.checkpoint import load_checkpoint
 from gnomon.reference.completion import prepare
 from gnomon.reference.engine import ReferenceEngine
+from gnomon.reference.parity import Tally
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.tokenizer import load_tokenizer
-from helpers.judge import Tally, held_against, random_request
+from helpers.judge import held_against, random_request
 from helpers.models import tiny_llama
 
 # The worst log-probability of 3,000 requests on this checkpoint was off by 4.9e-5, of the 200 by 2.0e-5 (XLA on a CPU).

@@ -164,7 +164,7 @@ def test_nan_in_every_free_page_changes_no_byte(engine: JaxEngine, model: tuple[
     def poison(_: object) -> None:
         held = set(engine._scheduler.pool.held())
         free = np.array([page for page in range(1, engine._scheduler.pool.size + 1) if page not in held])
-        engine._cache = [(k.at[free].set(jnp.nan), v.at[free].set(jnp.nan)) for k, v in engine._cache]
+        engine._device.cache = [(k.at[free].set(jnp.nan), v.at[free].set(jnp.nan)) for k, v in engine._device.cache]
         poisoned.set()
 
     engine.post(poison)

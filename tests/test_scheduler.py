@@ -38,9 +38,9 @@ class World:
         for sequence in self.scheduler.admit():
             self.enter(sequence)
         for sequence in list(self.scheduler.running.values()):
-            sequence.sampled.append(0)
+            sequence.steps += 1
             name = sequence.work.index, sequence.candidate
-            if len(sequence.sampled) == self.lengths[name]:
+            if sequence.steps == self.lengths[name]:
                 self.scheduler.end(sequence)
                 self.ended.add(name)
         self.scheduler.check()

@@ -1,74 +1,18 @@
-"""Holds a fast engine against the reference, teacher-forced, by the admissible sets of the law (section 4)."""
+"""Holds a fast engine against the reference, teacher-forced (reference/parity.py), and everything above its tokens
+too."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-
 from gnomon.reference.completion import prepare
-from gnomon.reference.engine import Engine, Event, Failed, Job, PromptScored, ReferenceEngine, Token
-from gnomon.reference.parity import judge
+from gnomon.reference.engine import Engine, Event, Failed, PromptScored, ReferenceEngine
+from gnomon.reference.parity import Recording, RecordingEngine, Tally, judge_recording
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import Completion
-from gnomon.reference.sampler import SamplingParams, report
 from gnomon.reference.tokenizer import Tokenizer
-
-
-@dataclass
-class Recording:
-    """One job as it was submitted, and all that came out of it."""
-
-    prompts: list[tuple[int, ...]]
-    seeds: list[int]
-    params: SamplingParams
-    candidates: int
-    top: int
-    score: bool
-    events: list[Event] = field(default_factory=list)
-
-
-class RecordingEngine:
-    """Passes everything through to an engine, and keeps it."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.vocab_size, self.context = engine.vocab_size, engine.context
-        self.eos_ids, self.fingerprint = engine.eos_ids, engine.fingerprint
-        self.recordings: list[Recording] = []
-
-    def submit(
-        self,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        params: SamplingParams,
-        candidates: int,
-        top: int,
-        score: bool,
-    ) -> RecordingJob:
-        recording = Recording([tuple(p) for p in prompts], list(seeds), params, candidates, top, score)
-        self.recordings.append(recording)
-        return RecordingJob(self.engine.submit(prompts, seeds, params, candidates, top, score), recording)
-
-
-class RecordingJob:
-    def __init__(self, job: Job, recording: Recording) -> None:
-        self._job, self._recording = job, recording
-
-    @property
-    def cached_tokens(self) -> int:
-        return self._job.cached_tokens
-
-    def events(self) -> Iterator[Event]:
-        for event in self._job.events():
-            self._recording.events.append(event)
-            yield event
-
-    def close(self, prompt: int | None = None, candidate: int | None = None) -> None:
-        self._job.close(prompt, candidate)
 
 
 class ReplayEngine:
@@ -100,22 +44,6 @@ class ReplayJob:
         """Nothing is at work."""
 
 
-@dataclass
-class Tally:
-    """What many judged requests came to."""
-
-    requests: int = 0
-    tokens: int = 0
-    excused: int = 0
-    worst_logprob: float = 0.0
-    faults: list[str] = field(default_factory=list)
-
-    def add_logprob(self, mine: float, theirs: float, where: str, tolerance: float) -> None:
-        self.worst_logprob = max(self.worst_logprob, abs(mine - theirs))
-        if abs(mine - theirs) > tolerance:
-            self.faults.append(f"{where}: log-probability {theirs}, the reference has {mine}")
-
-
 def held_against(
     reference: ReferenceEngine,
     engine: Engine,
@@ -129,75 +57,13 @@ def held_against(
     recorder = RecordingEngine(engine)
     answer = prepare(request, recorder, tokenizer, request.model).whole()
     recording = recorder.recordings[0]
-    tally.requests += 1
-    for event in recording.events:
-        assert not isinstance(event, Failed), event
-        if isinstance(event, PromptScored):
-            judge_scores(reference, recording, event, tally, tolerance)
-    for j in range(len(recording.prompts)):
-        for c in range(recording.candidates):
-            judge_candidate(reference, recording, j, c, tally, logit_error, tolerance)
+    judge_recording(reference, recording, tally, logit_error, tolerance)
     replayed = prepare(request, ReplayEngine(engine, recording), tokenizer, request.model).whole()
     if (replayed.choices, replayed.usage) != (answer.choices, answer.usage) and answer.usage is not None:
         uncached = replayed.usage is not None and replayed.usage.completion_tokens == answer.usage.completion_tokens
         if replayed.choices != answer.choices or not uncached:
             tally.faults.append(f"{request}: the answer is not what its own tokens come to")
     return answer
-
-
-def judge_candidate(
-    reference: ReferenceEngine, recording: Recording, j: int, c: int, tally: Tally, logit_error: float, tolerance: float
-) -> None:
-    tokens = [e for e in recording.events if isinstance(e, Token) and (e.prompt, e.candidate) == (j, c)]
-    if not tokens:
-        return
-    prompt, sampled = recording.prompts[j], [token.id for token in tokens]
-    logits = reference.all_logits([*prompt, *sampled[:-1]])[len(prompt) - 1 :]
-    logprobs = report(logits)
-    counts = np.zeros(reference.vocab_size, np.int64)
-    for t, token in enumerate(tokens):
-        where = f"prompt {list(prompt)[:8]}… candidate {c} step {t} {recording.params}"
-        verdict = judge(token.id, logits[t], counts, recording.params, recording.seeds[j], c, t, logit_error)
-        tally.tokens += 1
-        tally.excused += verdict.excused
-        if not verdict.admissible:
-            tally.faults.append(f"{where}: token {token.id} is not admissible; margin {verdict.margin}")
-        tally.add_logprob(logprobs[t, token.id], token.logprob, where, tolerance)
-        judge_ranking(logits[t], logprobs[t], token.top, recording.top, where, tally, tolerance)
-        counts[token.id] += 1
-
-
-def judge_scores(
-    reference: ReferenceEngine, recording: Recording, event: PromptScored, tally: Tally, tolerance: float
-) -> None:
-    prompt = recording.prompts[event.prompt]
-    assert event.logprobs[0] is None
-    assert len(event.logprobs) == len(event.tops) == len(prompt)
-    if len(prompt) == 1:
-        return
-    logits = reference.all_logits(prompt[:-1])
-    logprobs = report(logits)
-    for i, (lp, top) in enumerate(zip(event.logprobs[1:], event.tops[1:], strict=True)):
-        where = f"prompt {list(prompt)[:8]}… position {i + 1}"
-        assert lp is not None
-        assert top is not None
-        tally.add_logprob(logprobs[i, prompt[i + 1]], lp, where, tolerance)
-        judge_ranking(logits[i], logprobs[i], top, recording.top, where, tally, tolerance)
-
-
-def judge_ranking(logits: Any, logprobs: Any, top: Any, k: int, where: str, tally: Tally, tolerance: float) -> None:
-    """Every id clearly above the k-th is there, none clearly below it, and all values agree."""
-    ids = [v for v, _ in top]
-    if len(ids) != min(k, len(logits)):
-        tally.faults.append(f"{where}: {len(ids)} ids in a ranking of {k}")
-        return
-    for v, lp in top:
-        tally.add_logprob(logprobs[v], lp, where, tolerance)
-    if ids:
-        kth = np.sort(logits)[-len(ids)]
-        clearly = set(np.flatnonzero(logits > kth + 2 * tolerance).tolist())
-        if not clearly <= set(ids) or any(logits[v] < kth - 2 * tolerance for v in ids):
-            tally.faults.append(f"{where}: the ranking {ids} has the wrong ids")
 
 
 def random_request(rng: random.Random, vocab_size: int, context: int, infill: bool = True) -> dict[str, Any]:

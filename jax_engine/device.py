@@ -1,0 +1,379 @@
+"""Everything of the JAX engine that touches the device: the programs, compiled once, and the arrays they run on.
+
+    prefill   one chunk of one prompt        [1, chunk] → hidden states, and the pages written
+    score     what a prompt's tokens cost    [chunk, D] → log-probabilities and rankings
+    begin     a candidate enters a slot      all that its steps need is put on the device once
+    decode    the last token of every slot   [slots, 1] → hidden states, and the pages written
+    sample    the one head and sampler       [slots, D] → a token for every slot, and its report
+
+Each has one compiled shape, whatever the load; that is why neighbours cannot change a byte. Calls return at once, with
+arrays that are still being computed; the device runs them in the order of the calls. So a page or a slot may be given
+to the next sequence as soon as the last call that uses it has been made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import NamedSharding
+
+from gnomon.jax_engine import sharding
+from gnomon.jax_engine.model import SCRATCH_PAGE, Batch, Cache, Params, empty_cache, hidden_states, unembed
+from gnomon.jax_engine.sampler import LOWEST_TEMPERATURE, Rows, Sampled, ranking, report, sample
+from gnomon.reference.checkpoint import Checkpoint
+from gnomon.reference.model import ModelConfig
+from gnomon.reference.sampler import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """The shapes of the compiled programs and the size of the pool."""
+
+    slots: int = 8  # the decode batch
+    page_size: int = 32  # positions
+    chunk: int = 128  # positions prefilled at once; a multiple of the page
+    pool_tokens: int | None = None  # positions that the key/value pool holds; None: see `default_pool_tokens`
+    dtype: str = "float32"  # of the weights: float32 or bfloat16
+    tensor_parallel: int = 1  # devices over which heads, feed-forward and vocabulary are cut
+    compilation_cache: Path | None = None  # where compiled programs are kept for the next start; None: nowhere
+
+
+def cache_dtype(settings: EngineSettings) -> str:
+    """The dtype of keys and values: that of the weights, but float32 on a CPU, which converts bfloat16 slowly."""
+    return "float32" if jax.default_backend() == "cpu" else settings.dtype
+
+
+def bytes_per_token(config: ModelConfig, settings: EngineSettings) -> int:
+    """What one position costs in the key/value pool."""
+    width = config.num_key_value_heads * config.head_dim
+    return 2 * config.num_hidden_layers * width * jnp.dtype(cache_dtype(settings)).itemsize
+
+
+def default_pool_tokens(config: ModelConfig, settings: EngineSettings) -> int:
+    """Room for four full contexts a slot, so that prefixes stay cached, in at most a quarter of the device's memory."""
+    memory = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    if memory is None:  # a CPU has no limit of its own
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    affordable = memory // 4 // bytes_per_token(config, settings)
+    return min(affordable, 4 * settings.slots * config.max_position_embeddings)
+
+
+# ---- the programs
+
+
+class Slots(NamedTuple):
+    """What the device knows of every slot; all of it is written by `begin` and moved on by `sample`."""
+
+    tables: Any  # [slots, P] int32: the pages of the slot's sequence
+    position: Any  # [slots] int32: where the last token stands
+    token: Any  # [slots] int32: the last token
+    begun: Any  # [slots, D] float32: the hidden state that prefill left for the first token
+    bias: Any  # [slots, V] float32
+    counts: Any  # [slots, V] int32: of the tokens sampled
+    rows: Rows
+
+
+class Entry(NamedTuple):
+    """What a candidate brings into its slot."""
+
+    slot: Any  # int32
+    table: Any  # [P] int32
+    position: Any  # int32: of the prompt's last token
+    hidden: Any  # [D] float32
+    bias: Any  # [V] float32
+    rows: Rows  # scalars
+    copy_from: Any  # int32: the prompt's partly filled last page,
+    copy_to: Any  # int32: and the candidate's own; both the scratch page if there is nothing to copy
+
+
+def prefill(config: ModelConfig, params: Params, cache: Cache, batch: Batch, last: Array) -> tuple[Array, Array, Cache]:
+    """One chunk of one prompt, [1, chunk] → hidden states [chunk, D], that of row `last` [D], and the pages."""
+    x, cache = hidden_states(config, params, batch, cache)
+    return x[0], x[0, last], cache
+
+
+def decode(config: ModelConfig, params: Params, cache: Cache, slots: Slots, live: Array) -> tuple[Array, Cache]:
+    """The last token of every live slot → hidden states [slots, D], and the pages."""
+    batch = Batch(slots.token[:, None], slots.position[:, None], live[:, None], slots.tables)
+    x, cache = hidden_states(config, params, batch, cache)
+    return x[:, 0], cache
+
+
+def sample_slots(
+    whole: NamedSharding, params: Params, slots: Slots, hidden: Array, is_new: Array, running: Array
+) -> tuple[Sampled, Slots]:
+    """The one head and one sampler: a token for every running slot; new ones have their hidden state in `begun`."""
+    live = running[:, None]
+    logits = unembed(jnp.where(is_new[:, None], slots.begun, hidden), params)
+    logits = _constrain(jnp.where(live, logits, 0.0), whole)
+    drawn = sample(logits, slots.bias, slots.counts, slots.rows)
+    ones = running.astype(jnp.int32)
+    return drawn, slots._replace(
+        token=drawn.token,
+        position=slots.position + ones,
+        counts=slots.counts.at[jnp.arange(len(ones)), drawn.token].add(ones),
+        rows=slots.rows._replace(step=slots.rows.step + ones.astype(jnp.uint32)),
+    )
+
+
+def _constrain(x: Array, home: NamedSharding) -> Array:
+    constrained: Array = jax.lax.with_sharding_constraint(x, home)  # type: ignore[no-untyped-call]
+    return constrained
+
+
+def score(whole: NamedSharding, params: Params, hidden: Array, targets: Array) -> tuple[Array, Array, Array, Array]:
+    """The log-probabilities of targets [chunk] given hidden [chunk, D], the rankings there, and which rows are
+    finite."""
+    logits = _constrain(unembed(hidden, params), whole)
+    logprobs = report(logits)
+    top_ids = ranking(logits)
+    picked = jnp.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0]
+    return picked, top_ids, jnp.take_along_axis(logprobs, top_ids, axis=-1), jnp.isfinite(logits).all(axis=-1)
+
+
+def begin(cache: Cache, slots: Slots, entry: Entry) -> tuple[Cache, Slots]:
+    """A candidate enters a slot: its row of every array is set, its counts cleared, its partial page copied."""
+    i, (to, origin) = entry.slot, (entry.copy_to, entry.copy_from)
+    copied = [(k.at[to].set(k[origin]), v.at[to].set(v[origin])) for k, v in cache]
+    return copied, Slots(
+        tables=slots.tables.at[i].set(entry.table),
+        position=slots.position.at[i].set(entry.position),
+        token=slots.token,
+        begun=slots.begun.at[i].set(entry.hidden),
+        bias=slots.bias.at[i].set(entry.bias),
+        counts=slots.counts.at[i].set(0),
+        rows=Rows(*(row.at[i].set(value) for row, value in zip(slots.rows, entry.rows, strict=True))),
+    )
+
+
+class Program(NamedTuple):
+    """A function to compile, arguments of its one shape, which of them it may overwrite, and where its results live."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    donated: tuple[int, ...]
+    results: Any  # shardings, a prefix of the results' tree
+
+    def jitted(self, whole: NamedSharding) -> Any:
+        """What comes from the host goes whole to every device."""
+        homes = jax.tree.map(lambda leaf: leaf.sharding if isinstance(leaf, Array) else whole, self.arguments)
+        return jax.jit(self.function, donate_argnums=self.donated, in_shardings=homes, out_shardings=self.results)
+
+
+def rows_of(params: SamplingParams, seed: int, candidate: int) -> Rows:
+    """The sampling parameters of one candidate, as scalars."""
+    return Rows(
+        temperature=np.float32(max(params.temperature, LOWEST_TEMPERATURE)),
+        top_p=np.float32(params.top_p),
+        frequency_penalty=np.float32(params.frequency_penalty),
+        presence_penalty=np.float32(params.presence_penalty),
+        is_greedy=np.bool_(params.temperature == 0),
+        is_nucleus=np.bool_(params.temperature != 0 and params.top_p != 1),
+        seed_high=np.uint32(seed % 2**64 >> 32),
+        seed_low=np.uint32(seed % 2**32),
+        candidate=np.uint32(candidate),
+        step=np.uint32(0),
+    )
+
+
+# ---- the device
+
+
+class Device:
+    """A model's weights, pages and slots on the device, and its compiled programs.
+
+    Not thread-safe: one thread owns it.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, settings: EngineSettings, pages: int, progress: Callable[[str], None]
+    ) -> None:
+        self.config = checkpoint.config
+        self.settings = settings
+        self.pages = pages
+        jax.config.update("jax_default_matmul_precision", "highest")  # type: ignore[no-untyped-call]
+        if settings.compilation_cache is not None:
+            jax.config.update("jax_compilation_cache_dir", str(settings.compilation_cache))  # type: ignore[no-untyped-call]
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # type: ignore[no-untyped-call]
+        self.layout = sharding.layout(self.config, settings.tensor_parallel)
+        self.params: Params = self.layout.place(checkpoint.params, jnp.dtype(settings.dtype))
+        self.table_width = -(-self.config.max_position_embeddings // settings.page_size) + 1
+        self.clear()
+        self.compiled: dict[str, Any] = {}
+        for name, program in self.programs().items():
+            started = time.monotonic()
+            self.compiled[name] = program.jitted(self.layout.whole).lower(*program.arguments).compile()
+            progress(f"compiled {name} in {time.monotonic() - started:.1f} s")
+        self.fingerprint = self._fingerprint()
+        self.clear()
+
+    def clear(self) -> None:
+        """Empty pages and slots."""
+        s, whole = self.settings, self.layout.whole
+        keys = self.layout.sharding("keys")
+        self.cache = empty_cache(self.config, self.pages + 1, s.page_size, cache_dtype(s), keys)
+        self.nothing = jax.device_put(np.zeros((s.slots, self.config.hidden_size), np.float32), whole)
+        nobody = Rows(*(np.zeros(s.slots, value.dtype) for value in rows_of(SamplingParams(), 0, 0)))
+        self.slots: Slots = jax.device_put(
+            Slots(
+                tables=np.full((s.slots, self.table_width), SCRATCH_PAGE, np.int32),
+                position=np.zeros(s.slots, np.int32),
+                token=np.zeros(s.slots, np.int32),
+                begun=np.zeros((s.slots, self.config.hidden_size), np.float32),
+                bias=np.zeros((s.slots, self.config.vocab_size), np.float32),
+                counts=np.zeros((s.slots, self.config.vocab_size), np.int32),
+                rows=nobody._replace(is_greedy=np.ones(s.slots, bool)),
+            ),
+            whole,
+        )
+
+    def programs(self) -> dict[str, Program]:
+        """Every program that the engine runs, with arguments of the shapes it is compiled for, and no others."""
+        s, D, whole = self.settings, self.config.hidden_size, self.layout.whole
+        nobody = np.zeros(s.slots, bool)
+        hidden = {rows: jax.device_put(np.zeros((rows, D), np.float32), whole) for rows in (s.slots, s.chunk)}
+        last = jax.device_put(np.zeros(D, np.float32), whole)
+        pages = [(self.layout.sharding("keys"), self.layout.sharding("values"))] * self.config.num_hidden_layers
+        entry = self._entry(0, [], 1, last, SamplingParams(), 0, 0, None)
+        return {
+            "prefill": Program(
+                partial(prefill, self.config),
+                (self.params, self.cache, self._chunk([], [], 0), np.int32(0)),
+                (1,),
+                (whole, whole, pages),
+            ),
+            "decode": Program(
+                partial(decode, self.config), (self.params, self.cache, self.slots, nobody), (1,), (whole, pages)
+            ),
+            "sample": Program(
+                partial(sample_slots, whole), (self.params, self.slots, hidden[s.slots], nobody, nobody), (1,), whole
+            ),
+            "score": Program(
+                partial(score, whole), (self.params, hidden[s.chunk], np.zeros(s.chunk, np.int32)), (), whole
+            ),
+            "begin": Program(begin, (self.cache, self.slots, entry), (0, 1), (pages, whole)),
+        }
+
+    # ---- calls
+
+    def prefill(self, ids: Sequence[int], pages: Sequence[int], start: int) -> tuple[Array, Array]:
+        """Positions `start` and on of a prompt → hidden states [chunk, D], and that of the last id, [D]."""
+        hidden, last, self.cache = self.compiled["prefill"](
+            self.params, self.cache, self._chunk(ids, pages, start), np.int32(len(ids) - 1)
+        )
+        return hidden, last
+
+    def score(self, hidden: Array, following: Sequence[int]) -> tuple[Array, Array, Array, Array]:
+        """What the ids after a chunk's positions cost: log-probabilities [chunk], ranked ids and theirs
+        [chunk, TOP], and which rows are finite [chunk]."""
+        targets = np.zeros(self.settings.chunk, np.int32)
+        targets[: len(following)] = following
+        scored: tuple[Array, Array, Array, Array] = self.compiled["score"](self.params, hidden, targets)
+        return scored
+
+    def begin(
+        self,
+        slot: int,
+        pages: Sequence[int],
+        prompt_length: int,
+        hidden: Array,
+        params: SamplingParams,
+        seed: int,
+        candidate: int,
+        copy: tuple[int, int] | None,
+    ) -> None:
+        """A candidate enters a slot. hidden: what prefill gave for the prompt's last id; copy: a page (from, to)."""
+        entry = self._entry(slot, pages, prompt_length, hidden, params, seed, candidate, copy)
+        self.cache, self.slots = self.compiled["begin"](self.cache, self.slots, entry)
+
+    def step(self, running: Collection[int], new: Collection[int]) -> Sampled:
+        """One token for every running slot; `new` are those that have none yet."""
+        slots = np.arange(self.settings.slots)
+        is_running, is_new = np.isin(slots, list(running)), np.isin(slots, list(new))
+        hidden = self.nothing
+        if len(new) < len(running):
+            hidden, self.cache = self.compiled["decode"](self.params, self.cache, self.slots, is_running & ~is_new)
+        drawn: Sampled
+        drawn, self.slots = self.compiled["sample"](self.params, self.slots, hidden, is_new, is_running)
+        return drawn
+
+    # ---- arguments
+
+    def _chunk(self, ids: Sequence[int], pages: Sequence[int], start: int) -> Batch:
+        chunk = self.settings.chunk
+        tokens = np.zeros((1, chunk), np.int32)
+        tokens[0, : len(ids)] = ids
+        positions = start + np.arange(chunk, dtype=np.int32)
+        return Batch(tokens, positions[None], np.arange(chunk)[None] < len(ids), self._table(pages)[None])
+
+    def _entry(
+        self,
+        slot: int,
+        pages: Sequence[int],
+        prompt_length: int,
+        hidden: Array,
+        params: SamplingParams,
+        seed: int,
+        candidate: int,
+        copy: tuple[int, int] | None,
+    ) -> Entry:
+        bias = np.zeros(self.config.vocab_size, np.float32)
+        for v, value in (params.logit_bias or {}).items():
+            bias[v] = value
+        copy_from, copy_to = copy or (SCRATCH_PAGE, SCRATCH_PAGE)
+        rows = rows_of(params, seed, candidate)
+        at = (np.int32(slot), self._table(pages), np.int32(prompt_length - 1))
+        return Entry(*at, hidden, bias, rows, np.int32(copy_from), np.int32(copy_to))
+
+    def _table(self, pages: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int32]]:
+        table = np.full(self.table_width, SCRATCH_PAGE, np.int32)
+        table[: len(pages)] = pages
+        return table
+
+    # ---- the fingerprint
+
+    def _fingerprint(self) -> str:
+        """A hash of all that decides the numbers, and of the output bits of every program on a fixed probe."""
+        digest = hashlib.sha256()
+        for folder in (Path(__file__).parent, Path(__file__).parent.parent / "reference"):
+            for source in sorted(folder.glob("*.py")):
+                digest.update(source.read_bytes())
+        device, s = jax.devices()[0], self.settings
+        flags = [os.environ.get(name) for name in ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION", "LIBTPU_INIT_ARGS")]
+        decides: Mapping[str, Any] = {
+            "versions": (jax.__version__, version("jaxlib")),
+            "device": (device.platform, device.device_kind, platform.machine(), os.cpu_count(), flags),
+            "mesh": dict(self.layout.mesh.shape),
+            "shapes": (s.slots, s.page_size, s.chunk, self.pages, s.dtype, cache_dtype(s)),
+            "model": self.config,
+        }
+        digest.update(repr(decides).encode())
+        for leaf in jax.tree.leaves(self.params):
+            digest.update(np.asarray(leaf).tobytes())
+        for bits in jax.tree.leaves(list(self._probe())):
+            digest.update(np.asarray(bits).tobytes())
+        return "gnomon-jax-" + digest.hexdigest()[:16]
+
+    def _probe(self) -> Iterator[Any]:
+        s, V = self.settings, self.config.vocab_size
+        ids = [(7 * i + 1) % V for i in range(min(s.chunk, self.config.max_position_embeddings - 2))]
+        pages = range(1, -(-(len(ids) + 2) // s.page_size) + 1)
+        hidden, last = self.prefill(ids, pages, 0)
+        yield hidden, last, self.score(hidden, ids[1:])
+        params = SamplingParams(temperature=0.7, top_p=0.9)
+        self.begin(0, pages, len(ids), last, params, 1, 0, None)
+        yield self.step([0], [0])
+        yield self.step([0], [])
