@@ -61,7 +61,6 @@ class Running:
     copy: tuple[int, int] | None  # (from, to): the prompt's partly filled last page, and this candidate's own
     steps: int = 0  # how many of its tokens have been asked for,
     handed_out: int = 0  # and how many have come
-    finished: bool = False  # nothing more is to be handed out
 
 
 class Scheduler:

@@ -31,7 +31,7 @@ from gnomon.reference.tokenizer import load_tokenizer
 from helpers.fake import EOT
 from helpers.models import tiny_llama
 
-JAX_OPTIONS = (["--slots", "3"], ["--dtype", "bfloat16"], ["--kv-cache-memory", "7"])
+JAX_OPTIONS = (["--slots", "3"], ["--dtype", "bfloat16"], ["--kv-cache-memory", "7"], ["--tensor-parallel", "2"])
 NO_END = json.dumps({EOT: -100})
 COMMAND = (sys.executable, "-c", "from gnomon.http.cli import main; main()")
 
@@ -332,7 +332,7 @@ def interrupt(process: subprocess.Popen[str]) -> str:
 
 
 def test_serve_says_where_and_its_example_works_and_ctrl_c_ends_it(model: Path) -> None:
-    with serve(model, "--port", 0) as server:
+    with serve(model, "--port", 0, "--engine", "reference") as server:
         assert server.line.startswith("tiny is served at http://127.0.0.1:")
         example = shlex.split(server.line.partition("try: ")[2])
         assert example[0] == "curl"
@@ -351,7 +351,7 @@ def test_serve_says_where_and_its_example_works_and_ctrl_c_ends_it(model: Path) 
 
 def test_the_servers_options_are_carried_out(model: Path) -> None:
     arguments = ("--served-model-name", "it's", "--openai-limits", "--max-candidates", 3, "--max-body-bytes", 200)
-    with serve(model, "--port", 0, "--host", "localhost", *arguments) as server:
+    with serve(model, "--port", 0, "--host", "localhost", "--engine", "reference", *arguments) as server:
         assert json.loads(shlex.split(server.line.partition("try: ")[2])[-1])["model"] == "it's"
 
         def status(**fields: object) -> int:
@@ -364,7 +364,7 @@ def test_the_servers_options_are_carried_out(model: Path) -> None:
 
 
 def test_ctrl_c_is_clean_while_a_stream_is_open_even_twice(model: Path) -> None:
-    with serve(model, "--port", 0) as server:
+    with serve(model, "--port", 0, "--engine", "reference") as server:
         body = {"model": "tiny", "prompt": "a", "max_tokens": 4000, "stream": True, "logit_bias": {EOT: -100}}
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as response:
             lines = response.iter_lines()
@@ -410,7 +410,7 @@ def test_the_servers_defaults_are_the_laws(gnomon: Gnomon) -> None:
 
 @pytest.mark.parametrize("options", JAX_OPTIONS)
 def test_options_of_the_jax_engine_are_refused_with_another(gnomon: Gnomon, model: Path, options: list[str]) -> None:
-    result = gnomon("serve", model, "--port", "0", *options)
+    result = gnomon("serve", model, "--port", "0", "--engine", "reference", *options)
     assert result.code == 2
     assert options[0] in result.err
 
@@ -428,10 +428,29 @@ def test_options_of_the_jax_engine_reach_it(
         raise ValueError("enough was seen")
 
     monkeypatch.setattr("gnomon.jax_engine.engine.JaxEngine", engine)
-    result = gnomon("serve", model, "--port", "0", "--engine", "jax", *options)
+    result = gnomon("serve", model, "--port", "0", *options)
     assert (result.code, result.err) == (1, "gnomon: enough was seen\n")
     [settings] = seen
     per_token = 2 * 2 * 2 * 8 * 4  # keys and values, layers, key/value heads, head width, bytes of a float32
     expected = {"--slots": 3, "--dtype": "bfloat16", "--kv-cache-memory": 7 * 2**20 // per_token}
+    expected["--tensor-parallel"] = 2
     given = {"--slots": settings.slots, "--dtype": settings.dtype, "--kv-cache-memory": settings.pool_tokens}
+    given["--tensor-parallel"] = settings.tensor_parallel
     assert given[options[0]] == expected[options[0]]
+
+
+def test_serve_runs_jax_by_default_reports_its_start_and_starts_quicker_from_its_cache(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    programs = r"(compiled \w+ in [\d.]+ s\n){5}"
+    kept = []
+    for _ in range(2):
+        with serve(model, "--port", 0, "--slots", 2) as server:
+            answer = httpx.post(f"{server.url}/v1/completions", json={"model": "tiny", "prompt": "a", "max_tokens": 2})
+            assert answer.json()["system_fingerprint"].startswith("gnomon-jax-")
+            log = interrupt(server.process)
+            assert re.match(programs + r"key/value pool: [\d,]+ tokens, [\d.]+ MiB; ready in [\d.]+ s\n", log)
+        kept.append({path.name for path in (tmp_path / "gnomon" / "jax").glob("*-cache")})
+    assert len(kept[0]) >= 5
+    assert kept[0] == kept[1]  # the second start found all that it needed

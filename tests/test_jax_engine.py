@@ -274,3 +274,58 @@ def test_after_a_fault_nothing_is_taken_from_what_the_device_held_before(
     again = ask(engine, model[1], **fields).whole()
     assert again.choices == expected.choices
     assert again.usage.cached_tokens == 0
+
+
+def test_an_end_token_is_the_last_and_the_step_asked_for_after_it_is_dropped(engine: JaxEngine) -> None:
+    def tokens(**changes: Any) -> list[int]:
+        params = SamplingParams(max_tokens=20, **changes)
+        events = list(engine.submit([[9, 9]], [4], params, 1, 0, False).events())
+        assert isinstance(events.pop(), Done)
+        return [event.id for event in events if isinstance(event, Token)]
+
+    free = tokens()
+    end = free[7]
+    assert tokens(end_ids=frozenset([end])) == free[: free.index(end) + 1]
+    assert tokens() == free  # in the slot that the dropped step had moved on
+
+
+def test_a_fault_fails_also_those_who_have_left_their_slot_but_not_got_their_last_token(
+    engine: JaxEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill, calls = engine._device.compiled["prefill"], []
+
+    def broken_at_the_second(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("injected")
+        return prefill(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(engine._device.compiled, "prefill", broken_at_the_second)
+        hold = threading.Event()
+        engine.post(lambda _: hold.wait(20))
+        jobs = [engine.submit([[7]], [0], SamplingParams(max_tokens=1), 1, 0, False) for _ in range(2)]
+        hold.set()
+        assert [[type(event) for event in job.events()] for job in jobs] == [[Failed], [Failed]]
+
+
+def test_a_message_that_fails_ends_neither_the_thread_nor_a_later_request(engine: JaxEngine) -> None:
+    def broken(_: object) -> None:
+        raise RuntimeError("injected")
+
+    engine.post(broken)
+    events = list(engine.submit([[7]], [0], SamplingParams(max_tokens=2), 1, 0, False).events())
+    assert [type(event) for event in events] == [Token, Token, Done]
+
+
+def test_stopping_fails_what_is_under_way_and_what_comes_later(model: tuple[Checkpoint, Tokenizer]) -> None:
+    engine = JaxEngine(model[0], EngineSettings(slots=2, page_size=8, chunk=32, pool_tokens=CONTEXT * 2))
+    job = engine.submit([[1, 2]], [0], SamplingParams(max_tokens=200), 1, 0, False)
+    events = job.events()
+    assert isinstance(next(events), Token)
+    engine.stop()
+    engine.stop()
+    assert isinstance(list(events)[-1], Failed)
+    late = engine.submit([[1, 2]], [0], SamplingParams(max_tokens=2), 1, 0, False)
+    assert [type(event) for event in late.events()] == [Failed]
+    late.close()

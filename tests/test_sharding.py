@@ -96,7 +96,7 @@ def eight(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_does_not_divide_is_refused_with_the_numbers(
-    config: ModelConfig, changes: dict[str, int], n: int, message: str
+    config: ModelConfig, changes: dict[str, Any], n: int, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         layout(replace(config, **changes), n)
