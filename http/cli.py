@@ -1,7 +1,8 @@
-"""The command `gnomon`: serve, complete. The composition root, and the only file that names an engine.
+"""The command `gnomon`: serve, complete, doctor. The composition root, and the only file that names an engine.
 
     serve      address → model → application → server; whatever can fail before the server is up is one line and exit 1
     complete   options → the request, read as if it had come over HTTP → the text as it is made, or the JSON
+    doctor     a model → an examination of the JAX engine, line by line, and a report
 
 The request's fields, their help, defaults and bounds come from the table in `gnomon.reference.request`; nothing about
 them is repeated here but their names. Everything heavy is imported where it is used: `gnomon --help` needs none of it.
@@ -66,6 +67,7 @@ def main() -> None:
     app.callback(no_args_is_help=True)(gnomon)
     app.command()(serve)
     app.command()(complete)
+    app.command()(doctor)
     app(prog_name="gnomon")
 
 
@@ -364,3 +366,60 @@ def in_order(answers: Iterable[Completion]) -> Iterator[Choice]:
             choice = waiting[turn].pop(0)
             yield choice
             turn += choice.finish_reason is not None
+
+
+# ---- doctor
+
+
+def doctor(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A model's directory on this machine, small enough for float64; left out, the embedded model.",
+            show_default=False,
+        ),
+    ] = None,
+    json_file: Annotated[
+        str | None,
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            help="Write the report here, to attach to a bug; - is standard output, and the lines go to standard error.",
+            show_default=False,
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A short examination, without the speed of a 135M model.")] = (
+        False
+    ),
+) -> None:
+    """Examine the JAX engine on the device that is here.
+
+    Tokens against the reference, the same bytes under load, speed. Status 0: sound; 1: unsound, with the reasons.
+    """
+    from gnomon.reference.checkpoint import CheckpointError, default_model_path, load_checkpoint
+    from gnomon.reference.tokenizer import load_tokenizer
+
+    if model == "":
+        fail("the model's directory is an empty string; leave it out for the embedded model", 1)
+    path = default_model_path() if model is None else Path(model)
+    try:
+        checkpoint = load_checkpoint(path)
+        tokenizer = load_tokenizer(path, checkpoint.config.vocab_size)
+    except (CheckpointError, OSError) as error:
+        fail(str(error), 1)
+    file = None if json_file in (None, "-") else Path(json_file)
+    try:
+        if file is not None:
+            file.open("a").close()  # minutes later would be a bad time to find that it cannot be written
+    except OSError as error:
+        fail(f"--json: {json_file!r}: {error.strerror}", 1)
+    from gnomon.jax_engine.doctor import examine
+
+    lines = sys.stderr if json_file == "-" else sys.stdout
+    report = examine(checkpoint, tokenizer, lambda line: print(line, file=lines, flush=True), quick)
+    text = json.dumps(report, indent=2)
+    if file is not None:
+        file.write_text(text + "\n", encoding="utf-8")
+    elif json_file == "-":
+        print(text)
+    raise typer.Exit(report["verdict"] != "sound")

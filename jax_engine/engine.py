@@ -9,7 +9,7 @@ One thread owns the device. A step of it is:
     5 land      what the step before asked for has come: tokens and logprobs as events, ends to the scheduler
 
 So the device works on a step while the host hands out the one before. A sequence whose last token has been asked for
-leaves its slot at once; one that ends by an end token is found out a step later, and its job drops that step's token.
+leaves its slot at once; one that ends by an end token is found out a step later, and that step's token is dropped.
 """
 
 from __future__ import annotations
@@ -299,7 +299,8 @@ class JaxEngine:
         """A step's tokens have come."""
         drawn = jax.device_get(drawn)
         for slot, sequence in asked.items():
-            self._hand_out_token(sequence, slot, drawn)
+            if not sequence.is_over:
+                self._hand_out_token(sequence, slot, drawn)
 
     def _hand_out_token(self, sequence: Running, slot: int, drawn: Sampled) -> None:
         work, job = sequence.work, sequence.work.owner
@@ -311,6 +312,7 @@ class JaxEngine:
         job.put(Token(work.index, sequence.candidate, token, _decimal(drawn.logprob[slot]), top))
         sequence.handed_out += 1
         if token in job.params.end_ids or sequence.handed_out == work.max_tokens:
+            sequence.is_over = True
             self._scheduler.end(sequence)
             job.put(Done(work.index, sequence.candidate))
 

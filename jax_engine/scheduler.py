@@ -61,6 +61,7 @@ class Running:
     copy: tuple[int, int] | None  # (from, to): the prompt's partly filled last page, and this candidate's own
     steps: int = 0  # how many of its tokens have been asked for,
     handed_out: int = 0  # and how many have come
+    is_over: bool = False  # its last token has come, or nobody wants one: what else comes is dropped
 
 
 class Scheduler:
@@ -178,6 +179,7 @@ class Scheduler:
         """Ends one candidate, or the whole work, wherever it is."""
         work.closed |= set(range(work.candidates)) if candidate is None else {candidate}
         for sequence in [s for s in self.running.values() if s.work is work and s.candidate in work.closed]:
+            sequence.is_over = True
             self.end(sequence)
         if work in self.waiting and len(work.closed) == work.candidates and not self._score_pending(work, candidate):
             work.next_candidate = work.candidates

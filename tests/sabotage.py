@@ -426,6 +426,97 @@ BREAKS = (
         "counts=slots.counts",
         "test_same_bytes.py::test_the_order_of_arrival_changes_no_byte",
     ),
+    Break(
+        "attention sees one position ahead",
+        "jax_engine/model.py",
+        "(at[None, None, :] <= batch.positions[:, :, None])",
+        "(at[None, None, :] <= batch.positions[:, :, None] + 1)",
+        "test_jax_fuzz.py::test_every_token_of_random_requests_is_the_references",
+    ),
+    Break(
+        "the walk over pages stops at the shortest row",
+        "jax_engine/model.py",
+        "blocks = (lengths.max() + page_size - 1) // page_size",
+        "blocks = (lengths.min() + page_size - 1) // page_size",
+        "test_same_bytes.py::test_neighbours_that_come_and_go_change_no_byte",
+    ),
+    Break(
+        "what no sequence wrote is masked in the scores alone",
+        "jax_engine/model.py",
+        "v_block = jnp.where(exists[:, :, None, None], values[pages].astype(jnp.float32), 0.0)",
+        "v_block = values[pages].astype(jnp.float32)",
+        "test_same_bytes.py::test_nan_in_every_free_page_changes_no_byte",
+    ),
+    Break(
+        "an idle slot writes to the pages it once had",
+        "jax_engine/model.py",
+        "page = jnp.where(batch.live, jnp.take_along_axis(batch.tables, block, axis=1), SCRATCH_PAGE)",
+        "page = jnp.take_along_axis(batch.tables, block, axis=1)",
+        "test_same_bytes.py::test_neighbours_that_come_and_go_change_no_byte",
+    ),
+    Break(
+        "the device's noise forgets the candidate",
+        "jax_engine/sampler.py",
+        "(rows.candidate, rows.step))",
+        "(rows.candidate * 0, rows.step))",
+        "test_jax_sampler.py::test_every_row_draws_the_laws_token_whatever_the_other_rows_are",
+    ),
+    Break(
+        "the device keeps the last of equal ids at the nucleus boundary",
+        "jax_engine/sampler.py",
+        "rank_in_tie = jnp.cumsum(at_boundary, axis=-1) - 1",
+        "rank_in_tie = jnp.cumsum(at_boundary[:, ::-1], axis=-1)[:, ::-1] - 1",
+        "test_jax_sampler.py::test_ties_at_the_nucleus_boundary_go_to_the_lower_ids",
+    ),
+    Break(
+        "minus zero ranks below zero on the device",
+        "jax_engine/sampler.py",
+        "lax.top_k(_one_zero(logits), min(",
+        "lax.top_k(logits, min(",
+        "test_jax_sampler.py::test_rankings_are_by_logit_and_then_by_id_and_zeros_are_equal",
+    ),
+    Break(
+        "the step does not count on the device",
+        "jax_engine/device.py",
+        "rows=slots.rows._replace(step=slots.rows.step + ones.astype(jnp.uint32)),",
+        "rows=slots.rows,",
+        "test_jax_fuzz.py::test_every_token_of_random_requests_is_the_references",
+    ),
+    Break(
+        "a slot keeps the bias of who had it before",
+        "jax_engine/device.py",
+        "bias=slots.bias.at[i].set(entry.bias),",
+        "bias=slots.bias,",
+        "test_jax_fuzz.py::test_every_token_of_random_requests_is_the_references",
+    ),
+    Break(
+        "a first token is drawn from another row's hidden state",
+        "jax_engine/device.py",
+        "jnp.where(is_new[:, None], slots.begun, hidden)",
+        "jnp.where(is_new[:, None], slots.begun[::-1], hidden)",
+        "test_jax_fuzz.py::test_every_token_of_random_requests_is_the_references",
+    ),
+    Break(
+        "prompt scores belong to the token before",
+        "jax_engine/engine.py",
+        "following = work.prompt[start + 1 : start + len(ids) + 1]",
+        "following = work.prompt[start + 1 : start + len(ids) + 1][::-1]",
+        "test_jax_fuzz.py::test_every_token_of_random_requests_is_the_references",
+    ),
+    Break(
+        "a chunk is shared before it is written",
+        "jax_engine/scheduler.py",
+        "        work.admitted = True\n        return True",
+        "        work.admitted = True\n        self._remember(work)\n        return True",
+        "test_scheduler.py::test_a_chunk_is_shared_only_once_it_is_written",
+    ),
+    Break(
+        "a closed candidate keeps its pages",
+        "jax_engine/scheduler.py",
+        "            sequence.is_over = True\n            self.end(sequence)",
+        "            sequence.is_over = True\n            del self.running[sequence.slot]",
+        "test_jax_engine.py::test_closing_at_any_stage_frees_everything",
+    ),
 )
 
 
@@ -504,6 +595,7 @@ def run(copy: Path, tests: Sequence[str]) -> dict[str, Verdict]:
     command = [sys.executable, str(copy / "tests" / "sabotage.py"), "--inside", str(copy), *tests]
     environment = {**os.environ, "PYTHONPATH": str(copy / "path"), "PYTHONDONTWRITEBYTECODE": "1"}
     environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # halves the time it takes to start
+    environment["GNOMON_FUZZ_REQUESTS"] = "30"
     result = copy / "result.json"
     result.unlink(missing_ok=True)
     try:

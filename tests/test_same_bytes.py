@@ -15,7 +15,7 @@ import pytest
 
 from gnomon.jax_engine.engine import EngineSettings, JaxEngine
 from gnomon.reference.checkpoint import Checkpoint, load_checkpoint
-from gnomon.reference.completion import prepare
+from gnomon.reference.completion import EngineFailed, prepare
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
 from helpers.judge import random_request
@@ -61,7 +61,10 @@ def bodies(vocab_size: int, count: int = 6) -> list[dict[str, Any]]:
 def answer(engine: JaxEngine, tokenizer: Tokenizer, body: dict[str, Any]) -> str:
     """The bytes of the choices; `cached_tokens` is the one thing that may differ, and is not among them."""
     run = prepare(CompletionRequest.from_fields(body), engine, tokenizer, "m")
-    return json.dumps([choice.to_json() for choice in run.whole().choices])
+    try:
+        return json.dumps([choice.to_json() for choice in run.whole().choices])
+    except EngineFailed as error:
+        return f"failed: {error}"
 
 
 def joined(engine: JaxEngine, tokenizer: Tokenizer, body: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ class World:
     begun: list[tuple[int, int]] = field(default_factory=list)
     ended: set[tuple[int, int]] = field(default_factory=set)
     prefilled: list[tuple[int, int]] = field(default_factory=list)
-    written: dict[int, tuple[int, ...]] = field(default_factory=dict)  # page → the ids whose keys it holds
+    written: dict[int, tuple[int, ...] | None] = field(default_factory=dict)  # page → the ids whose keys it holds
 
     def step(self) -> None:
         chunk = self.scheduler.next_chunk()
@@ -50,9 +50,9 @@ class World:
         prompt = sequence.work.prompt
         if sequence.copy is not None:
             source, target = sequence.copy
-            self.written[target] = self.written[source]
+            self.written[target] = self.written.get(source)
         for i in range(-(-len(prompt) // PAGE)):
-            assert self.written[sequence.pages[i]] == prompt[: min((i + 1) * PAGE, len(prompt))]
+            assert self.written.get(sequence.pages[i]) == prompt[: min((i + 1) * PAGE, len(prompt))]
         assert len(sequence.pages) * PAGE >= len(prompt) + sequence.work.max_tokens
         own = sequence.pages[len(prompt) // PAGE :]
         for other in self.scheduler.running.values():
@@ -122,6 +122,22 @@ def test_a_second_equal_prompt_takes_all_whole_chunks_but_the_one_with_its_last_
         for _ in range(6):
             world.step()
         assert work.cached_tokens == [0, 16, 24][index]
+
+
+def test_a_chunk_is_shared_only_once_it_is_written() -> None:
+    scheduler = Scheduler(2, 40, PAGE, CHUNK)
+    world = World(scheduler)
+    left = Work(tuple(range(30)), 1, 1, False, index=0)
+    scheduler.submit(left)
+    world.step()
+    scheduler.close(left)  # after its first chunk of several
+    after = Work(tuple(range(30)), 1, 1, False, index=1)
+    world.lengths[1, 0] = 1
+    scheduler.submit(after)
+    for _ in range(6):
+        world.step()
+    assert after.cached_tokens == 0
+    assert (1, 0) in world.ended
 
 
 def test_a_prompt_that_is_scored_takes_nothing_from_the_cache() -> None:
