@@ -31,7 +31,18 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from gnomon.jax_engine import sharding
-from gnomon.jax_engine.model import SCRATCH_PAGE, Batch, Cache, Params, empty_cache, hidden_states, unembed
+from gnomon.jax_engine.model import (
+    SCRATCH_PAGE,
+    Batch,
+    Cache,
+    Params,
+    Product,
+    empty_cache,
+    hidden_states,
+    over,
+    product,
+    unembed,
+)
 from gnomon.jax_engine.sampler import LOWEST_TEMPERATURE, Rows, Sampled, ranking, report, sample
 from gnomon.reference.checkpoint import Checkpoint
 from gnomon.reference.model import ModelConfig
@@ -101,26 +112,29 @@ class Entry(NamedTuple):
     copy_to: Any  # int32: and the candidate's own; both the scratch page if there is nothing to copy
 
 
-def prefill(config: ModelConfig, params: Params, cache: Cache, batch: Batch, last: Array) -> tuple[Array, Array, Cache]:
+def prefill(
+    config: ModelConfig, product: Product, params: Params, cache: Cache, batch: Batch, last: Array
+) -> tuple[Array, Array, Cache]:
     """One chunk of one prompt, [1, chunk] → hidden states [chunk, D], that of row `last` [D], and the pages."""
-    x, cache = hidden_states(config, params, batch, cache)
+    x, cache = hidden_states(config, product, params, batch, cache)
     return x[0], x[0, last], cache
 
 
-def decode(config: ModelConfig, params: Params, cache: Cache, slots: Slots, live: Array) -> tuple[Array, Cache]:
+def decode(
+    config: ModelConfig, product: Product, params: Params, cache: Cache, slots: Slots, live: Array
+) -> tuple[Array, Cache]:
     """The last token of every live slot → hidden states [slots, D], and the pages."""
     batch = Batch(slots.token[:, None], slots.position[:, None], live[:, None], slots.tables)
-    x, cache = hidden_states(config, params, batch, cache)
+    x, cache = hidden_states(config, product, params, batch, cache)
     return x[:, 0], cache
 
 
 def sample_slots(
-    whole: NamedSharding, params: Params, slots: Slots, hidden: Array, is_new: Array, running: Array
+    product: Product, whole: NamedSharding, params: Params, slots: Slots, hidden: Array, is_new: Array, running: Array
 ) -> tuple[Sampled, Slots]:
     """The one head and one sampler: a token for every running slot; new ones have their hidden state in `begun`."""
-    live = running[:, None]
-    logits = unembed(jnp.where(is_new[:, None], slots.begun, hidden), params)
-    logits = _constrain(jnp.where(live, logits, 0.0), whole)
+    logits = unembed(jnp.where(is_new[:, None], slots.begun, hidden), params, over(running, product))
+    logits = _constrain(jnp.where(running[:, None], logits, 0.0), whole)
     drawn = sample(logits, slots.bias, slots.counts, slots.rows)
     ones = running.astype(jnp.int32)
     return drawn, slots._replace(
@@ -136,10 +150,13 @@ def _constrain(x: Array, home: NamedSharding) -> Array:
     return constrained
 
 
-def score(whole: NamedSharding, params: Params, hidden: Array, targets: Array) -> tuple[Array, Array, Array, Array]:
-    """The log-probabilities of targets [chunk] given hidden [chunk, D], the rankings there, and which rows are
-    finite."""
-    logits = _constrain(unembed(hidden, params), whole)
+def score(
+    product: Product, whole: NamedSharding, params: Params, hidden: Array, targets: Array, count: Array
+) -> tuple[Array, Array, Array, Array]:
+    """The log-probabilities of the first `count` of targets [chunk] given hidden [chunk, D], the rankings there, and
+    which rows are finite."""
+    live = jnp.arange(len(targets)) < count
+    logits = _constrain(unembed(hidden, params, over(live, product)), whole)
     logprobs = report(logits)
     top_ids = ranking(logits)
     picked = jnp.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0]
@@ -211,6 +228,7 @@ class Device:
             jax.config.update("jax_compilation_cache_dir", str(settings.compilation_cache))  # type: ignore[no-untyped-call]
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # type: ignore[no-untyped-call]
         self.layout = sharding.layout(self.config, settings.tensor_parallel)
+        self.product: Product = product
         self.params: Params = self.layout.place(checkpoint.params, jnp.dtype(settings.dtype))
         self.table_width = -(-self.config.max_position_embeddings // settings.page_size) + 1
         self.clear()
@@ -252,19 +270,28 @@ class Device:
         entry = self._entry(0, [], 1, last, SamplingParams(), 0, 0, None)
         return {
             "prefill": Program(
-                partial(prefill, self.config),
+                partial(prefill, self.config, self.product),
                 (self.params, self.cache, self._chunk([], [], 0), np.int32(0)),
                 (1,),
                 (whole, whole, pages),
             ),
             "decode": Program(
-                partial(decode, self.config), (self.params, self.cache, self.slots, nobody), (1,), (whole, pages)
+                partial(decode, self.config, self.product),
+                (self.params, self.cache, self.slots, nobody),
+                (1,),
+                (whole, pages),
             ),
             "sample": Program(
-                partial(sample_slots, whole), (self.params, self.slots, hidden[s.slots], nobody, nobody), (1,), whole
+                partial(sample_slots, self.product, whole),
+                (self.params, self.slots, hidden[s.slots], nobody, nobody),
+                (1,),
+                whole,
             ),
             "score": Program(
-                partial(score, whole), (self.params, hidden[s.chunk], np.zeros(s.chunk, np.int32)), (), whole
+                partial(score, self.product, whole),
+                (self.params, hidden[s.chunk], np.zeros(s.chunk, np.int32), np.int32(0)),
+                (),
+                whole,
             ),
             "begin": Program(begin, (self.cache, self.slots, entry), (0, 1), (pages, whole)),
         }
@@ -283,7 +310,9 @@ class Device:
         [chunk, TOP], and which rows are finite [chunk]."""
         targets = np.zeros(self.settings.chunk, np.int32)
         targets[: len(following)] = following
-        scored: tuple[Array, Array, Array, Array] = self.compiled["score"](self.params, hidden, targets)
+        scored: tuple[Array, Array, Array, Array] = self.compiled["score"](
+            self.params, hidden, targets, np.int32(len(following))
+        )
         return scored
 
     def begin(

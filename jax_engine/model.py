@@ -5,13 +5,13 @@ What differs: rows carry their own positions, a layer writes its keys and values
 attention walks over those pages in blocks of fixed size and order with a running maximum and sum (Milakov & Gimelshein
 2018; Dao et al. 2022). A block in which a row sees nothing leaves that row's running values exactly as they were, so
 the walk may stop at the longest live row without touching anyone's bits. Every product with a weight goes through
-`linear`: one place to change how it is computed. Axis letters as in the reference; P pages of a sequence, page size
-in positions.
+`linear`, and how it is computed is the caller's choice. Axis letters as in the reference; P pages of a sequence, page
+size in positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,8 @@ from jax.sharding import Sharding
 from gnomon.reference.model import ModelConfig, inverse_frequencies
 
 Params = Mapping[str, Any]
+Product = Callable[[Array, Array, Array], Array]  # see `product`, which is one
+Linear = Callable[[Array, Array], Array]  # see `over`, which makes one
 Cache = list[tuple[Array, Array]]  # per layer: keys and values, each [pages, page size, K, H]
 
 SCRATCH_PAGE = 0  # where idle rows and padding write; never part of a sequence
@@ -40,14 +42,23 @@ class Batch(NamedTuple):
     tables: Any  # [B, P] int32: the page of every block of the sequence; SCRATCH_PAGE beyond its end
 
 
-def linear(x: Array, weight: Array) -> Array:
-    """Every product with a weight: x [..., in] · weight [out, in] → [..., out], accumulated in float32."""
-    rows = x.reshape(-1, x.shape[-1]).astype(weight.dtype)
-    count = len(rows)
+def product(x: Array, weight: Array, live: Array) -> Array:
+    """x [R, in] · weight [out, in] → [R, out], accumulated in float32: every product with a weight, by XLA, which
+    computes all rows, live [R] or not."""
+    rows, count = x.astype(weight.dtype), len(x)
     if count == 1 and weight.dtype == jnp.bfloat16:  # for one row XLA's CPU backend writes out the weight in float32
         rows = jnp.pad(rows, ((0, 1), (0, 0)))
     y = lax.dot_general(rows, weight, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    return y[:count].reshape(*x.shape[:-1], -1)
+    return y[:count]
+
+
+def over(live: Array, product: Product) -> Linear:
+    """`linear(x [..., in], weight [out, in])` → [..., out] for rows of which only those that are live [...] matter."""
+
+    def linear(x: Array, weight: Array) -> Array:
+        return product(x.reshape(-1, x.shape[-1]), weight, live.reshape(-1)).reshape(*x.shape[:-1], -1)
+
+    return linear
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
@@ -64,7 +75,7 @@ def rotate(x: Array, angle: Array) -> Array:
 
 def attention(
     x: Array, q_proj: Array, k_proj: Array, v_proj: Array, o_proj: Array,
-    config: ModelConfig, angle: Array, batch: Batch, keys: Array, values: Array,
+    config: ModelConfig, linear: Linear, angle: Array, batch: Batch, keys: Array, values: Array,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     """Causal self-attention over the pages, [B, T, D] → [B, T, D]; also returns the pages with this step's k and v."""
     B, T, _ = x.shape
@@ -113,7 +124,7 @@ def attention(
     return linear(mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, -1), o_proj), keys, values
 
 
-def swiglu(x: Array, gate_proj: Array, up_proj: Array, down_proj: Array) -> Array:
+def swiglu(x: Array, gate_proj: Array, up_proj: Array, down_proj: Array, linear: Linear) -> Array:
     """The feed-forward half of a layer, [B, T, D] → [B, T, D]."""
     gate = linear(x, gate_proj)
     return linear(gate / (1 + jnp.exp(-gate)) * linear(x, up_proj), down_proj)
@@ -121,20 +132,24 @@ def swiglu(x: Array, gate_proj: Array, up_proj: Array, down_proj: Array) -> Arra
 
 def block(
     x: Array, input_layernorm: Array, self_attn: Params, post_attention_layernorm: Array, mlp: Params,
-    config: ModelConfig, angle: Array, batch: Batch, keys: Array, values: Array,
+    config: ModelConfig, linear: Linear, angle: Array, batch: Batch, keys: Array, values: Array,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     """One layer, [B, T, D] → [B, T, D], and its pages."""
     normed = rms_norm(x, input_layernorm, config.rms_norm_eps)
     mixed, keys, values = attention(
-        normed, **self_attn, config=config, angle=angle, batch=batch, keys=keys, values=values
+        normed, **self_attn, config=config, linear=linear, angle=angle, batch=batch, keys=keys, values=values
     )
     x = x + mixed
-    return x + swiglu(rms_norm(x, post_attention_layernorm, config.rms_norm_eps), **mlp), keys, values
+    x = x + swiglu(rms_norm(x, post_attention_layernorm, config.rms_norm_eps), **mlp, linear=linear)
+    return x, keys, values
 
 
-def hidden_states(config: ModelConfig, params: Params, batch: Batch, cache: Cache) -> tuple[Array, Cache]:
+def hidden_states(
+    config: ModelConfig, product: Product, params: Params, batch: Batch, cache: Cache
+) -> tuple[Array, Cache]:
     """Tokens [B, T] → the last layer's output, normed, [B, T, D] in float32, and the cache with their keys and
     values."""
+    linear = over(batch.live, product)
     frequencies = jnp.asarray(inverse_frequencies(config), jnp.float32)
     angle = batch.positions[:, :, None].astype(jnp.float32) * frequencies
     x = params["embed_tokens"][batch.tokens].astype(jnp.float32)
@@ -142,12 +157,14 @@ def hidden_states(config: ModelConfig, params: Params, batch: Batch, cache: Cach
     for i, layer in enumerate(params["layers"]):
         with jax.named_scope(f"layer_{i}"):
             keys, values = cache[i]
-            x, keys, values = block(x, **layer, config=config, angle=angle, batch=batch, keys=keys, values=values)
+            x, keys, values = block(
+                x, **layer, config=config, linear=linear, angle=angle, batch=batch, keys=keys, values=values
+            )
             written.append((keys, values))
     return rms_norm(x, params["norm"], config.rms_norm_eps), written
 
 
-def unembed(x: Array, params: Params) -> Array:
+def unembed(x: Array, params: Params, linear: Linear) -> Array:
     """[..., D] → raw logits [..., V] in float32."""
     return linear(x, params["lm_head"])
 
