@@ -56,6 +56,7 @@ class JaxOptions:
     dtype: DtypeName = DtypeName.float32
     kv_cache_memory: int | None = None  # MiB
     tensor_parallel: int = 1
+    native: bool = True
 
 
 JAX_DEFAULTS = JaxOptions()
@@ -116,6 +117,11 @@ def open_model(
             return _jax_engine(checkpoint, options or JAX_DEFAULTS), tokenizer, name
 
 
+def _cache() -> Path:
+    """Where the JAX engine keeps what it builds for this machine."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gnomon" / "jax"
+
+
 def _jax_engine(checkpoint: Checkpoint, options: JaxOptions) -> Engine:
     from gnomon.jax_engine.engine import EngineSettings, JaxEngine, bytes_per_token
 
@@ -123,9 +129,12 @@ def _jax_engine(checkpoint: Checkpoint, options: JaxOptions) -> Engine:
         print(line, file=sys.stderr, flush=True)
 
     started = time.monotonic()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gnomon" / "jax"
     settings = EngineSettings(
-        slots=options.slots, dtype=options.dtype, tensor_parallel=options.tensor_parallel, compilation_cache=cache
+        slots=options.slots,
+        dtype=options.dtype,
+        tensor_parallel=options.tensor_parallel,
+        native=options.native,
+        compilation_cache=_cache(),
     )
     per_token = bytes_per_token(checkpoint.config, settings)
     if options.kv_cache_memory is not None:
@@ -180,6 +189,13 @@ def serve(
         int,
         typer.Option(min=1, metavar="N", help="Cut the model over N devices of this host; only with --engine jax."),
     ] = JAX_DEFAULTS.tensor_parallel,
+    native: Annotated[
+        bool,
+        typer.Option(
+            help="On a CPU, multiply by the kernel that is built with this machine's C++ compiler, if it has one, "
+            "and not by XLA; only with --engine jax."
+        ),
+    ] = JAX_DEFAULTS.native,
     openai_limits: Annotated[
         bool, typer.Option("--openai-limits", help="Allow no more than the published API: logprobs 5, stop 4.")
     ] = DEFAULTS.openai_limits,
@@ -194,9 +210,9 @@ def serve(
 
     POST /v1/completions, GET /v1/models, GET /health.
     """
-    options = JaxOptions(slots, dtype, kv_cache_memory, tensor_parallel)
+    options = JaxOptions(slots, dtype, kv_cache_memory, tensor_parallel, native)
     if engine is not EngineName.jax and options != JAX_DEFAULTS:
-        fail("--slots, --dtype, --kv-cache-memory and --tensor-parallel: only with --engine jax", 2)
+        fail("--slots, --dtype, --kv-cache-memory, --tensor-parallel and --no-native: only with --engine jax", 2)
     from gnomon.http.app import create_app
     from gnomon.http.server import CannotListen, Server, bind, log_to_stderr, url
 
@@ -416,7 +432,7 @@ def doctor(
     from gnomon.jax_engine.doctor import examine
 
     lines = sys.stderr if json_file == "-" else sys.stdout
-    report = examine(checkpoint, tokenizer, lambda line: print(line, file=lines, flush=True), quick)
+    report = examine(checkpoint, tokenizer, lambda line: print(line, file=lines, flush=True), quick, _cache())
     text = json.dumps(report, indent=2)
     if file is not None:
         file.write_text(text + "\n", encoding="utf-8")

@@ -43,6 +43,8 @@ from gnomon.jax_engine.model import (
     product,
     unembed,
 )
+from gnomon.jax_engine.native import Unavailable
+from gnomon.jax_engine.native import load as load_native
 from gnomon.jax_engine.sampler import LOWEST_TEMPERATURE, Rows, Sampled, ranking, report, sample
 from gnomon.reference.checkpoint import Checkpoint
 from gnomon.reference.model import ModelConfig
@@ -61,6 +63,7 @@ class EngineSettings:
     pool_tokens: int | None = None  # positions that the key/value pool holds; None: see `default_pool_tokens`
     dtype: str = "float32"  # of the weights: float32 or bfloat16
     tensor_parallel: int = 1  # devices over which heads, feed-forward and vocabulary are cut
+    native: bool = True  # on a CPU, products by native.cc if it can be built into the compilation cache; else by XLA
     compilation_cache: Path | None = None  # where compiled programs are kept for the next start; None: nowhere
 
 
@@ -211,6 +214,14 @@ def rows_of(params: SamplingParams, seed: int, candidate: int) -> Rows:
 # ---- the device
 
 
+class Products(NamedTuple):
+    """How weights are multiplied. A program uses one of them, always."""
+
+    many: Product  # for prefill, where arithmetic is the limit
+    few: Product  # for decode and the head, where reading the weights is
+    description: str
+
+
 class Device:
     """A model's weights, pages and slots on the device, and its compiled programs.
 
@@ -228,7 +239,7 @@ class Device:
             jax.config.update("jax_compilation_cache_dir", str(settings.compilation_cache))  # type: ignore[no-untyped-call]
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # type: ignore[no-untyped-call]
         self.layout = sharding.layout(self.config, settings.tensor_parallel)
-        self.product: Product = product
+        self.products = self._products(progress)
         self.params: Params = self.layout.place(checkpoint.params, jnp.dtype(settings.dtype))
         self.table_width = -(-self.config.max_position_embeddings // settings.page_size) + 1
         self.clear()
@@ -239,6 +250,17 @@ class Device:
             progress(f"compiled {name} in {time.monotonic() - started:.1f} s")
         self.fingerprint = self._fingerprint()
         self.clear()
+
+    def _products(self, progress: Callable[[str], None]) -> Products:
+        s = self.settings
+        if not s.native:
+            return Products(product, product, "XLA")
+        native = load_native(s.compilation_cache) if self.layout.size == 1 else Unavailable("there are several devices")
+        if isinstance(native, Unavailable):
+            progress(f"products by XLA, not natively: {native}")
+            return Products(product, product, "XLA")
+        progress(f"products by {native.description}")
+        return Products(partial(native.linear, rounded=True), native.linear, native.description)
 
     def clear(self) -> None:
         """Empty pages and slots."""
@@ -270,25 +292,25 @@ class Device:
         entry = self._entry(0, [], 1, last, SamplingParams(), 0, 0, None)
         return {
             "prefill": Program(
-                partial(prefill, self.config, self.product),
+                partial(prefill, self.config, self.products.many),
                 (self.params, self.cache, self._chunk([], [], 0), np.int32(0)),
                 (1,),
                 (whole, whole, pages),
             ),
             "decode": Program(
-                partial(decode, self.config, self.product),
+                partial(decode, self.config, self.products.few),
                 (self.params, self.cache, self.slots, nobody),
                 (1,),
                 (whole, pages),
             ),
             "sample": Program(
-                partial(sample_slots, self.product, whole),
+                partial(sample_slots, self.products.few, whole),
                 (self.params, self.slots, hidden[s.slots], nobody, nobody),
                 (1,),
                 whole,
             ),
             "score": Program(
-                partial(score, self.product, whole),
+                partial(score, self.products.few, whole),
                 (self.params, hidden[s.chunk], np.zeros(s.chunk, np.int32), np.int32(0)),
                 (),
                 whole,
@@ -388,6 +410,7 @@ class Device:
         decides: Mapping[str, Any] = {
             "versions": (jax.__version__, version("jaxlib")),
             "device": (device.platform, device.device_kind, platform.machine(), os.cpu_count(), flags),
+            "products": self.products.description,
             "mesh": dict(self.layout.mesh.shape),
             "shapes": (s.slots, s.page_size, s.chunk, self.pages, s.dtype, cache_dtype(s)),
             "model": self.config,

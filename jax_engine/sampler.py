@@ -71,7 +71,7 @@ def penalize(z: Array, counts: Array, frequency_penalty: Array, presence_penalty
 
 def greedy(z: Array) -> Array:
     """4. The largest z; the lowest id on a tie, [B, V] → [B]."""
-    return jnp.argmax(z, axis=-1).astype(jnp.int32)
+    return _first_largest(z)
 
 
 def temper(z: Array, temperature: Array) -> Array:
@@ -101,7 +101,9 @@ def nucleus(z: Array, s: Array, top_p: Array, is_nucleus: Array) -> Array:
     _, boundary = lax.fori_loop(0, 32, halve, (jnp.zeros_like(highest), highest))
     at_boundary = keys == boundary[:, None]
     mass_above = jnp.where(keys > boundary[:, None], q, 0.0).sum(axis=-1, keepdims=True)
-    rank_in_tie = jnp.cumsum(at_boundary, axis=-1) - 1
+    is_tied = at_boundary.sum(axis=-1, dtype=jnp.int32).max() > 1  # a sum over all ids is slow, and seldom needed
+    ranked = lax.cond(is_tied, lambda: jnp.cumsum(at_boundary, axis=-1), lambda: at_boundary.astype(jnp.int32))
+    rank_in_tie = ranked - 1  # −1 before the first
     mass_before = mass_above + rank_in_tie * jnp.where(at_boundary, q, 0.0)
     first = at_boundary & (rank_in_tie == 0)
     kept = (keys > boundary[:, None]) | first | (at_boundary & (mass_before < top_p[:, None]))
@@ -141,7 +143,19 @@ def noise(rows: Rows, vocab_size: int) -> Array:
 
 def draw(s: Array, g: Array, kept: Array) -> Array:
     """7. Gumbel-max over the kept ids; the lowest id on a tie, [B, V] → [B]."""
-    return jnp.argmax(jnp.where(kept, s + g, -jnp.inf), axis=-1).astype(jnp.int32)
+    return _first_largest(jnp.where(kept, s + g, -jnp.inf))
+
+
+def _first_largest(x: Array) -> Array:
+    """The index of the largest of every row, the first one on a tie, [B, V] → [B].
+
+    The same as argmax, for rows without NaN, in a tenth of the time on a CPU: XLA turns a maximum and a comparison into
+    vector instructions, an argmax not, nor what is fused with it (the noise); hence the barrier.
+    """
+    x = lax.optimization_barrier(x)  # type: ignore[no-untyped-call]
+    ids = jnp.arange(x.shape[-1], dtype=jnp.int32)
+    first = jnp.where(x == x.max(axis=-1, keepdims=True), ids, x.shape[-1]).min(axis=-1)
+    return jnp.minimum(first, x.shape[-1] - 1)
 
 
 def sample(logits: Array, bias: Array, counts: Array, rows: Rows) -> Sampled:

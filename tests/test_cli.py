@@ -31,7 +31,7 @@ from gnomon.reference.tokenizer import load_tokenizer
 from helpers.fake import EOT
 from helpers.models import tiny_llama
 
-JAX_OPTIONS = (["--slots", "3"], ["--dtype", "bfloat16"], ["--kv-cache-memory", "7"], ["--tensor-parallel", "2"])
+JAX_OPTIONS = (["--slots", "3"], ["--dtype", "bfloat16"], ["--kv-cache-memory", "7"], ["--tensor-parallel", "2"], ["--no-native"])
 NO_END = json.dumps({EOT: -100})
 COMMAND = (sys.executable, "-c", "from gnomon.http.cli import main; main()")
 
@@ -436,6 +436,7 @@ def test_options_of_the_jax_engine_reach_it(
     expected["--tensor-parallel"] = 2
     given = {"--slots": settings.slots, "--dtype": settings.dtype, "--kv-cache-memory": settings.pool_tokens}
     given["--tensor-parallel"] = settings.tensor_parallel
+    expected["--no-native"], given["--no-native"] = False, settings.native
     assert given[options[0]] == expected[options[0]]
 
 
@@ -443,7 +444,7 @@ def test_serve_runs_jax_by_default_reports_its_start_and_starts_quicker_from_its
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    programs = r"(compiled \w+ in [\d.]+ s\n){5}"
+    programs = r"products by .+\n(compiled \w+ in [\d.]+ s\n){5}"
     kept = []
     for _ in range(2):
         with serve(model, "--port", 0, "--slots", 2) as server:

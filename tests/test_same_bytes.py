@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -32,9 +33,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Tokeniz
     return checkpoint, load_tokenizer(path, checkpoint.config.vocab_size)
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def engine(request: pytest.FixtureRequest, model: tuple[Checkpoint, Tokenizer]) -> Iterator[JaxEngine]:
-    engine = JaxEngine(model[0], settings(dtype=request.param))
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "native float32", "native bfloat16"])
+def engine(
+    request: pytest.FixtureRequest, model: tuple[Checkpoint, Tokenizer], native_cache: Path
+) -> Iterator[JaxEngine]:
+    *native, dtype = request.param.split()
+    engine = JaxEngine(model[0], settings(dtype=dtype, compilation_cache=native_cache if native else None))
+    if native and engine._device.products.description == "XLA":
+        pytest.skip("no C++ compiler here")
     yield engine
     engine.stop()
 
