@@ -412,7 +412,7 @@ class Device:
             "device": (device.platform, device.device_kind, platform.machine(), os.cpu_count(), flags),
             "products": self.products.description,
             "mesh": dict(self.layout.mesh.shape),
-            "shapes": (s.slots, s.page_size, s.chunk, self.pages, s.dtype, cache_dtype(s)),
+            "shapes": (s.slots, s.page_size, s.chunk, self.pages, str(s.dtype), str(cache_dtype(s))),
             "model": self.config,
         }
         digest.update(repr(decides).encode())

@@ -34,7 +34,7 @@ def rows(params: list[SamplingParams], seed: int = 5) -> sampler.Rows:
 def test_ties_at_the_nucleus_boundary_go_to_the_lower_ids(top_p: float) -> None:
     z = tied_logits(1)
     s = [law.temper(row, 1.0) for row in z.astype(np.float64)]
-    flags = np.ones(ROWS, bool)
+    flags = jnp.ones(ROWS, bool)
     kept = np.asarray(
         sampler.nucleus(jnp.asarray(z), jnp.asarray(np.array(s, np.float32)), jnp.full(ROWS, top_p, jnp.float32), flags)
     )
