@@ -31,7 +31,13 @@ from gnomon.reference.tokenizer import load_tokenizer
 from helpers.fake import EOT
 from helpers.models import tiny_llama
 
-JAX_OPTIONS = (["--slots", "3"], ["--dtype", "bfloat16"], ["--kv-cache-memory", "7"], ["--tensor-parallel", "2"], ["--no-native"])
+JAX_OPTIONS = (
+    ["--slots", "3"],
+    ["--dtype", "bfloat16"],
+    ["--kv-cache-memory", "7"],
+    ["--tensor-parallel", "2"],
+    ["--no-native"],
+)
 NO_END = json.dumps({EOT: -100})
 COMMAND = (sys.executable, "-c", "from gnomon.http.cli import main; main()")
 
