@@ -464,8 +464,8 @@ BREAKS = (
     Break(
         "the device keeps the last of equal ids at the nucleus boundary",
         "jax_engine/sampler.py",
-        "rank_in_tie = jnp.cumsum(at_boundary, axis=-1) - 1",
-        "rank_in_tie = jnp.cumsum(at_boundary[:, ::-1], axis=-1)[:, ::-1] - 1",
+        "lambda: jnp.cumsum(at_boundary, axis=-1), lambda",
+        "lambda: jnp.cumsum(at_boundary[:, ::-1], axis=-1)[:, ::-1], lambda",
         "test_jax_sampler.py::test_ties_at_the_nucleus_boundary_go_to_the_lower_ids",
     ),
     Break(
