@@ -33,7 +33,7 @@ from gnomon.reference.tokenizer import Tokenizer
 def create_app(engine: Engine, tokenizer: Tokenizer, settings: Settings) -> Starlette:
     """A server of one model. `app.state.completions.stop()` ends the answers under way."""
     started = int(time.time())
-    readers = ThreadPoolExecutor(settings.reader_threads, thread_name_prefix="reader")
+    readers = ThreadPoolExecutor(settings.max_running or 128, thread_name_prefix="reader")
     completions = Completions(engine, tokenizer, settings, readers)
 
     async def health(request: Request) -> Response:

@@ -52,13 +52,73 @@ class UnsupportedMedia(HttpError):
     status = 415
 
 
-class ShuttingDown(HttpError):
+class Unauthorized(HttpError):
+    """401. `error` is the challenge's code (RFC 6750, section 3.1); None where no token was sent at all."""
+
+    status = 401
+
+    def __init__(self, message: str, error: str | None = "invalid_token") -> None:
+        super().__init__(message, code=error)
+        challenge = "Bearer" if error is None else f'Bearer error="{error}"'
+        self.headers = {"WWW-Authenticate": challenge}
+
+
+class Forbidden(HttpError):
+    """403: we know who it is, and the answer is no."""
+
+    status = 403
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="insufficient_scope")
+        self.headers = {"WWW-Authenticate": 'Bearer error="insufficient_scope"'}
+
+
+class BadAuthorization(HttpError):
+    """400: two Authorization fields, or a token beyond any size."""
+
+    status = 400
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="invalid_request")
+        self.headers = {"WWW-Authenticate": 'Bearer error="invalid_request"'}
+
+
+class TooSlow(HttpError):
+    """408: the request was not whole in time."""
+
+    status = 408
+    headers: Mapping[str, str] = {"Connection": "close"}
+
+
+class HeadersTooLarge(HttpError):
+    status = 431
+    headers: Mapping[str, str] = {"Connection": "close"}
+
+
+class QueueFull(HttpError):
+    """429: waiting cures it, and we say how long."""
+
+    status = 429
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message, code="queue_full")
+        self.headers = {"Retry-After": str(retry_after)}
+
+
+class Unavailable(HttpError):
+    """503: not now."""
+
     status = 503
     type = "server_error"
-    headers: Mapping[str, str] = {"Retry-After": "1"}
 
+    def __init__(self, message: str, code: str, retry_after: int = 1) -> None:
+        super().__init__(message, code=code)
+        self.headers = {"Retry-After": str(retry_after)}
+
+
+class ShuttingDown(Unavailable):
     def __init__(self) -> None:
-        super().__init__("the server is shutting down; send the request again")
+        super().__init__("the server is shutting down; send the request again", "shutting_down")
 
 
 def as_request_error(error: Exception) -> RequestError:

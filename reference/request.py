@@ -66,6 +66,7 @@ class Limits:
     logprobs: int = 20
     stop: int = 64
     candidates: int = 2048
+    prompts: int = 2048
 
     @classmethod
     def openai(cls) -> Limits:
@@ -152,6 +153,10 @@ def _check_together(request: CompletionRequest, body: Mapping[str, Any], limits:
     if body.get("stream_options") and not request.stream:
         raise InvalidRequest(
             "stream_options", "stream_options: only with stream true; leave it out, or give null or {}"
+        )
+    if len(request.prompts) > limits.prompts:
+        raise InvalidRequest(
+            "prompt", f"prompt: {len(request.prompts)} prompts; at most {limits.prompts} on this server"
         )
     total = len(request.prompts) * request.candidates
     if total > limits.candidates:

@@ -35,7 +35,7 @@ def gate() -> Gate:
 
 @pytest.fixture
 def app(gate: Gate, tokenizer: Tokenizer) -> Starlette:
-    return create_app(FakeEngine(gate, context=CONTEXT), tokenizer, Settings(reader_threads=2, shutdown_seconds=1))
+    return create_app(FakeEngine(gate, context=CONTEXT), tokenizer, Settings(max_running=2, shutdown_seconds=1))
 
 
 @contextmanager
@@ -123,7 +123,7 @@ def test_a_client_that_goes_away_disturbs_no_other(app: Starlette, gate: Gate) -
 def test_a_client_that_reads_nothing_holds_no_reader(tokenizer: Tokenizer) -> None:
     """Its stream waits for it; the one reader thread serves others meanwhile."""
     engine = FakeEngine(always(*b"abc"), context=CONTEXT)
-    app = create_app(engine, tokenizer, Settings(reader_threads=1, shutdown_seconds=1))
+    app = create_app(engine, tokenizer, Settings(max_running=1, shutdown_seconds=1))
     with serving(app, small_buffers=True) as base, connection(base) as deaf:
         send_wide_request(deaf)
         assert eventually(lambda: has_stalled(engine))
@@ -198,7 +198,7 @@ def test_a_server_that_ends_ends_the_answers_under_way(app: Starlette, gate: Gat
         assert "shutting down" in response.text
         assert response.text.endswith("data: [DONE]\n\n")
     else:
-        check_error(response, 503)
+        check_error(response, 503, code="shutting_down")
         assert int(response.headers["retry-after"]) > 0
 
 
