@@ -1,6 +1,8 @@
 """The application on one screen: every route, every middleware and the lifespan.
 
-    GET  /health            answers while the server can
+    GET  /livez             the process answers
+    GET  /readyz, /health   it can answer completions: service.py
+    GET  /version           what is running
     GET  /v1/models         the one model, in the API's list form
     POST /v1/completions    completions.py
     anything else           404 or 405, in the API's error form
@@ -12,8 +14,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -24,22 +26,34 @@ from starlette.routing import Route
 
 from gnomon.http.completions import Completions
 from gnomon.http.errors import ErrorForm, unknown_route
+from gnomon.http.service import Service
 from gnomon.http.settings import Settings
-from gnomon.reference.engine import Engine
+from gnomon.reference.engine import ServedEngine
 from gnomon.reference.response import json_bytes
 from gnomon.reference.tokenizer import Tokenizer
 
 
-def create_app(engine: Engine, tokenizer: Tokenizer, settings: Settings) -> Starlette:
-    """A server of one model. `app.state.completions.stop()` ends the answers under way."""
+def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, settings: Settings) -> Starlette:
+    """A server of one model. Without one it is loading, until `app.state.service.open` is told of it."""
     started = int(time.time())
-    readers = ThreadPoolExecutor(settings.max_running or 128, thread_name_prefix="reader")
-    completions = Completions(engine, tokenizer, settings, readers)
+    service = Service(engine, tokenizer)
+    completions = Completions(service, settings)
 
-    async def health(request: Request) -> Response:
+    async def livez(request: Request) -> Response:
         return _json({"status": "ok"})
 
+    async def readyz(request: Request) -> Response:
+        trouble = service.trouble()
+        if trouble is not None:
+            raise trouble
+        return _json({"status": "ok"})
+
+    async def running_version(request: Request) -> Response:
+        about = {"name": "gnomon", "version": version("gnomon"), "model": settings.served_model_name}
+        return _json({**about, "system_fingerprint": service.fingerprint()})
+
     async def models(request: Request) -> Response:
+        engine, _ = service.model()
         model = {
             "id": settings.served_model_name,
             "object": "model",
@@ -52,11 +66,14 @@ def create_app(engine: Engine, tokenizer: Tokenizer, settings: Settings) -> Star
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
-        readers.shutdown(wait=False, cancel_futures=True)
+        completions.close()
 
     app = Starlette(
         routes=[
-            Route("/health", health, methods=["GET"]),
+            Route("/livez", livez, methods=["GET"]),
+            Route("/readyz", readyz, methods=["GET"]),
+            Route("/health", readyz, methods=["GET"]),
+            Route("/version", running_version, methods=["GET"]),
             Route("/v1/models", models, methods=["GET"]),
             Route("/v1/completions", completions, methods=["POST"]),
         ],
@@ -65,7 +82,7 @@ def create_app(engine: Engine, tokenizer: Tokenizer, settings: Settings) -> Star
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # a path is known or it is a 404; a redirect would lose a body
-    app.state.completions = completions
+    app.state.service, app.state.completions = service, completions
     return app
 
 

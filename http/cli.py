@@ -10,6 +10,7 @@ them is repeated here but their names. Everything heavy is imported where it is 
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import os
@@ -17,21 +18,21 @@ import shlex
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
-from gnomon.http.settings import Settings
+from gnomon.http.settings import AuthMode, AuthSettings, Option, Settings, option, options
 from gnomon.reference.request import BY_NAME, CompletionRequest, RequestError
 
 if TYPE_CHECKING:
     from gnomon.reference.checkpoint import Checkpoint
-    from gnomon.reference.engine import Engine
+    from gnomon.reference.engine import ServedEngine
     from gnomon.reference.response import Choice, Completion
     from gnomon.reference.tokenizer import Tokenizer
 
@@ -48,15 +49,32 @@ class DtypeName(StrEnum):
     bfloat16 = "bfloat16"
 
 
+ENGINE = "Engine"
+
+
 @dataclass(frozen=True, slots=True)
 class JaxOptions:
     """What the JAX engine alone is told."""
 
-    slots: int = 8
-    dtype: DtypeName = DtypeName.float32
-    kv_cache_memory: int | None = None  # MiB
-    tensor_parallel: int = 1
-    native: bool = True
+    slots: int = option(8, "Sequences decoded at a time; only with --engine jax.", ENGINE, min=1)
+    dtype: DtypeName = option(DtypeName.float32, "The dtype of the weights; only with --engine jax.", ENGINE)
+    kv_cache_memory: int | None = option(
+        None,
+        "Memory for keys and values in MiB; only with --engine jax. Default: room for four contexts a slot, "
+        "in at most a quarter of the device's memory.",
+        ENGINE,
+        min=1,
+        metavar="MIB",
+    )
+    tensor_parallel: int = option(
+        1, "Cut the model over N devices of this host; only with --engine jax.", ENGINE, min=1, metavar="N"
+    )
+    native: bool = option(
+        True,
+        "On a CPU, multiply by the kernel that is built with this machine's C++ compiler, if it has one, "
+        "and not by XLA; only with --engine jax.",
+        ENGINE,
+    )
 
 
 JAX_DEFAULTS = JaxOptions()
@@ -66,7 +84,7 @@ def main() -> None:
     """The entry point of the command."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.callback(no_args_is_help=True)(gnomon)
-    app.command()(serve)
+    app.command("serve")(serve_command())
     app.command()(complete)
     app.command()(doctor)
     app(prog_name="gnomon")
@@ -93,10 +111,15 @@ def fail(message: str, status: int) -> NoReturn:
     raise typer.Exit(status)
 
 
+def _model_name(model: str | None) -> str:
+    """The name a model is served under by default."""
+    return DEFAULTS.served_model_name if model is None else Path(model).resolve().name
+
+
 def open_model(
-    engine: EngineName, model: str | None, options: JaxOptions | None = None
-) -> tuple[Engine, Tokenizer, str]:
-    """The engine, its tokenizer and the name it is served under by default; the embedded model if none is named."""
+    engine: EngineName, model: str | None, jax_options: JaxOptions = JAX_DEFAULTS
+) -> tuple[ServedEngine, Tokenizer]:
+    """The engine and its tokenizer; the embedded model if none is named."""
     from gnomon.reference.checkpoint import CheckpointError, default_model_path, load_checkpoint
     from gnomon.reference.engine import ReferenceEngine
     from gnomon.reference.tokenizer import load_tokenizer
@@ -109,12 +132,11 @@ def open_model(
         tokenizer = load_tokenizer(path, checkpoint.config.vocab_size)
     except (CheckpointError, OSError) as error:
         fail(str(error), 1)
-    name = DEFAULTS.served_model_name if model is None else path.resolve().name
     match engine:
         case EngineName.reference:
-            return ReferenceEngine(checkpoint), tokenizer, name
+            return ReferenceEngine(checkpoint), tokenizer
         case EngineName.jax:
-            return _jax_engine(checkpoint, options or JAX_DEFAULTS), tokenizer, name
+            return _jax_engine(checkpoint, jax_options), tokenizer
 
 
 def _cache() -> Path:
@@ -122,7 +144,7 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gnomon" / "jax"
 
 
-def _jax_engine(checkpoint: Checkpoint, options: JaxOptions) -> Engine:
+def _jax_engine(checkpoint: Checkpoint, jax_options: JaxOptions) -> ServedEngine:
     from gnomon.jax_engine.engine import EngineSettings, JaxEngine, bytes_per_token
 
     def say(line: str) -> None:
@@ -130,15 +152,15 @@ def _jax_engine(checkpoint: Checkpoint, options: JaxOptions) -> Engine:
 
     started = time.monotonic()
     settings = EngineSettings(
-        slots=options.slots,
-        dtype=options.dtype,
-        tensor_parallel=options.tensor_parallel,
-        native=options.native,
+        slots=jax_options.slots,
+        dtype=jax_options.dtype,
+        tensor_parallel=jax_options.tensor_parallel,
+        native=jax_options.native,
         compilation_cache=_cache(),
     )
     per_token = bytes_per_token(checkpoint.config, settings)
-    if options.kv_cache_memory is not None:
-        settings = replace(settings, pool_tokens=options.kv_cache_memory * 2**20 // per_token)
+    if jax_options.kv_cache_memory is not None:
+        settings = replace(settings, pool_tokens=jax_options.kv_cache_memory * 2**20 // per_token)
     try:
         engine = JaxEngine(checkpoint, settings, say)
     except ValueError as error:
@@ -151,96 +173,218 @@ def _jax_engine(checkpoint: Checkpoint, options: JaxOptions) -> Engine:
 # ---- serve
 
 
-def serve(
-    model: Annotated[
-        str | None,
-        typer.Argument(help="A model's directory on this machine; left out, the embedded model.", show_default=False),
-    ] = None,
-    host: Annotated[str, typer.Option(help="The loopback address to serve on.")] = DEFAULTS.host,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = DEFAULTS.port,
-    served_model_name: Annotated[
-        str | None,
-        typer.Option(
-            help=f"The id that requests name. Default: the directory's name; {DEFAULTS.served_model_name} "
-            "for the embedded model.",
-            show_default=False,
-        ),
-    ] = None,
-    engine: Annotated[
-        EngineName, typer.Option(help="What runs the model; jax keeps its compiled programs in ~/.cache/gnomon.")
-    ] = EngineName.jax,
-    slots: Annotated[
-        int, typer.Option(min=1, help="Sequences decoded at a time; only with --engine jax.")
-    ] = JAX_DEFAULTS.slots,
-    dtype: Annotated[
-        DtypeName, typer.Option(help="The dtype of the weights; only with --engine jax.")
-    ] = JAX_DEFAULTS.dtype,
-    kv_cache_memory: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="MIB",
-            help="Memory for keys and values in MiB; only with --engine jax. Default: room for four contexts a slot, "
-            "in at most a quarter of the device's memory.",
-            show_default=False,
-        ),
-    ] = None,
-    tensor_parallel: Annotated[
-        int,
-        typer.Option(min=1, metavar="N", help="Cut the model over N devices of this host; only with --engine jax."),
-    ] = JAX_DEFAULTS.tensor_parallel,
-    native: Annotated[
-        bool,
-        typer.Option(
-            help="On a CPU, multiply by the kernel that is built with this machine's C++ compiler, if it has one, "
-            "and not by XLA; only with --engine jax."
-        ),
-    ] = JAX_DEFAULTS.native,
-    openai_limits: Annotated[
-        bool, typer.Option("--openai-limits", help="Allow no more than the published API: logprobs 5, stop 4.")
-    ] = DEFAULTS.openai_limits,
-    max_candidates: Annotated[
-        int, typer.Option(min=1, help="The most candidates of one request, over all its prompts.")
-    ] = DEFAULTS.max_candidates,
-    max_body_bytes: Annotated[
-        int, typer.Option(min=1, help="The longest body of a request.")
-    ] = DEFAULTS.max_body_bytes,
-) -> None:
-    """Serve a model over HTTP.
+class Setting(NamedTuple):
+    """A value in force, and where it came from."""
 
-    POST /v1/completions, GET /v1/models, GET /health.
+    value: Any
+    source: str
+
+
+ROWS = (*options(JaxOptions), *options(Settings), *options(AuthSettings, "auth_"))
+
+
+def serve_command() -> Callable[..., None]:
+    """The command `serve`, with an option for every row of the tables."""
+
+    def command(
+        context: typer.Context, model: str | None, engine: EngineName, print_config: bool, **given: Any
+    ) -> None:
+        chosen = {"model": _from(context, "model", model), "engine": _from(context, "engine", engine)}
+        chosen |= {row.name: _chosen(context, row, given) for row in ROWS}
+        serve(chosen, print_config)
+
+    command.__doc__ = """Serve a model over HTTP: POST /v1/completions, and what belongs to it.
+
+    Every option can be set by an environment variable too: GNOMON_PORT for --port. The command line goes first.
     """
-    options = JaxOptions(slots, dtype, kv_cache_memory, tensor_parallel, native)
-    if engine is not EngineName.jax and options != JAX_DEFAULTS:
-        fail("--slots, --dtype, --kv-cache-memory, --tensor-parallel and --no-native: only with --engine jax", 2)
-    from gnomon.http.app import create_app
-    from gnomon.http.server import CannotListen, Server, bind, log_to_stderr, url
+    named = [
+        _parameter("context", typer.Context, inspect.Parameter.empty),
+        _parameter(
+            "model",
+            Annotated[
+                str | None,
+                typer.Argument(
+                    help="A model's directory on this machine; left out, the embedded model.",
+                    show_default=False,
+                    envvar="GNOMON_MODEL",
+                ),
+            ],
+            None,
+        ),
+        _parameter(
+            "engine",
+            Annotated[
+                EngineName,
+                typer.Option(
+                    help="What runs the model; jax keeps its compiled programs in ~/.cache/gnomon.",
+                    envvar="GNOMON_ENGINE",
+                ),
+            ],
+            EngineName.jax,
+        ),
+        _parameter(
+            "print_config",
+            Annotated[
+                bool, typer.Option("--print-config", help="Show what is in force, where it comes from, and exit.")
+            ],
+            False,
+        ),
+    ]
+    rows = [_parameter(row.name, *_typer_option(row)) for row in ROWS if not row.more.get("secret")]
+    command.__signature__ = inspect.Signature(named[:3] + rows + named[3:])  # type: ignore[attr-defined]
+    return command
 
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+def _variable(name: str) -> str:
+    return f"GNOMON_{name.upper()}"
+
+
+def _typer_option(row: Option) -> tuple[Any, Any]:
+    """A row as typer wants it: a type with its description, and a default."""
+    flag, several = "--" + row.name.replace("_", "-"), row.type == tuple[str, ...]
+    if row.type is bool:
+        flag = f"{flag}/--no-{flag[2:]}" if row.default else flag
+    option = typer.Option(
+        flag,
+        envvar=_variable(row.name),
+        help=row.help + (" May be given several times." if several else ""),
+        min=row.more.get("min"),
+        max=row.more.get("max"),
+        metavar=row.more.get("metavar"),
+        show_default="Default:" not in row.help,
+    )
+    return Annotated[list[str] if several else row.type, option], list(row.default) if several else row.default
+
+
+def _chosen(context: typer.Context, row: Option, given: Mapping[str, Any]) -> Setting:
+    if row.more.get("secret"):  # never on a command line, which every process of the machine can read
+        values = tuple(os.environ.get(_variable(row.name), "").split())
+        return Setting(values, f"environment {_variable(row.name)}" if values else "default")
+    value = given[row.name]
+    return _from(context, row.name, tuple(value) if isinstance(value, list) else value)
+
+
+def _from(context: typer.Context, name: str, value: Any) -> Setting:
+    source = context.get_parameter_source(name)
+    words = {"COMMANDLINE": "command line", "ENVIRONMENT": f"environment {_variable(name)}"}
+    return Setting(value, words.get("" if source is None else source.name, "default"))
+
+
+def serve(chosen: dict[str, Setting], print_config: bool) -> None:
+    """Serves until it is told to end; whatever can fail before the server is up is one line and status 1 or 2."""
+    model, engine = chosen["model"].value, chosen["engine"].value
+    given_for_jax = [row.name for row in options(JaxOptions) if chosen[row.name].source != "default"]
+    if engine is not EngineName.jax and given_for_jax:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given_for_jax)
+        fail(f"{flags}: only with --engine jax", 2)
+    from gnomon.http.server import CannotListen, is_loopback, resolved
+
+    if chosen["served_model_name"].source == "default":
+        chosen["served_model_name"] = Setting(_model_name(model), "default, by the model")
     try:
-        with bind(host, port) as listener:
-            opened, tokenizer, name = open_model(engine, model, options)
-            settings = Settings(
-                host=host,
-                port=port,
-                served_model_name=name if served_model_name is None else served_model_name,
-                max_body_bytes=max_body_bytes,
-                openai_limits=openai_limits,
-                max_candidates=max_candidates,
-            )
-            app = create_app(opened, tokenizer, settings)
-            log_to_stderr()
-            Server(app, settings, lambda: announce(settings.served_model_name, url(listener))).run(sockets=[listener])
+        loopback = is_loopback(resolved(chosen["host"].value, chosen["port"].value))
     except CannotListen as error:
         fail(str(error), 1)
-    except OSError as error:  # another process took the port while the model was loading
-        fail(f"{host} port {port}: {error.strerror or error}", 1)
+    chosen["auth_mode"] = _auth_mode(chosen, loopback)
+    jax_options = JaxOptions(**{row.name: chosen[row.name].value for row in options(JaxOptions)})
+    auth = AuthSettings(**{row.name[5:]: chosen[row.name].value for row in options(AuthSettings, "auth_")})
+    settings = Settings(**{row.name: chosen[row.name].value for row in options(Settings)}, auth=auth)
+    check_tls(settings)
+    if print_config:
+        show_config(chosen)
+    else:
+        run_server(model, engine, jax_options, settings, loopback)
 
 
-def announce(model: str, base: str) -> None:
-    example = shlex.quote(json.dumps({"model": model, "prompt": "Once upon a time"}))
+def _auth_mode(chosen: Mapping[str, Setting], loopback: bool) -> Setting:
+    """Nobody is let in by oversight: beyond this machine, a mode is a decision."""
+    mode, host = chosen["auth_mode"], chosen["host"].value
+    modes = ", ".join(AuthMode)
+    if mode.value is None and not loopback:
+        fail(
+            f"{host} is no loopback address, so whoever reaches it could use it: choose --auth-mode (one of {modes})", 2
+        )
+    if mode.value is AuthMode.none and not loopback and not chosen["auth_allow_none_anywhere"].value:
+        fail(
+            f"{host} is no loopback address: --auth-mode none would let in whoever reaches it. "
+            "If that is wanted, say so with --auth-allow-none-anywhere",
+            2,
+        )
+    return Setting(AuthMode.none, "default on a loopback address") if mode.value is None else mode
+
+
+def check_tls(settings: Settings) -> None:
+    certificate, key = settings.tls_certificate, settings.tls_key
+    if (certificate is None) != (key is None):
+        fail("--tls-certificate and --tls-key: give both, or neither", 2)
+    if certificate is None:
+        return
+    import ssl
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        fail(f"--tls-certificate {certificate}, --tls-key {key}: {getattr(error, 'strerror', None) or error}", 2)
+
+
+def show_config(chosen: Mapping[str, Setting]) -> None:
+    """A line a setting: its name, its value as JSON, and where that came from."""
+    secret = {row.name for row in ROWS if row.more.get("secret")}
+    texts = []
+    for name, (value, source) in chosen.items():
+        shown = (f"{len(value)} values, not shown" if value else None) if name in secret else value
+        texts.append((f"{name} = {json.dumps(shown, default=str)}", source))
+    width = min(max(len(text) for text, _ in texts), 60)
+    for text, source in texts:
+        print(f"{text:{width}}  # {source}")
+
+
+def run_server(
+    model: str | None, engine: EngineName, jax_options: JaxOptions, settings: Settings, loopback: bool
+) -> None:
+    from gnomon.http.app import create_app
+    from gnomon.http.server import CannotListen, Server, bind, url
+
+    def load() -> tuple[ServedEngine, Tokenizer]:
+        return open_model(engine, model, jax_options)
+
+    scheme = "http" if settings.tls_certificate is None else "https"
+    try:
+        with bind(settings.host, settings.port) as listener:
+            if not loopback and scheme == "http":
+                warn(
+                    f"{settings.host} is served without TLS: tokens and texts can be read on the way to whoever ends it"
+                )
+            app = create_app(None, None, settings)
+            base = url(listener, scheme)
+            server = Server(app, settings, lambda: announce(settings, base), load)
+            server.run(sockets=[listener])
+    except CannotListen as error:
+        fail(str(error), 1)
+    except OSError as error:  # another process took the port meanwhile
+        fail(f"{settings.host} port {settings.port}: {error.strerror or error}", 1)
+    if server.failure is not None:
+        raise server.failure
+    if server.is_loading:  # that thread cannot be told to stop, and nobody waits for it
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def warn(message: str) -> None:
+    print(f"gnomon: warning: {message}", file=sys.stderr, flush=True)
+
+
+def announce(settings: Settings, base: str) -> None:
+    example = shlex.quote(json.dumps({"model": settings.served_model_name, "prompt": "Once upon a time"}))
+    token = "" if settings.auth.mode in (None, AuthMode.none) else "-H 'Authorization: Bearer …' "
     print(
-        f"{model} is served at {base}/v1 - try: "
-        f"curl {base}/v1/completions -H 'Content-Type: application/json' -d {example}",
+        f"{settings.served_model_name} is served at {base}/v1 - try: "
+        f"curl {base}/v1/completions -H 'Content-Type: application/json' {token}-d {example}",
         flush=True,
     )
 
@@ -331,7 +475,8 @@ def complete(
     }
     try:
         request = CompletionRequest.from_json(_body(members))
-        opened, tokenizer, name = open_model(engine, model)
+        opened, tokenizer = open_model(engine, model)
+        name = _model_name(model)
         request = replace(request, model=name, stream=not as_json and request.candidates == request.n)
         with closing(prepare(request, opened, tokenizer, name)) as run:
             if request.logprobs is not None and not as_json:

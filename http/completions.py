@@ -1,13 +1,16 @@
 """POST /v1/completions: bytes → CompletionRequest → Run → one JSON object, or events.
 
-    1 the body      its type and its size; both are refused before it is parsed
+    1 the body      its type, its size and its time; what is wrong with them is refused before it is parsed
     2 prepare       read and held against the model in a thread; whatever can be refused is refused here
-    3 the answer    read from the engine in threads of our own number, for no longer than the client stays
+    3 admission     is there room for it? admission.py
+    4 the answer    read from the engine in threads of our own number, for no longer than the client stays
 
 What a field means is decided in `gnomon.reference`; how an error looks, in errors.py; the bytes of an event, in sse.py.
 
-Decided here: headers are sent when the first chunk is there, so an engine that fails at once is still a 500. A client
-that goes away, and a server that ends, close the run: its engine stops within one token, whether or not it streams.
+Decided here: headers are sent when the first chunk is there, so an engine that fails at once is still a 500; but a
+stream that has been silent for `ping_seconds` begins with a comment, which tells all that stand between that it is
+alive. A client that goes away, time that is up and a server that ends close the run: its engine stops within one token,
+whether or not it streams. Who the client is was asked before its body was read; a stream outlives its token.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from functools import cached_property
 from typing import TypeVar
 
 from starlette.concurrency import run_in_threadpool
@@ -25,9 +28,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gnomon.http import sse
-from gnomon.http.errors import BodyTooLarge, ShuttingDown, UnsupportedMedia, as_request_error
+from gnomon.http.admission import Admission, Answer, Places
+from gnomon.http.errors import BodyTooLarge, ShuttingDown, TooSlow, UnsupportedMedia, as_request_error
+from gnomon.http.record import Record, record_of
+from gnomon.http.service import Service
 from gnomon.http.settings import Settings
-from gnomon.reference.completion import Run, RunClosed, prepare
+from gnomon.reference.completion import Run, prepare
 from gnomon.reference.engine import Engine
 from gnomon.reference.request import CompletionRequest, shown
 from gnomon.reference.response import Completion, json_bytes
@@ -37,97 +43,133 @@ T = TypeVar("T")
 
 
 class Completions:
-    """The endpoint, as an ASGI application: it needs to hear of a disconnect while it answers.
+    """The endpoint, as an ASGI application: it needs to hear of a disconnect while it answers."""
 
-    readers: the threads that wait for the engine, so that nothing else ever waits for a thread that does.
-    """
-
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, settings: Settings, readers: ThreadPoolExecutor) -> None:
-        self.engine = engine
-        self.tokenizer = tokenizer
+    def __init__(self, service: Service, settings: Settings) -> None:
+        self.service = service
         self.settings = settings
-        self.readers = readers
-        self.open: list[Run] = []
-        self.stopping = False
+        self.admission = Admission(settings)
+        # a thread for every request there can be, so that no answer ever waits for a thread that waits for another
+        self.readers = ThreadPoolExecutor(settings.max_connections, thread_name_prefix="reader")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
+        request, record = Request(scope, receive), record_of(scope)
         check_content_type(request.headers)
-        body = await read_body(request, self.settings.max_body_bytes)
-        run = await run_in_threadpool(self.prepare, body)
-        with self.opened(run):
-            if run.request.stream:
-                await while_connected(receive, self.stream(run, send))
-            else:
-                await while_connected(receive, self.whole(run, scope, receive, send))
+        engine, tokenizer = self.service.model()
+        self.admission.room()
+        body = await read_body(request, self.settings.max_body_bytes, self.settings.body_seconds)
+        run = await run_in_threadpool(self.prepare, body, engine, tokenizer)
+        describe(run, record)
+        with self.admission.admitted(run) as answer:
+            try:
+                if run.request.stream:
+                    await self.attend(answer, receive, self.stream(answer, record, send), record)
+                else:
+                    await self.attend(answer, receive, self.whole(answer, record, scope, receive, send), record)
+            finally:
+                account(run, record)
 
-    def prepare(self, body: bytes) -> Run:
+    def prepare(self, body: bytes, engine: Engine, tokenizer: Tokenizer) -> Run:
         request = CompletionRequest.from_json(body, self.settings.limits)
-        return prepare(request, self.engine, self.tokenizer, self.settings.served_model_name)
+        return prepare(request, engine, tokenizer, self.settings.served_model_name)
 
-    async def whole(self, run: Run, scope: Scope, receive: Receive, send: Send) -> None:
+    async def attend(
+        self, answer: Answer, receive: Receive, sending: Coroutine[object, object, None], record: Record
+    ) -> None:
+        """Awaits the answer for no longer than the client is there to take it, and has it ended when its time is up."""
+        answering = asyncio.create_task(sending)
+        leaving = asyncio.create_task(disconnected(receive))
+        limits = asyncio.create_task(self.admission.limits(answer))
         try:
-            body = await self.read(lambda: run.whole().to_bytes())
-        except RunClosed:  # and the client is still there
-            raise ShuttingDown from None
-        await Response(body, media_type="application/json")(scope, receive, send)
-
-    async def stream(self, run: Run, send: Send) -> None:
-        chunks = run.chunks()
-        data = await self.read(lambda: next_event(chunks))
-        if data is None:
-            raise ShuttingDown
-        await sse.begin(send)
-        try:
-            while data is not None:
-                await sse.write(send, data)
-                data = await self.read(lambda: next_event(chunks))
-            if not run.is_complete:
-                raise ShuttingDown
-        except Exception as error:
-            await sse.write(send, sse.event(json_bytes(as_request_error(error).to_json())))
-        await sse.end(send)
-
-    async def read(self, step: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.readers, step)
-
-    @contextmanager
-    def opened(self, run: Run) -> Iterator[None]:
-        """Closes the run however its answer ends."""
-        self.open.append(run)
-        if self.stopping:
-            run.close()
-        try:
-            yield
+            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                answering.result()
+            else:
+                record.outcome = "cancelled"
         finally:
-            self.open.remove(run)
-            run.close()
+            answer.run.close()  # before the reader is waited for: it is what it waits for
+            for task in (answering, leaving, limits):
+                task.cancel()
+            await asyncio.gather(answering, leaving, limits, return_exceptions=True)
+
+    async def whole(self, answer: Answer, record: Record, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self.places.place(answer):
+            body = await self.read(answer, lambda: answer.run.whole().to_bytes())
+        self.service.sound()
+        await Response(body, media_type="application/json")(scope, receive, send)
+        record.outcome = "answered"
+
+    async def stream(self, answer: Answer, record: Record, send: Send) -> None:
+        events = sse.Events(send)
+        watching = asyncio.create_task(events.watch(self.settings.ping_seconds, lambda: self.places.leave(answer)))
+        try:
+            async with self.places.place(answer):
+                chunks = answer.run.chunks()
+                while (data := await self.read(answer, lambda: next_event(chunks))) is not None:
+                    await events.write(data)
+            if answer.error is not None:
+                raise answer.error
+        except Exception as error:
+            if not events.begun:
+                raise
+            record.outcome = "failed"
+            await events.write(sse.event(json_bytes(as_request_error(error).to_json())))
+        else:
+            self.service.sound()
+        finally:
+            watching.cancel()
+        await events.end()
+        record.outcome = record.outcome or "answered"
+
+    async def read(self, answer: Answer, step: Callable[[], T]) -> T:
+        """One step of reading the engine. Raises what ended the answer, or the engine's fault, which is counted."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.readers, step)
+        except Exception:
+            if answer.error is not None:
+                raise answer.error from None
+            self.service.fault()
+            raise
+
+    @cached_property
+    def places(self) -> Places:
+        engine = self.service.engine
+        assert engine is not None  # `model` has been asked
+        return Places(self.settings.max_running or engine.concurrency)
+
+    @property
+    def open(self) -> list[Answer]:
+        """The answers under way."""
+        return self.admission.open
 
     def stop(self) -> None:
         """The server ends: every answer under way ends with an error that says so, and so does every later one."""
-        self.stopping = True
-        for run in self.open:
-            run.close()
+        self.admission.end_all(ShuttingDown())
+
+    def close(self) -> None:
+        """Nothing is read any more."""
+        self.readers.shutdown(wait=False, cancel_futures=True)
+
+
+def describe(run: Run, record: Record) -> None:
+    """What the record can know before anything is generated; from here on it hears of every token."""
+    request = run.request
+    record.completion_id, record.stream = run.id, request.stream
+    record.prompts, record.candidates, record.max_tokens = len(run.prompts), request.candidates, request.max_tokens
+    record.prompt_tokens = run.usage.prompt_tokens
+    run.on_token = record.token
+
+
+def account(run: Run, record: Record) -> None:
+    """What the record can know at the end."""
+    record.completion_tokens, record.cached_tokens = run.usage.completion_tokens, run.usage.cached_tokens
+    record.finish_reasons, record.started = tuple(run.finish_reasons), run.started
 
 
 def next_event(chunks: Iterator[Completion]) -> bytes | None:
     """None at the end: a StopIteration cannot cross from a thread to a coroutine."""
     chunk = next(chunks, None)
     return None if chunk is None else sse.event(chunk.to_bytes())
-
-
-async def while_connected(receive: Receive, answer: Coroutine[object, object, None]) -> None:
-    """Awaits the answer, but no longer than the client is there to take it."""
-    answering = asyncio.create_task(answer)
-    leaving = asyncio.create_task(disconnected(receive))
-    try:
-        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if answering.done():
-            answering.result()
-    finally:
-        answering.cancel()
-        leaving.cancel()
-        await asyncio.gather(answering, leaving, return_exceptions=True)
 
 
 async def disconnected(receive: Receive) -> None:
@@ -149,14 +191,18 @@ def check_content_type(headers: Headers) -> None:
         raise UnsupportedMedia(f"the header Content-Encoding is {shown(coding)}; send the body as it is, without one")
 
 
-async def read_body(request: Request, most: int) -> bytes:
-    """The body, if it is no longer than `most` bytes: as announced, and as received where nothing is announced."""
+async def read_body(request: Request, most: int, seconds: float) -> bytes:
+    """The body, if it is no longer than `most` bytes, as announced and as received, and whole within `seconds`."""
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and (len(announced) > 18 or int(announced) > most):
         raise BodyTooLarge(f"the body has {announced[:18]} bytes; at most {most} are allowed")
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > most:
-            raise BodyTooLarge(f"the body has more than the {most} bytes that are allowed")
+    try:
+        async with asyncio.timeout(seconds):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > most:
+                    raise BodyTooLarge(f"the body has more than the {most} bytes that are allowed")
+    except TimeoutError:
+        raise TooSlow(f"the body was not whole after {seconds:g} seconds; {len(body)} bytes had come") from None
     return bytes(body)

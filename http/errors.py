@@ -46,6 +46,7 @@ class MethodNotAllowed(HttpError):
 
 class BodyTooLarge(HttpError):
     status = 413
+    headers: Mapping[str, str] = {"Connection": "close"}
 
 
 class UnsupportedMedia(HttpError):

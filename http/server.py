@@ -1,8 +1,11 @@
-"""The process around the application: the socket, uvicorn, its log, and a clean end.
+"""The process around the application: the socket, uvicorn, loading, and a clean end.
 
-    1 bind     before a model is loaded, so that a taken port is known at once; loopback addresses only
+    1 bind     before a model is loaded, so that a taken port is known at once
     2 Server   uvicorn with everything named that it would otherwise choose by what happens to be installed
-    3 the end  answers under way are ended with an error, then connections are given a few seconds to close
+    3 load     in a thread, while probes are answered and requests are told that it is loading
+    4 drain    at SIGTERM or Ctrl-C: readiness says 503 at once, nothing new is let in, what was let in is finished, for
+               at most `drain_seconds`; a second signal cuts that short
+    5 the end  answers still under way are ended with an error, then connections are given a few seconds to close
 
 Which engine serves, and what the user sees of a failure, is decided in cli.py.
 """
@@ -11,53 +14,76 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import logging.config
 import socket
+import threading
+import time
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 
 from gnomon.http.settings import Settings
+from gnomon.reference.engine import ServedEngine
+from gnomon.reference.tokenizer import Tokenizer
+
+Loader = Callable[[], tuple[ServedEngine, Tokenizer]]
 
 
 class CannotListen(Exception):
     """The address cannot be served, with the reason."""
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket on a loopback address, which nobody can connect to before a Server listens on it."""
-    address = "127.0.0.1" if host == "localhost" else host
+Address = tuple[socket.AddressFamily, Any]
+
+
+def resolved(host: str, port: int) -> Address:
+    """The address that a host's name stands for. Raises CannotListen."""
+    if not host:
+        raise CannotListen("the host is an empty string; 0.0.0.0 or :: is every address of this machine")
+    name = "127.0.0.1" if host == "localhost" else host
     try:
-        ip = ipaddress.ip_address(address)
-    except ValueError:
-        ip = None
-    if ip is None or not ip.is_loopback:
-        raise CannotListen(
-            f"{host}: only loopback addresses (127.0.0.1, ::1, localhost) are served, "
-            "since there is no authentication yet"
-        )
-    listener = socket.socket(socket.AF_INET if ip.version == 4 else socket.AF_INET6)
+        family, _, _, _, address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise CannotListen(f"{host}: {getattr(error, 'strerror', None) or error}") from None
+    return family, address
+
+
+def is_loopback(address: Address) -> bool:
+    """Whether only processes of this machine can connect."""
+    return ipaddress.ip_address(address[1][0].partition("%")[0]).is_loopback
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket on an address, which nobody can connect to before a Server listens on it."""
+    family, address = resolved(host, port)
+    listener = socket.socket(family)
     try:
         # A port whose last connections have yet to time out is free; one that is listened on is not.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((address, port))
-    except (OSError, OverflowError) as error:
+        listener.bind(address)
+    except OSError as error:
         listener.close()
-        raise CannotListen(f"{host} port {port}: {getattr(error, 'strerror', None) or error}") from None
+        raise CannotListen(f"{host} port {port}: {error.strerror or error}") from None
     return listener
 
 
-def url(listener: socket.socket) -> str:
+def url(listener: socket.socket, scheme: str = "http") -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class Server(uvicorn.Server):
-    """Serves `app`, calls `ready` once it listens, and ends within `settings.shutdown_seconds`."""
+    """Serves `app`; calls `ready` once it listens and its model, which `load` may have to bring first, is there.
 
-    def __init__(self, app: Starlette, settings: Settings, ready: Callable[[], None]) -> None:
+    `run` returns when all has ended. `cut_short`: a second signal came. `failure`: what `load` raised, which ends the
+    server.
+    """
+
+    def __init__(
+        self, app: Starlette, settings: Settings, ready: Callable[[], None], load: Loader | None = None
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -69,18 +95,57 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,  # nothing is believed that a client says about where it comes from
                 timeout_keep_alive=30,
+                ssl_certfile=settings.tls_certificate,
+                ssl_keyfile=settings.tls_key,
             )
         )
-        self.stop_answers = app.state.completions.stop
+        self.service, self.completions = app.state.service, app.state.completions
         self.settings = settings
         self.ready = ready
+        self.load = load
+        self.failure: BaseException | None = None
+        self.cut_short = False
+        self._drained_by = 0.0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self.ready()
+        if self.load is None:
+            self.ready()
+        else:
+            # A daemon: a start that is given up does not wait for a compiler.
+            threading.Thread(target=self._load, args=[self.load], name="load", daemon=True).start()
+
+    @property
+    def is_loading(self) -> bool:
+        return self.load is not None and self.service.engine is None
+
+    def _load(self, load: Loader) -> None:
+        try:
+            self.service.open(*load())
+            self.ready()
+        except BaseException as error:
+            self.failure = error
+            self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal asks for an end, the second for a quick one. Neither is raised again afterwards."""
+        if self.service.draining:
+            self.cut_short = True
+        self.service.draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self.service.draining and self._is_drained():
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    def _is_drained(self) -> bool:
+        if not self._drained_by:
+            self._drained_by = time.monotonic() + self.settings.drain_seconds
+        return not self.completions.open or self.cut_short or time.monotonic() >= self._drained_by
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.stop_answers()
+        self.service.draining = True
+        self.completions.stop()
         loop = asyncio.get_running_loop()
         cut = loop.call_later(self.settings.shutdown_seconds, self.cut)
         await super().shutdown(sockets)
@@ -90,25 +155,3 @@ class Server(uvicorn.Server):
         """Ends the connections of clients that neither read nor finish what they send."""
         for connection in list(self.server_state.connections):
             connection.transport.abort()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Once is enough. At a second Ctrl-C uvicorn would drop everything, with tracebacks."""
-        if not self.should_exit:
-            super().handle_exit(sig, frame)
-
-
-def log_to_stderr() -> None:
-    """One line for every request and every fault; of uvicorn's own remarks only the warnings."""
-    logging.config.dictConfig(
-        {
-            "version": 1,
-            "disable_existing_loggers": False,
-            "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(message)s"}},
-            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-            "loggers": {
-                "gnomon": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
-                "uvicorn": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
-                "uvicorn.access": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
-            },
-        }
-    )

@@ -56,7 +56,11 @@ class AuthSettings:
     open_metrics: bool = option(False, "Answer /metrics without a token.", AUTH)
     api_keys: tuple[str, ...] = option((), "The keys of mode api-key, separated by white space.", AUTH, secret=True)
     api_key_file: Path | None = option(
-        None, "A file with the keys of mode api-key, one a line; # begins a comment.", AUTH, metavar="FILE"
+        None,
+        "A file with the keys of mode api-key, one a line; # begins a comment. Or give them in GNOMON_AUTH_API_KEYS, "
+        "separated by white space.",
+        AUTH,
+        metavar="FILE",
     )
     issuer: str | None = option(None, "The issuer's URL, exactly as its discovery document says it.", AUTH)
     audience: str | None = option(
@@ -118,7 +122,7 @@ class Settings:
         LIMITS,
         min=1,
     )
-    max_queue: int = option(512, "Requests that wait for the engine; more get a 429.", LIMITS, min=0)
+    max_queue: int = option(512, "Requests that wait for the engine; one more gets a 429.", LIMITS, min=1)
     max_queued_tokens: int = option(
         2_000_000, "Tokens that waiting requests may ask for, their prompts' too; more get a 429.", LIMITS, min=1
     )

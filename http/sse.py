@@ -6,6 +6,10 @@ Which events there are, and when, is decided in completions.py.
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Callable
+
 from starlette.types import Send
 
 HEADERS = (
@@ -22,13 +26,41 @@ def event(line: bytes) -> bytes:
 DONE = event(b"[DONE]")
 
 
-async def begin(send: Send) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
+PING = b": the answer is being made\n\n"
 
 
-async def write(send: Send, data: bytes) -> None:
-    await send({"type": "http.response.body", "body": data, "more_body": True})
+STALL_SECONDS = 1.0
 
 
-async def end(send: Send) -> None:
-    await send({"type": "http.response.body", "body": DONE, "more_body": False})
+class Events:
+    """An answer made of events: the headers go with the first of them, a comment goes where there is long silence."""
+
+    def __init__(self, send: Send) -> None:
+        self.begun = False
+        self._send = send
+        self._sending = False
+        self._since = time.monotonic()  # when sending, or the silence, began
+
+    async def write(self, data: bytes, last: bool = False) -> None:
+        self._sending, self._since = True, time.monotonic()
+        if not self.begun:
+            self.begun = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
+        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+        self._sending, self._since = False, time.monotonic()
+
+    async def end(self) -> None:
+        await self.write(DONE, last=True)
+
+    async def watch(self, ping_seconds: float, stalled: Callable[[], None]) -> None:
+        """Sends a comment when nothing was sent for `ping_seconds`; calls `stalled` when the client takes nothing.
+
+        For ever, until it is cancelled.
+        """
+        while True:
+            await asyncio.sleep(min(ping_seconds, STALL_SECONDS))
+            lasting = time.monotonic() - self._since
+            if self._sending and lasting >= STALL_SECONDS:
+                stalled()
+            elif not self._sending and lasting >= ping_seconds:
+                await self.write(PING)

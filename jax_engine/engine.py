@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -30,7 +31,7 @@ from gnomon.jax_engine.device import Device, EngineSettings, Program, bytes_per_
 from gnomon.jax_engine.sampler import Sampled
 from gnomon.jax_engine.scheduler import Running, Scheduler, Work
 from gnomon.reference.checkpoint import Checkpoint
-from gnomon.reference.engine import LOWEST_LOGPROB, Done, Event, Failed, PromptScored, Ranking, Token
+from gnomon.reference.engine import LOWEST_LOGPROB, Done, Event, Failed, Load, PromptScored, Ranking, Token
 from gnomon.reference.sampler import SamplingParams
 
 __all__ = ["EngineSettings", "JaxEngine", "bytes_per_token", "default_pool_tokens"]
@@ -53,8 +54,10 @@ class JaxJob:
         self.seeds = [seed for _, seed in works]
         self.works = [work for work, _ in works]
         self.scored: dict[int, list[tuple[float, Ranking]]] = {}
+        self.started: float | None = None
+        self.made = 0.0
         self._engine = engine
-        self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[float, Event | None]] = queue.SimpleQueue()
         self._open = {(work.index, c) for work in self.works for c in range(work.candidates)}
         self._awaited = {work.index for work in self.works if work.score}
 
@@ -63,11 +66,11 @@ class JaxJob:
         return sum(work.cached_tokens for work in self.works)
 
     def put(self, event: Event | None) -> None:
-        self._queue.put(event)
+        self._queue.put((time.monotonic(), event))
 
     def events(self) -> Iterator[Event]:
         while self._open or self._awaited:
-            event = self._queue.get()
+            self.made, event = self._queue.get()
             if event is None:
                 continue  # something was closed; is anything left to wait for?
             if isinstance(event, Failed):
@@ -91,7 +94,7 @@ class JaxJob:
             self._open.discard((prompt, candidate))
             work = self.works[prompt]
             self._engine.post(lambda scheduler: scheduler.close(work, candidate))
-        self._queue.put(None)
+        self.put(None)
 
 
 class Landing(NamedTuple):
@@ -111,6 +114,8 @@ class JaxEngine:
     ValueError if the pool is too small for one sequence of the whole context, or the model cannot be cut over so many
     devices.
     """
+
+    concurrency = 256  # it has a queue of its own, and is never to be short of work
 
     def __init__(
         self,
@@ -171,6 +176,7 @@ class JaxEngine:
         if params.max_tokens == 0:
             job._open = {(j, c) for j in range(len(works)) for c in range(candidates)}
             if not score:
+                job.started = time.monotonic()
                 for j, c in sorted(job._open):
                     job.put(Done(j, c))
                 return job
@@ -189,6 +195,12 @@ class JaxEngine:
             if not self._stopped:
                 self._inbox.put(message)
             return not self._stopped
+
+    def load(self) -> Load:
+        scheduler = self._scheduler
+        running, waiting = list(scheduler.running.values()), list(scheduler.waiting)
+        held = {page for sequence in running for page in sequence.pages} | {p for work in waiting for p in work.pages}
+        return Load(self.settings.slots, len(running), scheduler.pool.size, len(held))
 
     def close_works(self, works: Sequence[Work]) -> None:
         def message(scheduler: Scheduler) -> None:
@@ -249,6 +261,8 @@ class JaxEngine:
             self._landings.popleft()
 
     def _prefill(self, work: Work, number: int) -> None:
+        if work.owner.started is None:
+            work.owner.started = time.monotonic()
         start = number * self.settings.chunk
         ids = work.prompt[start : start + self.settings.chunk]
         hidden, last_hidden = self._device.prefill(ids, work.pages, start)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
@@ -139,6 +139,11 @@ def _check_length(length: int, max_tokens: int, context: int) -> None:
             f"max_tokens: {shown(max_tokens)} after a prompt of {length} tokens exceeds this model's context "
             f"of {context}; give at most {context - length}",
         )
+
+
+def system_fingerprint(engine: Engine, tokenizer: Tokenizer) -> str:
+    """Section 10: the engine's and the tokenizer's, since the same ids are another text with another tokenizer."""
+    return f"{engine.fingerprint}-{tokenizer.fingerprint}"
 
 
 # ---- 3. one candidate
@@ -294,6 +299,7 @@ class Run:
         self.params = params
         self.id = f"cmpl-{secrets.token_hex(12)}"
         self.created = int(time.time())
+        self.on_token: Callable[[int, int, float], None] | None = None  # told (prompt, candidate, when it was made)
         self._engine = engine
         self._tokenizer = tokenizer
         self._scored: dict[int, PromptScored] = {}
@@ -318,7 +324,7 @@ class Run:
             for j, candidates in enumerate(self._candidates)
             for rank, candidate in enumerate(ranked(candidates, n))
         ]
-        return self._completion(choices, self._usage())
+        return self._completion(choices, self.usage)
 
     def chunks(self) -> Generator[Completion, None, None]:
         """The answer in pieces as they come, one choice each, then the usage if asked for. Raises EngineFailed.
@@ -336,12 +342,38 @@ class Run:
                     begun.add(index)
                     yield self._completion([choice], None)
         if self.request.include_usage and self.is_complete:
-            yield self._completion([], self._usage())
+            yield self._completion([], self.usage)
 
     @property
     def is_complete(self) -> bool:
         """Whether every candidate has ended."""
         return all(candidate.finish_reason for candidates in self._candidates for candidate in candidates)
+
+    @property
+    def started(self) -> float | None:
+        """When the engine began (`time.monotonic`); None while the run waits, here or in the engine."""
+        return None if self._job is None else self._job.started
+
+    @property
+    def largest_tokens(self) -> int:
+        """The most tokens that this run can be: its prompts once, and every candidate at its longest."""
+        sampled = len(self.prompts) * self.request.candidates * self.params.max_tokens
+        return sum(len(prompt.ids) for prompt in self.prompts) + sampled
+
+    @property
+    def finish_reasons(self) -> list[FinishReason]:
+        """Of the candidates that have ended."""
+        all_of_them = (candidate.finish_reason for candidates in self._candidates for candidate in candidates)
+        return [reason for reason in all_of_them if reason is not None]
+
+    @property
+    def usage(self) -> Usage:
+        """What has been used so far."""
+        return Usage(
+            sum(len(prompt.ids) for prompt in self.prompts),
+            sum(len(candidate.ids) for candidates in self._candidates for candidate in candidates),
+            0 if self._job is None else self._job.cached_tokens,
+        )
 
     def close(self) -> None:
         """Give up: the engine stops working on this request. Thread-safe, idempotent."""
@@ -391,6 +423,8 @@ class Run:
             candidate.finish("length")  # max_tokens is 0
         else:
             candidate.push(event)
+            if self.on_token is not None:
+                self.on_token(event.prompt, event.candidate, job.made)
             if candidate.finish_reason is not None:
                 job.close(event.prompt, event.candidate)
         return event.prompt, event.candidate
@@ -401,18 +435,10 @@ class Run:
             self.id,
             self.created,
             request.model,
-            f"{self._engine.fingerprint}-{self._tokenizer.fingerprint}",
+            system_fingerprint(self._engine, self._tokenizer),
             tuple(choices),
             usage,
             null_usage=request.stream and request.include_usage,
-        )
-
-    def _usage(self) -> Usage:
-        assert self._job is not None
-        return Usage(
-            sum(len(prompt.ids) for prompt in self.prompts),
-            sum(len(candidate.ids) for candidates in self._candidates for candidate in candidates),
-            self._job.cached_tokens,
         )
 
     def _choice(self, index: int, j: int, candidate: Candidate, text: str, tokens: range, first: bool) -> Choice:

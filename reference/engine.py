@@ -14,10 +14,11 @@ import hashlib
 import os
 import platform
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,12 +73,29 @@ class Failed:
 Event = PromptScored | Token | Done | Failed
 
 
+class Load(NamedTuple):
+    """How busy an engine is, at a glance that stops nobody."""
+
+    slots: int  # sequences it works on at one time
+    busy_slots: int
+    pages: int  # of its key/value cache; 0: it has none
+    held_pages: int  # those that work under way needs; what is only kept for later requests does not count
+
+
 class Job(Protocol):
-    """One request at work: all candidates of all its prompts."""
+    """One request at work: all candidates of all its prompts. Times are `time.monotonic`, in seconds."""
 
     @property
     def cached_tokens(self) -> int:
         """Prompt tokens found in a prefix cache, each prompt counted once. Final once the first event has come."""
+
+    @property
+    def started(self) -> float | None:
+        """When the engine began to work on it; None while it waits."""
+
+    @property
+    def made(self) -> float:
+        """When the event that was read last was made, however late it was read."""
 
     def events(self) -> Iterator[Event]:
         """All events in one merged, blocking stream, to be read once, by one reader.
@@ -125,6 +143,16 @@ class Engine(Protocol):
         """
 
 
+class ServedEngine(Engine, Protocol):
+    """An engine that a server can put to work: it says how much of it to give, and how busy it is."""
+
+    @property
+    def concurrency(self) -> int:
+        """How many jobs to hand over at one time: one more would be no better off inside than outside."""
+
+    def load(self) -> Load: ...
+
+
 class NonFiniteLogits(ArithmeticError):
     """The model produced NaN or infinite logits: broken weights, or numbers beyond the range of its dtype."""
 
@@ -132,6 +160,8 @@ class NonFiniteLogits(ArithmeticError):
 class ReferenceEngine:
     """The definition, at work: the model and `sampler.sample` in a loop, in float64, in the reader's own
     thread."""
+
+    concurrency = 8  # jobs that take turns; more would only make each of them slower
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.config = checkpoint.config
@@ -152,6 +182,9 @@ class ReferenceEngine:
         score: bool,
     ) -> ReferenceJob:
         return ReferenceJob(self, prompts, seeds, params, candidates, top, score)
+
+    def load(self) -> Load:
+        return Load(slots=1, busy_slots=int(self.turn.locked()), pages=0, held_pages=0)
 
     def last_logits(self, tokens: Sequence[int]) -> NDArray[np.float64]:
         """Raw logits [V] of the position after `tokens` [T]."""
@@ -187,6 +220,11 @@ class ReferenceJob:
         self._score = score
         self._open = {(j, c) for j in range(len(self._prompts)) for c in range(candidates)}
         self._closed = threading.Event()
+        self.started: float | None = None
+
+    @property
+    def made(self) -> float:
+        return time.monotonic()  # an event is made when it is read
 
     def close(self, prompt: int | None = None, candidate: int | None = None) -> None:
         if prompt is None or candidate is None:
@@ -195,6 +233,7 @@ class ReferenceJob:
             self._open.discard((prompt, candidate))
 
     def events(self) -> Iterator[Event]:
+        self.started = time.monotonic()
         try:
             for j, prompt_ids in enumerate(self._prompts):
                 yield from self._prompt_events(j, prompt_ids)

@@ -149,6 +149,14 @@ class RecordingJob:
     def cached_tokens(self) -> int:
         return self._job.cached_tokens
 
+    @property
+    def started(self) -> float | None:
+        return self._job.started
+
+    @property
+    def made(self) -> float:
+        return self._job.made
+
     def events(self) -> Iterator[Event]:
         for event in self._job.events():
             self._recording.events.append(event)

@@ -59,6 +59,8 @@ class Dictated:
 
 class DictatedJob:
     cached_tokens = 0
+    started: float | None = None
+    made: float = 0.0
 
     def __init__(self, candidates: Sequence[Sequence[tuple[int, float]]], prompts: int) -> None:
         self.candidates, self.prompts = candidates, prompts

@@ -100,6 +100,8 @@ class WatchedJob:
     inner: Job
     sampled: dict[tuple[int, int], list[int]]
     cached_tokens: int = 0
+    started: float | None = None
+    made: float = 0.0
 
     def events(self) -> Iterator[Event]:
         for event in self.inner.events():

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -17,7 +17,7 @@ from gnomon.http.app import create_app
 from gnomon.http.settings import Settings
 from gnomon.reference.tokenizer import Tokenizer
 from helpers.fake import EOT, FakeEngine, always, fake_tokenizer
-from helpers.live import Gate, check_error, eventually, request_body, serving
+from helpers.live import Gate, check_error, connection, eventually, request_body, serving
 
 JSON = "Content-Type: application/json"
 CONTEXT = 10_000
@@ -36,13 +36,6 @@ def gate() -> Gate:
 @pytest.fixture
 def app(gate: Gate, tokenizer: Tokenizer) -> Starlette:
     return create_app(FakeEngine(gate, context=CONTEXT), tokenizer, Settings(max_running=2, shutdown_seconds=1))
-
-
-@contextmanager
-def connection(base: str) -> Iterator[socket.socket]:
-    host, port = base.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as client:
-        yield client
 
 
 def send_request(client: socket.socket, **fields: object) -> None:
@@ -120,8 +113,8 @@ def test_a_client_that_goes_away_disturbs_no_other(app: Starlette, gate: Gate) -
         assert again.json()["choices"][0]["text"] == "abcabc"
 
 
-def test_a_client_that_reads_nothing_holds_no_reader(tokenizer: Tokenizer) -> None:
-    """Its stream waits for it; the one reader thread serves others meanwhile."""
+def test_a_client_that_reads_nothing_does_not_hold_the_engine(tokenizer: Tokenizer) -> None:
+    """Its stream waits for it; others get the one place at the engine meanwhile."""
     engine = FakeEngine(always(*b"abc"), context=CONTEXT)
     app = create_app(engine, tokenizer, Settings(max_running=1, shutdown_seconds=1))
     with serving(app, small_buffers=True) as base, connection(base) as deaf:
@@ -178,7 +171,7 @@ def test_a_client_that_waits_for_100_continue_is_refused_before_it_sends(app: St
 
 
 def allow_once_stopping(app: Starlette, gate: Gate) -> None:
-    if eventually(lambda: bool(app.state.completions.stopping)):
+    if eventually(lambda: bool(app.state.service.draining)):
         gate.allow(5000)
 
 

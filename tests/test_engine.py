@@ -241,6 +241,8 @@ class Ahead:
 
 class AheadJob:
     cached_tokens = 3
+    started: float | None = None
+    made: float = 0.0
 
     def __init__(self, events: list[Event], order: random.Random) -> None:
         self.events_left, self.order = events, order
@@ -400,6 +402,8 @@ class Silent:
 
 class SilentJob:
     cached_tokens = 0
+    started: float | None = None
+    made: float = 0.0
 
     def __init__(self) -> None:
         self.queue: queue.Queue[Event | None] = queue.Queue()

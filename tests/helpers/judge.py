@@ -29,6 +29,8 @@ class ReplayEngine:
 
 class ReplayJob:
     cached_tokens = 0
+    started: float | None = None
+    made: float = 0.0
 
     def __init__(self, events: list[Event]) -> None:
         self._events = events

@@ -132,6 +132,13 @@ def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
 
 
 @contextmanager
+def connection(base: str) -> Iterator[socket.socket]:
+    host, port = base.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as client:
+        yield client
+
+
+@contextmanager
 def serving(app: Starlette, settings: Settings | None = None, small_buffers: bool = False) -> Iterator[str]:
     """The application on a free port of a real server; the base URL. Leaving ends the server within seconds.
 

@@ -1,0 +1,204 @@
+"""Who may start, who waits and who must go: the bounds on the work that this server takes on.
+
+    1 room      is there any at all? Asked before the body is parsed, so that refusing costs little: 429
+    2 admit     the prepared run is counted, by requests and by the tokens it may come to: 429, with how long the
+                queue will take at the pace of the last minute
+    3 place     first come, first served, for one of so many places at the engine
+    4 limits    too long in the queue, too long altogether: the run is closed, and its answer ends with a 503
+
+A request waits (in step 3, or then in the engine's own queue) until the engine begins with it. How an answer is read
+and sent is decided in completions.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from gnomon.http.errors import QueueFull, Unavailable
+from gnomon.http.settings import Settings
+from gnomon.reference.completion import Run, RunClosed
+from gnomon.reference.request import RequestError
+
+LONGEST_RETRY = 120  # seconds; beyond that an estimate is worth nothing
+PACE_SECONDS = 60.0
+
+
+class QueueTimeout(Unavailable):
+    def __init__(self, seconds: float, retry_after: int) -> None:
+        message = f"the request waited for {seconds:g} seconds, as long as this server lets one wait; send it again"
+        super().__init__(message, "queue_timeout", retry_after)
+
+
+class RequestTimeout(Unavailable):
+    def __init__(self, seconds: float) -> None:
+        message = f"the request took {seconds:g} seconds, as long as this server lets one take; ask for less at a time"
+        super().__init__(message, "request_timeout")
+
+
+class Answer:
+    """A run on its way to its client, and the one place that says why it was ended before its time."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.tokens = run.largest_tokens
+        self.arrived = time.monotonic()
+        self.error: RequestError | None = None
+        self.turn: asyncio.Future[None] | None = None
+        self.has_place = False
+
+    def end(self, error: RequestError) -> None:
+        """Close the run, and have the answer end with `error`. The first error counts."""
+        if self.error is None:
+            self.error = error
+        self.run.close()
+        if self.turn is not None:
+            self.turn.get_loop().call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        if self.turn is not None and not self.turn.done():
+            self.turn.set_exception(self.error or RunClosed())
+
+
+class Places:
+    """`count` places, given first come, first served."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._line: deque[asyncio.Future[None]] = deque()
+
+    @asynccontextmanager
+    async def place(self, answer: Answer) -> AsyncIterator[None]:
+        """Waits for a place and holds it, until the end or until it is left. Raises the answer's error if it is
+        ended meanwhile."""
+        if answer.error is not None:
+            raise answer.error
+        if self._free:
+            self._free -= 1
+        else:
+            await self._wait(answer)
+        answer.has_place = True
+        try:
+            yield
+        finally:
+            self.leave(answer)
+
+    def leave(self, answer: Answer) -> None:
+        """Leaving twice is leaving once."""
+        if answer.has_place:
+            answer.has_place = False
+            self._give()
+
+    async def _wait(self, answer: Answer) -> None:
+        answer.turn = turn = asyncio.get_running_loop().create_future()
+        self._line.append(turn)
+        try:
+            await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self._give()  # cancelled in the moment in which its turn had come
+            else:
+                self._line.remove(turn)
+            raise
+
+    def _give(self) -> None:
+        for turn in self._line:
+            if not turn.done():
+                self._line.remove(turn)
+                turn.set_result(None)
+                return
+        self._free += 1
+
+
+class Pace:
+    """Tokens a second, over the last minute."""
+
+    def __init__(self) -> None:
+        self._done: deque[tuple[float, int]] = deque()
+
+    def count(self, tokens: int) -> None:
+        self._done.append((time.monotonic(), tokens))
+
+    def tokens_per_second(self) -> float | None:
+        """None if nothing was finished in that time."""
+        begin = time.monotonic() - PACE_SECONDS
+        while self._done and self._done[0][0] < begin:
+            self._done.popleft()
+        if not self._done:
+            return None
+        return sum(tokens for _, tokens in self._done) / max(time.monotonic() - self._done[0][0], 1.0)
+
+
+class Admission:
+    """Every answer under way, and the bounds on them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.open: list[Answer] = []
+        self._settings = settings
+        self._pace = Pace()
+        self._ending: RequestError | None = None
+
+    # ---- measures
+
+    def waiting(self) -> list[Answer]:
+        return [answer for answer in self.open if answer.run.started is None]
+
+    def waiting_tokens(self) -> int:
+        return sum(answer.tokens for answer in self.waiting())
+
+    def retry_after(self) -> int:
+        """Seconds until what waits now should have begun, at the pace of the last minute."""
+        pace = self._pace.tokens_per_second()
+        seconds = self.waiting_tokens() / pace if pace else 1.0
+        return min(max(math.ceil(seconds), 1), LONGEST_RETRY)
+
+    # ---- in and out
+
+    def room(self) -> None:
+        """Raises QueueFull if not even the smallest request could wait."""
+        if len(self.waiting()) >= self._settings.max_queue:
+            message = f"{self._settings.max_queue} requests are waiting, as many as may"
+            raise QueueFull(message, self.retry_after())
+
+    @contextmanager
+    def admitted(self, run: Run) -> Iterator[Answer]:
+        """Counts the run until its answer has ended, however it ends, and closes it then. Raises QueueFull."""
+        self.room()
+        answer = Answer(run)
+        if self._ending is not None:
+            answer.end(self._ending)
+        tokens, most = self.waiting_tokens(), self._settings.max_queued_tokens
+        if tokens and tokens + answer.tokens > most:
+            message = (
+                f"the waiting requests may come to {tokens} tokens and this one to {answer.tokens}; "
+                f"at most {most} may wait"
+            )
+            raise QueueFull(message, self.retry_after())
+        self.open.append(answer)
+        try:
+            yield answer
+        finally:
+            self.open.remove(answer)
+            run.close()
+            usage = run.usage
+            if run.started is not None:
+                self._pace.count(usage.prompt_tokens + usage.completion_tokens)
+
+    async def limits(self, answer: Answer) -> None:
+        """Ends the answer when its time is up."""
+        s = self._settings
+        await asyncio.sleep(min(s.queue_seconds, s.request_seconds))
+        if answer.run.started is None and s.queue_seconds <= s.request_seconds:
+            answer.end(QueueTimeout(s.queue_seconds, self.retry_after()))
+        await asyncio.sleep(max(answer.arrived + s.request_seconds - time.monotonic(), 0))
+        answer.end(RequestTimeout(s.request_seconds))
+
+    def end_all(self, error: RequestError) -> None:
+        """Every answer under way ends with this error, and so does every later one."""
+        self._ending = error
+        for answer in self.open:
+            answer.end(error)

@@ -1,0 +1,120 @@
+"""What is served and whether it can be: loading, ready, failing, draining.
+
+    loading     until `open` is told the engine; every request for a completion is a 503
+    ready
+    failing     the engine has failed FAULTS times in a row. Requests are still tried, since the next may well work;
+                readiness says 503, so that whoever balances loads looks elsewhere. Each look at it lets the engine
+                try one token, at most every PROBE_SECONDS, so that a server nobody sends to finds back by itself
+    draining    the process is to end: what has been admitted is finished, nothing new is
+
+Who is admitted is decided in admission.py, when the process ends in server.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from gnomon.http.errors import ShuttingDown, Unavailable
+from gnomon.reference.completion import system_fingerprint
+from gnomon.reference.engine import Failed, Load, ServedEngine
+from gnomon.reference.sampler import SamplingParams
+from gnomon.reference.tokenizer import Tokenizer
+
+FAULTS = 3
+PROBE_SECONDS = 5.0
+
+log = logging.getLogger("gnomon.http")
+
+
+class Loading(Unavailable):
+    def __init__(self) -> None:
+        super().__init__("the model is still being loaded; send the request again", "loading", retry_after=5)
+
+
+class Service:
+    """An engine and its tokenizer, or None for both while they are being loaded.
+
+    identity_ready: whether callers can be told apart yet.
+    """
+
+    def __init__(
+        self,
+        engine: ServedEngine | None,
+        tokenizer: Tokenizer | None,
+        identity_ready: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._engine, self._tokenizer = engine, tokenizer
+        self._identity_ready = identity_ready
+        self._faults = 0
+        self._probed = 0.0
+        self.draining = False
+        self.total_faults = 0
+
+    def open(self, engine: ServedEngine, tokenizer: Tokenizer) -> None:
+        self._engine, self._tokenizer = engine, tokenizer
+
+    @property
+    def engine(self) -> ServedEngine | None:
+        return self._engine
+
+    def model(self) -> tuple[ServedEngine, Tokenizer]:
+        """What answers a new request. Raises Loading, or ShuttingDown."""
+        if self.draining:
+            raise ShuttingDown
+        if self._engine is None or self._tokenizer is None:
+            raise Loading
+        return self._engine, self._tokenizer
+
+    def fingerprint(self) -> str | None:
+        """What decides the bytes of an answer, as answers say it; None while there is no model."""
+        if self._engine is None or self._tokenizer is None:
+            return None
+        return system_fingerprint(self._engine, self._tokenizer)
+
+    def load(self) -> Load:
+        return Load(0, 0, 0, 0) if self._engine is None else self._engine.load()
+
+    # ---- the engine's health
+
+    def sound(self) -> None:
+        """The engine has answered."""
+        self._faults = 0
+
+    def fault(self) -> None:
+        """The engine has failed a request."""
+        self._faults += 1
+        self.total_faults += 1
+        if self._faults == FAULTS:
+            log.error("the engine failed %d times in a row: not ready until it answers again", FAULTS)
+
+    def trouble(self) -> Unavailable | None:
+        """Why this server is not ready; None if it is."""
+        if self.draining:
+            return Unavailable("the server is shutting down", "draining")
+        if self._engine is None:
+            return Loading()
+        if not self._identity_ready():
+            message = "the identity service has not answered yet, so nobody can be told apart"
+            return Unavailable(message, "identity_unavailable", retry_after=5)
+        if self._faults >= FAULTS:
+            self._probe(self._engine)
+            message = f"the engine failed {self._faults} times in a row"
+            return Unavailable(message, "failing", retry_after=int(PROBE_SECONDS))
+        return None
+
+    def _probe(self, engine: ServedEngine) -> None:
+        if time.monotonic() - self._probed >= PROBE_SECONDS:
+            self._probed = time.monotonic()
+            threading.Thread(target=self._try_one_token, args=[engine], name="probe", daemon=True).start()
+
+    def _try_one_token(self, engine: ServedEngine) -> None:
+        try:
+            job = engine.submit([[0]], [0], SamplingParams(max_tokens=1), candidates=1, top=0, score=False)
+            if not any(isinstance(event, Failed) for event in job.events()):
+                self.sound()
+                log.info("the engine answers again")
+        except Exception:
+            log.exception("the engine still fails")
