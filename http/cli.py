@@ -193,9 +193,11 @@ def serve_command() -> Callable[..., None]:
         chosen |= {row.name: _chosen(context, row, given) for row in ROWS}
         serve(chosen, print_config)
 
-    command.__doc__ = """Serve a model over HTTP: POST /v1/completions, and what belongs to it.
+    secret = " ".join(_variable(row.name) for row in ROWS if row.more.get("secret"))
+    command.__doc__ = f"""Serve a model over HTTP: POST /v1/completions, and what belongs to it.
 
     Every option can be set by an environment variable too: GNOMON_PORT for --port. The command line goes first.
+    A secret has a variable only: {secret}.
     """
     named = [
         _parameter("context", typer.Context, inspect.Parameter.empty),
@@ -279,7 +281,9 @@ def serve(chosen: dict[str, Setting], print_config: bool) -> None:
     model, engine = chosen["model"].value, chosen["engine"].value
     given_for_jax = [row.name for row in options(JaxOptions) if chosen[row.name].source != "default"]
     if engine is not EngineName.jax and given_for_jax:
-        flags = ", ".join("--" + name.replace("_", "-") for name in given_for_jax)
+        flags = ", ".join(
+            ("--no-" if chosen[name].value is False else "--") + name.replace("_", "-") for name in given_for_jax
+        )
         fail(f"{flags}: only with --engine jax", 2)
     from gnomon.http.server import CannotListen, is_loopback, resolved
 
