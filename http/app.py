@@ -20,6 +20,7 @@ from importlib.metadata import version
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -50,7 +51,7 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
 
     async def running_version(request: Request) -> Response:
         about = {"name": "gnomon", "version": version("gnomon"), "model": settings.served_model_name}
-        return _json({**about, "system_fingerprint": service.fingerprint()})
+        return _json({**about, "engine": service.engine_name, "system_fingerprint": service.fingerprint()})
 
     async def models(request: Request) -> Response:
         engine, _ = service.model()
@@ -77,13 +78,28 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
             Route("/v1/models", models, methods=["GET"]),
             Route("/v1/completions", completions, methods=["POST"]),
         ],
-        middleware=[Middleware(ErrorForm)],
+        middleware=[*cross_origin(settings), Middleware(ErrorForm)],
         exception_handlers={HTTPException: unknown_route},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # a path is known or it is a 404; a redirect would lose a body
     app.state.service, app.state.completions = service, completions
     return app
+
+
+def cross_origin(settings: Settings) -> list[Middleware]:
+    """Lets pages of the named origins call; outside the errors' form, so that they can read an error too."""
+    if not settings.cors_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after", "www-authenticate"],
+        )
+    ]
 
 
 def _json(value: object) -> Response:

@@ -14,6 +14,7 @@ import inspect
 import io
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -298,6 +299,9 @@ def serve(chosen: dict[str, Setting], print_config: bool) -> None:
     auth = AuthSettings(**{row.name[5:]: chosen[row.name].value for row in options(AuthSettings, "auth_")})
     settings = Settings(**{row.name: chosen[row.name].value for row in options(Settings)}, auth=auth)
     check_tls(settings)
+    for origin in settings.cors_origins:
+        if origin != "*" and not re.fullmatch(r"https?://[^/\s?#@]+", origin):
+            fail(f"--cors-origins: {origin!r} is no origin; give scheme, host and port, such as https://example.org", 2)
     if print_config:
         show_config(chosen)
     else:

@@ -68,6 +68,10 @@ class Service:
             raise Loading
         return self._engine, self._tokenizer
 
+    @property
+    def engine_name(self) -> str | None:
+        return None if self._engine is None else self._engine.name
+
     def fingerprint(self) -> str | None:
         """What decides the bytes of an answer, as answers say it; None while there is no model."""
         if self._engine is None or self._tokenizer is None:

@@ -115,6 +115,7 @@ class JaxEngine:
     devices.
     """
 
+    name = "jax"
     concurrency = 256  # it has a queue of its own, and is never to be short of work
 
     def __init__(

@@ -147,6 +147,10 @@ class ServedEngine(Engine, Protocol):
     """An engine that a server can put to work: it says how much of it to give, and how busy it is."""
 
     @property
+    def name(self) -> str:
+        """What users call it."""
+
+    @property
     def concurrency(self) -> int:
         """How many jobs to hand over at one time: one more would be no better off inside than outside."""
 
@@ -161,6 +165,7 @@ class ReferenceEngine:
     """The definition, at work: the model and `sampler.sample` in a loop, in float64, in the reader's own
     thread."""
 
+    name = "reference"
     concurrency = 8  # jobs that take turns; more would only make each of them slower
 
     def __init__(self, checkpoint: Checkpoint) -> None:

@@ -558,6 +558,11 @@ def test_the_configuration_shows_how_many_keys_there_are_and_none_of_them(
     assert re.search(r'^auth_api_keys = "2 values, not shown" +# environment GNOMON_AUTH_API_KEYS$', result.out, re.M)
 
 
+@pytest.mark.parametrize("origin", ["example.org", "https://a/b", "https://u@a", "ftp://a", "https://"])
+def test_an_origin_that_is_none_is_one_line(gnomon: Gnomon, origin: str) -> None:
+    check_one_line(gnomon("serve", "--cors-origins", origin), 2, "--cors-origins: ")
+
+
 @pytest.mark.parametrize("given", [["--tls-certificate", README], ["--tls-key", README]])
 def test_a_certificate_and_its_key_go_together(gnomon: Gnomon, given: list[object]) -> None:
     check_one_line(gnomon("serve", *given), 2, "--tls-certificate and --tls-key: give both")

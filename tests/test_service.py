@@ -70,7 +70,8 @@ def test_while_it_loads_probes_and_requests_are_told_so_and_then_it_serves(token
         assert int(refused.headers["retry-after"]) >= 1
         check_error(refused, 503, code="loading")
     check_error(call(app, "GET", "/v1/models"), 503, code="loading")
-    assert call(app, "GET", "/version").json()["system_fingerprint"] is None
+    about = call(app, "GET", "/version").json()
+    assert (about["engine"], about["system_fingerprint"]) == (None, None)
     app.state.service.open(FakeEngine(always(*b"abc")), tokenizer)
     check_ready(app)
     assert post(app, temperature=0, max_tokens=3).json()["choices"][0]["text"] == "abc"
@@ -83,7 +84,7 @@ def test_the_version_names_what_runs(tokenizer: Tokenizer) -> None:
         create_app(FakeEngine(always(97)), tokenizer, Settings()), max_tokens=0
     ).json()["system_fingerprint"]  # fmt: skip
     assert about.json() == {
-        "name": "gnomon", "version": "0.1.0", "model": "mine", "system_fingerprint": fingerprint,
+        "name": "gnomon", "version": "0.1.0", "model": "mine", "engine": "reference", "system_fingerprint": fingerprint,
     }  # fmt: skip
 
 

@@ -1,0 +1,116 @@
+"""HTTPS by a certificate of the test's own, and pages of other origins, which may call only where they are named."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import ssl
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from starlette.applications import Starlette
+
+from gnomon.http.app import create_app
+from gnomon.http.settings import Settings
+from gnomon.reference.tokenizer import Tokenizer
+from helpers.fake import FakeEngine, always, fake_tokenizer
+from helpers.live import MODEL, call, check_error, request_body, serving
+
+ORIGIN = "https://pages.example"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A self-signed certificate for 127.0.0.1, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "gnomon test")])
+    now = datetime.datetime.now(datetime.UTC)
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "cert.pem").write_bytes(built.public_bytes(serialization.Encoding.PEM))
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )  # fmt: skip
+    (folder / "key.pem").write_bytes(pem)
+    return folder / "cert.pem", folder / "key.pem"
+
+
+def test_https_is_served_by_certificate_and_key_streams_too(
+    tokenizer: Tokenizer, certificate: tuple[Path, Path]
+) -> None:
+    settings = Settings(tls_certificate=certificate[0], tls_key=certificate[1])
+    app = create_app(FakeEngine(always(*b"abc")), tokenizer, settings)
+    trust = ssl.create_default_context(cafile=str(certificate[0]))
+    with serving(app, settings) as base:
+        secure = base.replace("http:", "https:")
+        with httpx.Client(verify=trust) as client, openai.OpenAI(
+            base_url=f"{secure}/v1", api_key="any", http_client=client, max_retries=0
+        ) as sdk:  # fmt: skip
+            whole = sdk.completions.create(model=MODEL, prompt="a", max_tokens=6, temperature=0)
+            pieces = sdk.completions.create(model=MODEL, prompt="a", max_tokens=6, temperature=0, stream=True)
+            assert whole.choices[0].text == "".join(p.choices[0].text for p in pieces) == "abcabc"
+        with pytest.raises(httpx.ConnectError, match=r"(?i)certificate"):
+            httpx.get(f"{secure}/livez")  # nobody trusts it unasked
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{base}/livez")  # no plain HTTP on the same port
+
+
+@pytest.fixture
+def app(tokenizer: Tokenizer) -> Starlette:
+    return create_app(FakeEngine(always(*b"abc")), tokenizer, Settings(cors_origins=(ORIGIN,)))
+
+
+def preflight(app: Starlette, origin: str) -> httpx.Response:
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,x-stainless-os"}
+    return call(app, "OPTIONS", "/v1/completions", headers={"Origin": origin, **asked})
+
+
+def test_without_origins_no_page_may_call(tokenizer: Tokenizer) -> None:
+    app = create_app(FakeEngine(always(*b"abc")), tokenizer, Settings())
+    check_error(preflight(app, ORIGIN), 405)
+    answer = call(app, "POST", "/v1/completions", json=request_body(), headers={"Origin": ORIGIN})
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+def test_a_named_origin_may_call_and_can_read_errors_too(app: Starlette) -> None:
+    allowed = preflight(app, ORIGIN)
+    assert allowed.status_code == 200
+    assert allowed.headers["access-control-allow-origin"] == ORIGIN
+    assert "authorization" in allowed.headers["access-control-allow-headers"]
+    assert "access-control-allow-credentials" not in allowed.headers
+    for fields, status in (({}, 200), ({"temperature": 3}, 400), ({"model": "x"}, 404)):
+        answer = call(app, "POST", "/v1/completions", json=request_body(**fields), headers={"Origin": ORIGIN})
+        assert answer.status_code == status
+        assert answer.headers["access-control-allow-origin"] == ORIGIN
+        assert "retry-after" in answer.headers["access-control-expose-headers"]
+
+
+@pytest.mark.parametrize("origin", ["https://other.example", "http://pages.example", f"{ORIGIN}.evil", "null"])
+def test_any_other_origin_may_not(app: Starlette, origin: str) -> None:
+    refused = preflight(app, origin)
+    assert refused.status_code == 400
+    assert "access-control-allow-origin" not in refused.headers
+    answer = call(app, "POST", "/v1/completions", json=request_body(), headers={"Origin": origin})
+    assert "access-control-allow-origin" not in answer.headers
