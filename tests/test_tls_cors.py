@@ -65,9 +65,12 @@ def test_https_is_served_by_certificate_and_key_streams_too(
     trust = ssl.create_default_context(cafile=str(certificate[0]))
     with serving(app, settings) as base:
         secure = base.replace("http:", "https:")
-        with httpx.Client(verify=trust) as client, openai.OpenAI(
-            base_url=f"{secure}/v1", api_key="any", http_client=client, max_retries=0
-        ) as sdk:  # fmt: skip
+        with openai.OpenAI(
+            base_url=f"{secure}/v1",
+            api_key="any",
+            http_client=openai.DefaultHttpxClient(verify=trust),
+            max_retries=0,
+        ) as sdk:
             whole = sdk.completions.create(model=MODEL, prompt="a", max_tokens=6, temperature=0)
             pieces = sdk.completions.create(model=MODEL, prompt="a", max_tokens=6, temperature=0, stream=True)
             assert whole.choices[0].text == "".join(p.choices[0].text for p in pieces) == "abcabc"
