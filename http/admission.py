@@ -2,7 +2,7 @@
 
     1 room      is there any at all? Asked before the body is parsed, so that refusing costs little: 429
     2 admit     the prepared run is counted, by requests and by the tokens it may come to: 429, with how long the
-                queue will take at the pace of the last minute
+                queue will take at the pace of the last minute; 400 if it alone is more than may ever wait
     3 place     first come, first served, for one of so many places at the engine
     4 limits    too long in the queue, too long altogether: the run is closed, and its answer ends with a 503
 
@@ -22,7 +22,7 @@ from contextlib import asynccontextmanager, contextmanager
 from gnomon.http.errors import QueueFull, Unavailable
 from gnomon.http.settings import Settings
 from gnomon.reference.completion import Run, RunClosed
-from gnomon.reference.request import RequestError
+from gnomon.reference.request import InvalidRequest, RequestError
 
 LONGEST_RETRY = 120  # seconds; beyond that an estimate is worth nothing
 PACE_SECONDS = 60.0
@@ -166,13 +166,19 @@ class Admission:
 
     @contextmanager
     def admitted(self, run: Run) -> Iterator[Answer]:
-        """Counts the run until its answer has ended, however it ends, and closes it then. Raises QueueFull."""
+        """Counts the run until its answer has ended, however it ends, and closes it then.
+
+        Raises QueueFull, or InvalidRequest for what no waiting could cure.
+        """
+        answer, most = Answer(run), self._settings.max_queued_tokens
+        if answer.tokens > most:
+            message = f"max_tokens: the request may come to {answer.tokens} tokens; at most {most} on this server"
+            raise InvalidRequest("max_tokens", message)
         self.room()
-        answer = Answer(run)
         if self._ending is not None:
             answer.end(self._ending)
-        tokens, most = self.waiting_tokens(), self._settings.max_queued_tokens
-        if tokens and tokens + answer.tokens > most:
+        tokens = self.waiting_tokens()
+        if tokens + answer.tokens > most:
             message = (
                 f"the waiting requests may come to {tokens} tokens and this one to {answer.tokens}; "
                 f"at most {most} may wait"

@@ -124,7 +124,10 @@ class Settings:
     )
     max_queue: int = option(512, "Requests that wait for the engine; one more gets a 429.", LIMITS, min=1)
     max_queued_tokens: int = option(
-        2_000_000, "Tokens that waiting requests may ask for, their prompts' too; more get a 429.", LIMITS, min=1
+        2_000_000,
+        "Tokens that waiting requests may come to, prompts included; more get a 429, one that alone is more a 400.",
+        LIMITS,
+        min=1,
     )
 
     header_seconds: float = option(10, "For a request's headers to be whole; else 408.", TIMES, min=0.01)

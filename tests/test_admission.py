@@ -111,10 +111,15 @@ def test_the_tokens_that_may_wait_are_bounded_too(gate: Gate, tokenizer: Tokeniz
         assert all(answer.result(20).status_code == 200 for answer in answers)
 
 
-def test_a_request_larger_than_the_bound_runs_when_nothing_waits(gate: Gate, tokenizer: Tokenizer) -> None:
+def test_a_request_that_alone_is_more_than_may_wait_is_a_400_since_waiting_cannot_cure_it(
+    gate: Gate, tokenizer: Tokenizer
+) -> None:
     gate.allow(5000)
-    app = app_of(gate, tokenizer, max_queued_tokens=10)
-    assert post(app, max_tokens=50).status_code == 200
+    app = app_of(gate, tokenizer, max_queued_tokens=41)
+    assert post(app, max_tokens=20, n=2).status_code == 200
+    message = check_error(post(app, max_tokens=21, n=2), 400, "max_tokens")
+    assert "43 tokens" in message
+    assert "41" in message
 
 
 def test_a_full_queue_is_known_before_a_body_is_parsed(gate: Gate, tokenizer: Tokenizer) -> None:
