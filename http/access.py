@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gnomon.http.errors import as_request_error, response
-from gnomon.http.logs import hide
+from gnomon.http.logs import hide, redacted
 from gnomon.http.metrics import Metrics
 from gnomon.http.record import SCOPE_KEY, Outcome, Record
 from gnomon.http.tracing import Tracer
@@ -125,8 +125,9 @@ class AccessLine:
     def of(cls, record: Record, scope: Scope) -> AccessLine:
         client = scope.get("client")
         raw = scope.get("raw_path") or scope["path"].encode(errors="surrogateescape")
-        path = raw.partition(b"?")[0]  # some servers leave the query in it
-        return cls(record, client[0] if client else "-", shown(scope["method"].encode(), 20), shown(path, 200))
+        path = raw.partition(b"?")[0].decode("latin-1")  # some servers leave the query in it
+        path = shown(redacted(path).encode("latin-1"), 200)  # in this order: an escape would disguise a credential
+        return cls(record, client[0] if client else "-", shown(scope["method"].encode(), 20), path)
 
     def __str__(self) -> str:
         of = self.record

@@ -16,6 +16,7 @@ import re
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Protocol, runtime_checkable
+from urllib.parse import quote
 
 from gnomon.http.settings import LogFormat, Settings
 
@@ -52,9 +53,9 @@ def redacted(text: str) -> str:
 
 
 def _spellings(value: bytes) -> tuple[str, ...]:
-    """As it was sent, and as repr and JSON write it."""
+    """As it was sent, and as repr, JSON and a URL write it."""
     text = value.decode("latin-1")
-    return text, repr(value)[2:-1], repr(text)[1:-1], ascii(text)[1:-1], json.dumps(text)[1:-1]
+    return text, repr(value)[2:-1], repr(text)[1:-1], ascii(text)[1:-1], json.dumps(text)[1:-1], quote(value)
 
 
 def printable(text: str) -> str:

@@ -10,6 +10,7 @@ those of one that was given up; times between tokens as they happen. Each instan
 
 from __future__ import annotations
 
+import re
 from collections import Counter as Counts
 from collections.abc import Callable
 from threading import Lock
@@ -189,8 +190,13 @@ class Metrics:
             self._held_pages.set(load.held_pages)
             self._cache_usage.set(load.held_pages / load.pages if load.pages else 0)
             if wants_openmetrics(accept):
-                return openmetrics.generate_latest(self._registry), OPENMETRICS  # type: ignore[no-untyped-call]
+                return _colons(openmetrics.generate_latest(self._registry)), OPENMETRICS  # type: ignore[no-untyped-call]
             return generate_latest(self._registry), TEXT
+
+
+def _colons(body: bytes) -> bytes:
+    """prometheus-client writes OpenMetrics samples as gnomon_… under a header that says gnomon:… (its issue 1177)."""
+    return re.sub(rb"^(# [A-Z]+ )?gnomon_", rb"\1gnomon:", body, flags=re.MULTILINE)
 
 
 def wants_openmetrics(accept: str) -> bool:
