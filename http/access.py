@@ -89,7 +89,9 @@ class Observed:
 
     def record(self, scope: Scope) -> Record:
         ids = fields(scope, _HEADER)
-        request_id = ids[0].decode() if len(ids) == 1 and _ID.fullmatch(ids[0]) else uuid.uuid4().hex
+        request_id = ids[0].decode() if len(ids) == 1 and _ID.fullmatch(ids[0]) else ""
+        if not request_id or redacted(request_id) != request_id:  # none, none that is sound, or a credential
+            request_id = uuid.uuid4().hex
         method = scope["method"] if scope["method"] in METHODS else "other"
         route = scope["path"] if scope["path"] in self.routes else "other"
         return Record(request_id, method, route, on_gap=self.metrics.gap)

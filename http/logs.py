@@ -55,7 +55,7 @@ def redacted(text: str) -> str:
 def _spellings(value: bytes) -> tuple[str, ...]:
     """As it was sent, and as repr, JSON and a URL write it."""
     text = value.decode("latin-1")
-    return text, repr(value)[2:-1], repr(text)[1:-1], ascii(text)[1:-1], json.dumps(text)[1:-1], quote(value)
+    return text, repr(text)[1:-1], ascii(text)[1:-1], json.dumps(text)[1:-1], quote(value)
 
 
 def printable(text: str) -> str:

@@ -68,6 +68,7 @@ class Tracer:
 
         about = Resource({"service.name": "gnomon", "service.version": version("gnomon")})
         self._model = model
+        self._exporter = exporter
         self._provider = TracerProvider(resource=about.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
         # Only the methods are asked of it, and deriving from SpanExporter would import OpenTelemetry for everyone.
         reporting = cast("SpanExporter", Reporting(exporter))
@@ -102,6 +103,7 @@ class Tracer:
         sending.join(seconds)
         if sending.is_alive():
             logger.warning("the last traces could not be sent in %g s", seconds)
+            self._exporter.shutdown()  # no more attempts
 
 
 class Reporting:

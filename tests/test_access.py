@@ -108,6 +108,11 @@ def test_an_exception_that_nobody_made_an_answer_of_is_a_500_with_an_id(caplog: 
     assert [line.record.outcome for line in lines(caplog.records)] == ["failed"]
 
 
+def test_the_times_between_tokens_reach_the_metrics(here: World) -> None:
+    drive(here.app)
+    assert here.sample("gnomon:inter_token_latency_seconds_sum") == 0.5
+
+
 def test_an_outcome_that_somebody_has_judged_stands() -> None:
     here = world()
 
@@ -153,6 +158,11 @@ def test_any_other_request_id_is_replaced_by_a_new_one_of_ours(here: World, sent
     assert OURS.fullmatch(first[0])
     assert OURS.fullmatch(second[0])
     assert first != second
+
+
+def test_a_credential_sent_as_request_id_is_not_taken_up(here: World) -> None:
+    headers = [(b"authorization", b"Bearer sk-0123456789"), (b"x-request-id", b"sk-0123456789")]
+    assert OURS.fullmatch(drive(here.app, headers=headers).ids[0])
 
 
 # ---- lines
@@ -290,6 +300,17 @@ def test_no_line_of_a_request_can_show_its_authorization(secret: bytes, form: Li
     assert not any(mark in output for mark in marks)
 
 
+@pytest.mark.parametrize("form", [TEXT, JSON])
+def test_a_credential_in_the_place_of_the_method_is_hidden_too(form: Lines) -> None:
+    async def within() -> str:
+        hide([b"Bearer sk-0123456789"])
+        return formatted(form, line_of("sk-0123456789", b"/"))
+
+    line = asyncio.run(within())
+    assert "[hidden]" in line
+    assert "0123456789" not in line
+
+
 def test_a_thread_that_knows_no_request_shows_no_bearer_token_either() -> None:
     shown: list[str] = []
     thread = threading.Thread(target=lambda: shown.append(formatted(TEXT, "sent Authorization: Bearer abcdefgh12")))
@@ -401,6 +422,24 @@ def on_a_socket(app: Any) -> Iterator[int]:
         thread.join(10)
         listener.close()
     assert not thread.is_alive()
+
+
+def test_on_a_socket_the_servers_own_line_about_a_broken_answer_hides_the_credential(here: World) -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(TEXT)
+    logger = logging.getLogger("uvicorn.error")
+    logger.addHandler(handler)
+    try:
+        headers = {"x-act": "break", "authorization": "Bearer sk-0123456789"}
+        with on_a_socket(here.app) as port:
+            url = f"http://127.0.0.1:{port}/v1/completions"
+            with pytest.raises(httpx.RemoteProtocolError):
+                httpx.post(url, json={}, headers=headers, trust_env=False)
+    finally:
+        logger.removeHandler(handler)
+    assert "RuntimeError: the cause, of [hidden]" in stream.getvalue()
+    assert "0123456789" not in stream.getvalue()
 
 
 def test_on_a_socket_every_answer_has_its_id_and_a_client_that_leaves_is_counted(here: World) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import get_args
 
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from prometheus_client.registry import Collector
 
 from gnomon.http.access import METHODS
 from gnomon.http.metrics import OPENMETRICS, TEXT, Load, Metrics, wants_openmetrics
@@ -184,6 +185,35 @@ def test_the_numbers_add_up_under_32_threads_in_every_scrape_and_at_the_end() ->
     assert sample(of, "gnomon:request_success_total", finished_reason="stop") == 8 * each
 
 
+def test_a_request_does_not_end_or_begin_in_the_middle_of_a_scrape() -> None:
+    of = metrics()
+    under_way, new = Record("id", "POST", "/v1/completions", outcome="failed"), Record("id", "POST", "/v1/completions")
+    of.began(under_way)
+    threads = [
+        threading.Thread(target=of.ended, args=(under_way,)),
+        threading.Thread(target=of.began, args=(new,)),
+    ]
+    waited: list[bool] = []
+
+    class Probe(Collector):
+        def collect(self) -> Iterator[Metric]:
+            for thread in threads:
+                thread.start()
+                thread.join(0.1)
+                waited.append(thread.is_alive())
+            return iter(())
+
+        def describe(self) -> Iterator[Metric]:
+            return iter(())
+
+    of._registry.register(Probe())
+    body = of.expose()[0].decode()
+    for thread in threads:
+        thread.join()
+    assert waited == [True, True]
+    assert "gnomon:requests_in_progress 1.0" in body
+
+
 def total(family: Metric) -> float:
     return sum(sample.value for sample in family.samples if not sample.name.endswith("_created"))
 
@@ -303,7 +333,8 @@ def test_every_outcome_has_a_number_before_it_happens() -> None:
         ("application/openmetrics-text;version=1.0.0;q=0.4, text/plain;version=0.0.4;q=0.5", False),
         ("application/openmetrics-text;version=1.0.0;escaping=underscores;q=0.5,text/plain;q=0.5", True),
         ("application/openmetrics-text; version=9", False), ("application/openmetrics-text; version=x", False),
-        ("application/openmetrics-text; q=0", False), ("application/openmetrics-text; q=nan", False),
+        ("application/openmetrics-text; q=x", False), ("application/openmetrics-text; q=0", False),
+        ("application/openmetrics-text; q=nan", False),
     ],
 )  # fmt: skip
 def test_the_form_is_what_accept_prefers(accept: str, open_: bool) -> None:

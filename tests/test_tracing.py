@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -253,6 +254,9 @@ def test_a_collector_that_is_down_breaks_nothing_and_is_reported_once(caplog: py
         for _ in range(1100):  # more than two batches
             assert drive(here.app).sent[0]["status"] == 200
         of.stop(0.5)
+        for thread in threading.enumerate():
+            if thread.name == "last traces":
+                thread.join(20)  # what it says belongs to this test
         assert here.sample("gnomon:requests_ended_total", outcome="answered") == 1100
     finally:
         logging.getLogger("opentelemetry").setLevel(logging.NOTSET)
@@ -271,6 +275,28 @@ def test_stopping_does_not_wait_for_a_collector_that_does_not_answer(caplog: pyt
         assert "could not be sent in 0.2 s" in caplog.text
 
 
+class Endless(SpanExporter):
+    """Sends until it is shut down."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.over.wait(20)
+        return SpanExportResult.FAILURE
+
+    def shutdown(self) -> None:
+        self.over.set()
+
+
+def test_an_exporter_that_is_given_up_is_told_to_end() -> None:
+    endless = Endless()
+    of = Tracer(endless, "mine")
+    of.request(Record("id", "GET", "/ok", status=200, outcome="answered"), [])
+    of.stop(0.1)
+    assert endless.over.is_set()
+
+
 class Broken(SpanExporter):
     """Fails in both ways."""
 
@@ -287,15 +313,16 @@ def test_failures_are_reported_at_once_and_then_rarely_with_their_number(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("gnomon.http.tracing.time.monotonic", lambda: now)
+    monkeypatch.setattr("gnomon.http.tracing.time", SimpleNamespace(monotonic=lambda: now))
     broken = Broken()
     reporting = Reporting(broken)
     three: Sequence[Any] = (None, None, None)
     for _ in range(5):
         assert reporting.export(three) is SpanExportResult.FAILURE
         broken.raises = not broken.raises
+        now += 50
     assert [record.getMessage() for record in caplog.records] == ["traces do not get through; 3 spans were dropped"]
-    now += 301
+    now += 51
     reporting.export(three)
     assert caplog.records[1].getMessage() == "traces do not get through; 15 spans were dropped"
 

@@ -48,13 +48,14 @@ class Endpoint:
         complete(record_of(scope))
         if act == "ok":
             await Response(body)(scope, receive, send)
+            await receive()  # a disconnect, which is what servers say when the answer is whole
             return
         if act == "stuck":
             await asyncio.Event().wait()
         await send({"type": "http.response.start", "status": 200, "headers": [(b"x-request-id", b"the endpoint's")]})
         await send({"type": "http.response.body", "body": b"one ", "more_body": True})
         if act == "break":
-            raise RuntimeError("the cause")
+            raise RuntimeError(f"the cause, of {request.headers.get('authorization')}")
         if act == "stuck halfway":
             await asyncio.Event().wait()
         if act == "listen":
