@@ -39,6 +39,20 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "*")
 
 
+@pytest.fixture(autouse=True)
+def apart() -> Iterator[None]:
+    """What a thread that was given up still has to say is not said in the next test."""
+    yield
+    threads_end()
+
+
+def threads_end() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "last traces":
+            thread.join(30)
+            assert not thread.is_alive()
+
+
 def spans_of(*requests: dict[str, Any]) -> list[ReadableSpan]:
     """The spans of requests to the application."""
     exporter = InMemorySpanExporter()
@@ -254,9 +268,7 @@ def test_a_collector_that_is_down_breaks_nothing_and_is_reported_once(caplog: py
         for _ in range(1100):  # more than two batches
             assert drive(here.app).sent[0]["status"] == 200
         of.stop(0.5)
-        for thread in threading.enumerate():
-            if thread.name == "last traces":
-                thread.join(20)  # what it says belongs to this test
+        threads_end()  # before OpenTelemetry may speak again
         assert here.sample("gnomon:requests_ended_total", outcome="answered") == 1100
     finally:
         logging.getLogger("opentelemetry").setLevel(logging.NOTSET)
