@@ -43,10 +43,29 @@ class Record:
     completion_tokens: int = 0
     cached_tokens: int = 0
     finish_reasons: tuple[str, ...] = ()  # one a candidate that ended
+    queued: float | None = None  # when it was put in the queue for the engine
     started: float | None = None  # when the engine began; None: it never did
     first_token: float | None = None
+    ended: float | None = None  # when the last byte was sent, or the request was given up
     on_gap: Callable[[float], None] | None = None  # told the seconds between two tokens of one candidate
     last_tokens: dict[tuple[int, int], float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """From its arrival to its end, or until now."""
+        return (time.monotonic() if self.ended is None else self.ended) - self.arrived
+
+    @property
+    def queue_seconds(self) -> float | None:
+        """None: the engine never began."""
+        if self.started is None:
+            return None
+        return self.started - (self.arrived if self.queued is None else self.queued)
+
+    @property
+    def first_token_seconds(self) -> float | None:
+        """From its arrival, as its caller feels it."""
+        return None if self.first_token is None else self.first_token - self.arrived
 
     def token(self, prompt: int, candidate: int, made: float) -> None:
         """A token was made; called in the thread that reads the engine."""

@@ -517,6 +517,70 @@ BREAKS = (
         "            sequence.is_over = True\n            del self.running[sequence.slot]",
         "test_jax_engine.py::test_closing_at_any_stage_frees_everything",
     ),
+    # ---- what operators see
+    Break(
+        "a client that leaves counts as answered",
+        "http/access.py",
+        'return "cancelled"',
+        'return "answered"',
+        "test_access.py::test_every_ending_is_logged_counted_and_traced_once",
+    ),
+    Break(
+        "any request id is taken up that begins well",
+        "http/access.py",
+        "_ID.fullmatch(ids[0])",
+        "_ID.match(ids[0])",
+        "test_access.py::test_any_other_request_id_is_replaced_by_a_new_one_of_ours",
+    ),
+    Break(
+        "the log does not know what to hide",
+        "http/access.py",
+        'hide(fields(scope, b"authorization"))',
+        "hide([])",
+        "test_access.py::test_no_line_of_a_request_can_show_its_authorization",
+    ),
+    Break(
+        "the log shows control characters",
+        "http/logs.py",
+        "{printable(self.message(record))}",
+        "{self.message(record)}",
+        "test_access.py::test_no_message_and_no_exception_can_forge_a_line",
+    ),
+    Break(
+        "every path is a label",
+        "http/access.py",
+        'route = scope["path"] if scope["path"] in self.routes else "other"',
+        'route = scope["path"]',
+        "test_metrics.py::test_labels_are_bounded_whatever_1000_clients_send",
+    ),
+    Break(
+        "metrics are read while requests end",
+        "http/metrics.py",
+        "load = self._load()\n        with self._lock:",
+        "load = self._load()\n        if load:",
+        "test_metrics.py::test_a_request_does_not_end_or_begin_in_the_middle_of_a_scrape",
+    ),
+    Break(
+        "the time between two candidates' tokens counts",
+        "http/record.py",
+        "self.last_tokens[prompt, candidate] = made",
+        "self.last_tokens[0, 0] = made",
+        "test_metrics.py::test_an_answered_completion_is_counted_in_tokens_seconds_and_finish_reasons",
+    ),
+    Break(
+        "the caller's trace is not continued",
+        "http/tracing.py",
+        "extract(carrier, Context())",
+        "extract({}, Context())",
+        "test_tracing.py::test_a_callers_traceparent_is_honoured",
+    ),
+    Break(
+        "stopping waits for the collector",
+        "http/tracing.py",
+        "sending.join(seconds)",
+        "sending.join()",
+        "test_tracing.py::test_stopping_does_not_wait_for_a_collector_that_does_not_answer",
+    ),
 )
 
 

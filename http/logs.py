@@ -1,0 +1,121 @@
+"""What a line of the log looks like: text for people, or one JSON object a line; all of it on standard error.
+
+    hide            what the lines of this request must not show: its credentials
+    logging_config  which loggers speak, and in which of the two forms
+
+Whatever a message holds, a line is one line: control characters are escaped, and the lines of a traceback are indented
+or are one member. So nobody who chooses a part of a message can forge a line. What the line of a request says is
+decided in access.py.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, Protocol, runtime_checkable
+from urllib.parse import quote
+
+from gnomon.http.settings import LogFormat, Settings
+
+HIDDEN = "[hidden]"
+_LEAST = 8  # characters: what is shorter is no secret, and would only punch holes into words
+_CREDENTIALS = re.compile(r"\b(Bearer|Basic)(\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
+_hidden: ContextVar[tuple[bytes, ...]] = ContextVar("gnomon.hidden", default=())
+
+
+@runtime_checkable
+class Structured(Protocol):
+    """A message that is members in JSON, and str() in text."""
+
+    def members(self) -> dict[str, object]: ...
+
+
+def hide(authorization: list[bytes]) -> None:
+    """No line written in this context shows these headers from now on, whole or without their scheme.
+
+    Never undone: the server still logs an exception of the request after the application has returned.
+    """
+    _hidden.set(tuple(part for value in authorization for part in (value, value.partition(b" ")[2].strip())))
+
+
+def redacted(text: str) -> str:
+    """The text without the credentials of this request, and without anybody's that look like some.
+
+    The second is for threads that know of no request.
+    """
+    spellings = {spelling for value in _hidden.get() for spelling in _spellings(value) if len(spelling) >= _LEAST}
+    for spelling in sorted(spellings, key=len, reverse=True):
+        text = text.replace(spelling, HIDDEN)
+    return _CREDENTIALS.sub(rf"\1\2{HIDDEN}", text)
+
+
+def _spellings(value: bytes) -> tuple[str, ...]:
+    """As it was sent, and as repr, JSON and a URL write it."""
+    text = value.decode("latin-1")
+    return text, repr(text)[1:-1], ascii(text)[1:-1], json.dumps(text)[1:-1], quote(value)
+
+
+def printable(text: str) -> str:
+    """One line that a terminal shows as it is."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class Lines(logging.Formatter):
+    """What the two forms share."""
+
+    def time(self, record: logging.LogRecord) -> str:
+        return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+
+    def message(self, record: logging.LogRecord) -> str:
+        try:
+            return redacted(record.getMessage().rstrip())
+        except Exception:  # or logging itself would print the arguments as they are
+            return redacted(f"{record.msg} (with arguments that do not fit)")
+
+    def traceback(self, record: logging.LogRecord) -> str:
+        parts = [self.formatException(record.exc_info)] if record.exc_info and record.exc_info[0] else []
+        if record.stack_info:
+            parts.append(record.stack_info)
+        return redacted("\n".join(parts))
+
+
+class TextLines(Lines):
+    def format(self, record: logging.LogRecord) -> str:
+        lines = [f"{self.time(record)} {record.levelname} {printable(self.message(record))}"]
+        lines += ["    " + printable(line) for line in self.traceback(record).splitlines()]
+        return "\n".join(lines)
+
+
+class JsonLines(Lines):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {"time": self.time(record), "level": record.levelname, "logger": record.name}
+        if isinstance(record.msg, Structured):
+            members = record.msg.members().items()
+            line.update((name, redacted(value) if isinstance(value, str) else value) for name, value in members)
+        else:
+            line["message"] = self.message(record)
+        if traceback := self.traceback(record):
+            line["exception"] = traceback
+        return json.dumps(line)
+
+
+def logging_config(settings: Settings) -> dict[str, Any]:
+    """For `logging.config.dictConfig`."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"lines": {"()": JsonLines if settings.log_format is LogFormat.json else TextLines}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
+        "root": {"handlers": ["stderr"], "level": "WARNING"},
+        "loggers": {
+            "gnomon": {"level": "INFO"},
+            "uvicorn": {"level": "WARNING"},
+            "uvicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},  # gnomon.access is its place
+            "opentelemetry": {"level": "CRITICAL"},  # it speaks at every failure; tracing.py says what matters, rarely
+        },
+    }
