@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from gnomon.reference import FIELDS, CompletionRequest, default_model_path, load, prepare
-from helpers.readme import README, TESTS, with_table
+from helpers.readme import DOCUMENTS, README, TESTS, with_table
 
 ROOT = README.parent
 TEXT = README.read_text(encoding="utf-8")
 
 
-def test_the_table_is_the_one_that_the_fields_make() -> None:
-    assert with_table(TEXT) == TEXT, "run: python tests/helpers/readme.py"
+@pytest.mark.parametrize("document", DOCUMENTS, ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS])
+def test_the_table_is_the_one_that_the_code_makes(document: Path) -> None:
+    assert with_table(document) == document.read_text(encoding="utf-8"), "run: python tests/helpers/readme.py"
 
 
 def test_every_test_in_the_table_exists() -> None:

@@ -1,13 +1,18 @@
-"""The README's table of parameters, made from `FIELDS`. Run this file to write it into README.md again."""
+"""The tables of the documents, made from the tables in the code: the request's fields in README.md, the server's
+options in http/README.md. Run this file to write them again."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+from gnomon.http.cli import ROWS
+from gnomon.http.settings import Option
 from gnomon.reference.request import FIELDS, Field
 
 README = Path(__file__).resolve().parent.parent.parent / "README.md"
+OPERATING = README.parent / "http" / "README.md"
 BEGIN, END = "<!-- table: written by tests/helpers/readme.py -->", "<!-- end of table -->"
 
 TESTS = {  # field → the test to read first
@@ -36,7 +41,7 @@ def default(field: Field) -> str:
     return "required" if field.required else f"`{json.dumps(field.default)}`"
 
 
-def table() -> str:
+def fields_table() -> str:
     rows = ["| field | default | allowed | what it does | where | test |", "|---|---|---|---|---|---|"]
     for field in FIELDS:
         allowed = field.allowed.replace("|", "\\|")
@@ -46,11 +51,34 @@ def table() -> str:
     return "\n".join(rows)
 
 
-def with_table(text: str) -> str:
-    """README's text with the table as it should be."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+def options_table() -> str:
+    """A row an option; the variable of `--max-queue` is `GNOMON_MAX_QUEUE`."""
+    lines = ["| option | default | what it does |", "|---|---|---|"]
+    group = ""
+    for row in ROWS:
+        if row.group != group:
+            group = row.group
+            lines.append(f"| **{group}** | | |")
+        name = f"GNOMON_{row.name.upper()}" if row.more.get("secret") else "--" + row.name.replace("_", "-")
+        lines.append(f"| `{name}` | {_shown(row)} | {row.help} |")
+    return "\n".join(lines)
+
+
+def _shown(row: Option) -> str:
+    if row.default in (None, (), False) or "Default:" in row.help:
+        return ""
+    return f"`{' '.join(row.default) if isinstance(row.default, tuple) else json.dumps(row.default)}`"
+
+
+DOCUMENTS: dict[Path, Callable[[], str]] = {README: fields_table, OPERATING: options_table}
+
+
+def with_table(document: Path) -> str:
+    """A document's text with its table as it should be."""
+    before, rest = document.read_text(encoding="utf-8").split(BEGIN)
+    return f"{before}{BEGIN}\n{DOCUMENTS[document]()}\n{END}{rest.split(END)[1]}"
 
 
 if __name__ == "__main__":
-    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for document in DOCUMENTS:
+        document.write_text(with_table(document), encoding="utf-8")
