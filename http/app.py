@@ -3,6 +3,7 @@
     GET  /livez             the process answers
     GET  /readyz, /health   it can answer completions: service.py
     GET  /version           what is running
+    GET  /metrics           what it does and did, for Prometheus: metrics.py
     GET  /v1/models         the one model, in the API's list form
     POST /v1/completions    completions.py
     anything else           404 or 405, in the API's error form
@@ -18,6 +19,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -25,19 +27,27 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gnomon.http.access import Observed
 from gnomon.http.completions import Completions
 from gnomon.http.errors import ErrorForm, unknown_route
+from gnomon.http.metrics import Load, Metrics
 from gnomon.http.service import Service
 from gnomon.http.settings import Settings
+from gnomon.http.tracing import tracer
 from gnomon.reference.engine import ServedEngine
 from gnomon.reference.response import json_bytes
 from gnomon.reference.tokenizer import Tokenizer
 
 
 def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, settings: Settings) -> Starlette:
-    """A server of one model. Without one it is loading, until `app.state.service.open` is told of it."""
+    """A server of one model. Without one it is loading, until `app.state.service.open` is told of it.
+
+    Raises CannotTrace.
+    """
     started = int(time.time())
-    service = Service(engine, tokenizer)
+    trace = tracer(settings, settings.served_model_name)
+    metrics = Metrics(settings.served_model_name, lambda: load_of(service, completions), version("gnomon"))
+    service = Service(engine, tokenizer, lambda: True, metrics.engine_fault)
     completions = Completions(service, settings)
 
     async def livez(request: Request) -> Response:
@@ -52,6 +62,11 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
     async def running_version(request: Request) -> Response:
         about = {"name": "gnomon", "version": version("gnomon"), "model": settings.served_model_name}
         return _json({**about, "engine": service.engine_name, "system_fingerprint": service.fingerprint()})
+
+    async def numbers(request: Request) -> Response:
+        metrics.serving(service.engine_name, service.fingerprint())
+        body, kind = metrics.expose(",".join(request.headers.getlist("accept")))
+        return Response(body, headers={"content-type": kind})
 
     async def models(request: Request) -> Response:
         engine, _ = service.model()
@@ -68,23 +83,46 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         completions.close()
+        if trace is not None:
+            await run_in_threadpool(trace.stop, settings.shutdown_seconds)
 
+    routes = [
+        Route("/livez", livez, methods=["GET"]),
+        Route("/readyz", readyz, methods=["GET"]),
+        Route("/health", readyz, methods=["GET"]),
+        Route("/version", running_version, methods=["GET"]),
+        Route("/metrics", numbers, methods=["GET"]),
+        Route("/v1/models", models, methods=["GET"]),
+        Route("/v1/completions", completions, methods=["POST"]),
+    ]
     app = Starlette(
-        routes=[
-            Route("/livez", livez, methods=["GET"]),
-            Route("/readyz", readyz, methods=["GET"]),
-            Route("/health", readyz, methods=["GET"]),
-            Route("/version", running_version, methods=["GET"]),
-            Route("/v1/models", models, methods=["GET"]),
-            Route("/v1/completions", completions, methods=["POST"]),
+        routes=routes,
+        middleware=[
+            Middleware(Observed, metrics=metrics, routes=frozenset(route.path for route in routes), tracer=trace),
+            *cross_origin(settings),
+            Middleware(ErrorForm),
         ],
-        middleware=[*cross_origin(settings), Middleware(ErrorForm)],
         exception_handlers={HTTPException: unknown_route},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # a path is known or it is a 404; a redirect would lose a body
     app.state.service, app.state.completions = service, completions
     return app
+
+
+def load_of(service: Service, completions: Completions) -> Load:
+    """What the server is doing right now, for its metrics."""
+    admission, engine = completions.admission, service.load()
+    waiting = len(admission.waiting())
+    return Load(
+        running=len(admission.open) - waiting,
+        waiting=waiting,
+        waiting_tokens=admission.waiting_tokens(),
+        slots=engine.slots,
+        busy_slots=engine.busy_slots,
+        pages=engine.pages,
+        held_pages=engine.held_pages,
+    )
 
 
 def cross_origin(settings: Settings) -> list[Middleware]:

@@ -354,8 +354,12 @@ def show_config(chosen: Mapping[str, Setting]) -> None:
 def run_server(
     model: str | None, engine: EngineName, jax_options: JaxOptions, settings: Settings, loopback: bool
 ) -> None:
+    from logging.config import dictConfig
+
     from gnomon.http.app import create_app
+    from gnomon.http.logs import logging_config
     from gnomon.http.server import CannotListen, Server, bind, url
+    from gnomon.http.tracing import CannotTrace
 
     def load() -> tuple[ServedEngine, Tokenizer]:
         return open_model(engine, model, jax_options)
@@ -367,11 +371,12 @@ def run_server(
                 warn(
                     f"{settings.host} is served without TLS: tokens and texts can be read on the way to whoever ends it"
                 )
+            dictConfig(logging_config(settings))
             app = create_app(None, None, settings)
             base = url(listener, scheme)
             server = Server(app, settings, lambda: announce(settings, base), load)
             server.run(sockets=[listener])
-    except CannotListen as error:
+    except (CannotListen, CannotTrace) as error:
         fail(str(error), 1)
     except OSError as error:  # another process took the port meanwhile
         fail(f"{settings.host} port {settings.port}: {error.strerror or error}", 1)

@@ -61,6 +61,7 @@ class Completions:
         run = await run_in_threadpool(self.prepare, body, engine, tokenizer)
         describe(run, record)
         with self.admission.admitted(run) as answer:
+            record.queued = answer.arrived
             try:
                 if run.request.stream:
                     await self.attend(answer, receive, self.stream(answer, record, send), record)

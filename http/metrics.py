@@ -45,15 +45,13 @@ class Load(NamedTuple):
 
 
 class Metrics:
-    def __init__(
-        self, model: str, load: Callable[[], Load], version: str = "", fingerprint: str = "", engine: str = ""
-    ) -> None:
+    def __init__(self, model: str, load: Callable[[], Load], version: str = "") -> None:
         self._load = load
         self._lock = Lock()  # an answer is taken between two requests' counts, never in the middle of one
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
-        build = Info("gnomon:build", "What is served, and by what.", registry=self._registry)
-        build.info({"version": version, "model": model, "fingerprint": fingerprint, "engine": engine})
+        self._build = Info("gnomon:build", "What is served, and by what.", registry=self._registry)
+        self._version = version
 
         def counter(name: str, help: str, *labels: str) -> Counter:
             return Counter(f"gnomon:{name}", help, labels, registry=self._registry)
@@ -132,6 +130,11 @@ class Metrics:
         self._generation_lengths = histogram(
             "request_generation_tokens", "Tokens sampled for an answered request, of all candidates.", TOKENS
         )
+
+    def serving(self, engine: str | None, fingerprint: str | None) -> None:
+        """What is known of the engine: nothing, while the model is being loaded."""
+        about = {"version": self._version, "model": self._model}
+        self._build.info({**about, "engine": engine or "", "fingerprint": fingerprint or ""})
 
     def began(self, record: Record) -> None:
         if (record.method, record.route) == ENDPOINT:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import socket
 import threading
 import time
@@ -27,6 +28,8 @@ from starlette.applications import Starlette
 from gnomon.http.settings import Settings
 from gnomon.reference.engine import ServedEngine
 from gnomon.reference.tokenizer import Tokenizer
+
+log = logging.getLogger("gnomon.http")
 
 Loader = Callable[[], tuple[ServedEngine, Tokenizer]]
 
@@ -92,6 +95,7 @@ class Server(uvicorn.Server):
                 ws="none",
                 lifespan="on",
                 log_config=None,
+                access_log=False,  # access.py writes one
                 server_header=False,
                 proxy_headers=False,  # nothing is believed that a client says about where it comes from
                 timeout_keep_alive=30,
@@ -140,7 +144,9 @@ class Server(uvicorn.Server):
 
     def _is_drained(self) -> bool:
         if not self._drained_by:
-            self._drained_by = time.monotonic() + self.settings.drain_seconds
+            under_way, most = len(self.completions.open), self.settings.drain_seconds
+            log.info("nothing new is let in; %d requests are to be finished, in at most %g s", under_way, most)
+            self._drained_by = time.monotonic() + most
         return not self.completions.open or self.cut_short or time.monotonic() >= self._drained_by
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

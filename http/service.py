@@ -37,21 +37,22 @@ class Loading(Unavailable):
 class Service:
     """An engine and its tokenizer, or None for both while they are being loaded.
 
-    identity_ready: whether callers can be told apart yet.
+    identity_ready: whether callers can be told apart yet · on_fault: told of every fault of the engine.
     """
 
     def __init__(
         self,
         engine: ServedEngine | None,
         tokenizer: Tokenizer | None,
-        identity_ready: Callable[[], bool] = lambda: True,
+        identity_ready: Callable[[], bool],
+        on_fault: Callable[[], None],
     ) -> None:
         self._engine, self._tokenizer = engine, tokenizer
         self._identity_ready = identity_ready
+        self._on_fault = on_fault
         self._faults = 0
         self._probed = 0.0
         self.draining = False
-        self.total_faults = 0
 
     def open(self, engine: ServedEngine, tokenizer: Tokenizer) -> None:
         self._engine, self._tokenizer = engine, tokenizer
@@ -90,7 +91,7 @@ class Service:
     def fault(self) -> None:
         """The engine has failed a request."""
         self._faults += 1
-        self.total_faults += 1
+        self._on_fault()
         if self._faults == FAULTS:
             log.error("the engine failed %d times in a row: not ready until it answers again", FAULTS)
 

@@ -357,7 +357,10 @@ def test_serve_says_where_and_its_example_works_and_ctrl_c_ends_it(model: Path) 
         assert (served["id"], served["max_model_len"]) == ("tiny", 4096)
         assert "server" not in response.headers
         log = interrupt(server.process)
-    assert re.fullmatch(r'\S+ \S+ INFO \S+ - "POST /v1/completions HTTP/1.1" 200\n.* "GET /v1/models .*\n', log)
+    post, get, draining = log.splitlines()
+    assert re.fullmatch(r'\S+ INFO 127.0.0.1 "POST /v1/completions" 200 \d+B .* answered id=\w{32} .*', post)
+    assert re.fullmatch(r'\S+ INFO 127.0.0.1 "GET /v1/models" 200 .*', get)
+    assert "nothing new is let in; 0 requests are to be finished" in draining
 
 
 def test_the_servers_options_are_carried_out(model: Path) -> None:

@@ -24,7 +24,9 @@ ACCEPTS = {"": parse_text, "application/openmetrics-text; version=1.0.0": parse_
 
 
 def metrics(load: Callable[[], Load] = lambda: IDLE) -> Metrics:
-    return Metrics("mine", load, "1.2", "print", "fake")
+    made = Metrics("mine", load, "1.2")
+    made.serving("fake", "print")
+    return made
 
 
 def ended(of: Metrics, outcome: Outcome = "answered", status: int | None = 200, ran: bool = True) -> Record:

@@ -59,6 +59,16 @@ def check_ready(app: Starlette) -> None:
         assert (response.status_code, response.json()) == (200, {"status": "ok"})
 
 
+def faults(app: Starlette) -> float:
+    return counted(call(app, "GET", "/metrics").text)
+
+
+def counted(metrics: str) -> float:
+    """The faults of the engine that the metrics tell of."""
+    [line] = [line for line in metrics.splitlines() if line.startswith("gnomon:engine_faults_total ")]
+    return float(line.split()[1])
+
+
 # ---- loading
 
 
@@ -163,7 +173,7 @@ def test_faults_with_an_answer_between_them_are_no_repetition(tokenizer: Tokeniz
         mood.good = i % FAULTS == 0
         post(app)
         check_ready(app)
-    assert app.state.service.total_faults == 4 * (FAULTS - 1)
+    assert faults(app) == 4 * (FAULTS - 1)
 
 
 def test_who_is_at_fault_is_not_the_engine(tokenizer: Tokenizer) -> None:
@@ -226,6 +236,7 @@ def test_an_answer_that_is_ended_by_us_is_no_fault_of_the_engine(tokenizer: Toke
             body = {"model": "gnomon-stories", "prompt": "a", "max_tokens": 4900, "logit_bias": {"266": -100}}
             answers = [await client.post("/v1/completions", json=body) for _ in range(FAULTS)]
             ready = await client.get("/readyz")
-        return [answer.status_code for answer in answers], ready.status_code, app.state.service.total_faults
+            text = (await client.get("/metrics")).text
+        return [answer.status_code for answer in answers], ready.status_code, counted(text)
 
     assert asyncio.run(scene()) == ([503] * FAULTS, 200, 0)

@@ -98,7 +98,7 @@ class World:
 
 
 def world(tracer: Tracer | None = None) -> World:
-    metrics, told = Metrics("mine", lambda: IDLE, "1.2", "print", "fake"), Told()
+    metrics, told = Metrics("mine", lambda: IDLE, "1.2"), Told()
 
     async def ok(request: Request) -> Response:
         return PlainTextResponse("hello")
