@@ -115,7 +115,9 @@ def test_any_or_no_token_passes_while_authentication_is_off(app: Starlette, toke
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_an_unknown_path_is_a_404_that_names_the_known_ones(app: Starlette, method: str, path: str) -> None:
     message = check_error(call(app, method, path, json={}), 404)
-    assert message.endswith("this server has GET /health, GET /v1/models, POST /v1/completions")
+    assert message.endswith(
+        "this server has GET /health, GET /openapi.json, GET /v1/models, GET /v1/capabilities, POST /v1/completions"
+    )
     assert json.dumps(unquote(path)) in message
 
 
