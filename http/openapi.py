@@ -144,23 +144,24 @@ def _paths(server: Server) -> dict[str, Any]:
         """open: no credential is asked for. faultless: nothing in it can fail."""
         faults = [] if faultless else [_FAULT]
         refusals = [] if open else credentials
-        operation = {
+        operation: dict[str, Any] = {
             "operationId": name,
             "summary": summary,
             "parameters": [_REQUEST_ID],
             "responses": {"200": _ok(summary, content), **_responses([*refusals, *_SLOW_OR_LARGE, *faults, *errors])},
-            **({"security": []} if open and guarded else {}),
         }
+        if open and guarded:
+            operation["security"] = []
         return {"get": operation, "head": _head(operation)}
 
     status = _content("Status", {"status": "ok"})
-    probes = {"errors": not_ready, "open": settings.auth.open_probes}
+    probed = settings.auth.open_probes
     text = {"schema": {"type": "string"}}
     metrics = {"text/plain": text, "application/openmetrics-text": text}
     return {
         "/livez": get("livez", "The process answers.", status, open=True, faultless=True),
-        "/readyz": get("readyz", "Requests would be served now.", status, **probes),
-        "/health": get("health", "The same as /readyz.", status, **probes),
+        "/readyz": get("readyz", "Requests would be served now.", status, not_ready, probed),
+        "/health": get("health", "The same as /readyz.", status, not_ready, probed),
         "/version": get("version", "What runs here.", _content("Version", _version_example(model))),
         "/metrics": get(
             "metrics",
