@@ -28,7 +28,7 @@ from gnomon.http.openapi import ENDPOINTS, capabilities, document
 from gnomon.http.settings import AuthMode, AuthSettings, Settings
 from gnomon.reference import sampler
 from gnomon.reference.completion import prepare
-from gnomon.reference.request import BY_NAME, FIELDS, STAGES, CompletionRequest, InvalidRequest
+from gnomon.reference.request import BY_NAME, FIELDS, STAGES, CompletionRequest, InvalidRequest, RequestError
 from gnomon.reference.tokenizer import Tokenizer
 from helpers.fake import FAKE_VOCAB, FakeEngine, fake_tokenizer, hashed_logits
 from helpers.live import MODEL, call, events, post, request_body
@@ -290,14 +290,15 @@ def test_what_the_schema_forbids_no_answer_has(app: Starlette) -> None:
         assert not check.is_valid(bad)
 
 
-def test_lists_and_tables_are_of_their_schemas(app: Starlette) -> None:
+def test_every_get_answers_what_its_schema_says(app: Starlette) -> None:
     described = call(app, "GET", "/openapi.json").json()
-    for path in ("/v1/models", "/v1/capabilities", "/openapi.json", "/health"):
-        ok = described["paths"][path]["get"]["responses"]["200"]
-        name = ok["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
-        response = call(app, "GET", path)
-        assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
-        validator(name, described).validate(response.json())
+    for path, item in described["paths"].items():
+        content = item["get"]["responses"]["200"]["content"] if "get" in item else {}
+        if "application/json" in content:
+            response = call(app, "GET", path)
+            assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
+            name = content["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
+            validator(name, described).validate(response.json())
 
 
 # ---- errors
@@ -362,6 +363,48 @@ def test_a_fault_and_an_end_are_documented(tokenizer: Tokenizer, caplog: pytest.
         check_documented(response, "POST", "/v1/completions")
         app.state.completions.stop()
     assert "not finite" in caplog.text
+
+
+def kinds(of: type[RequestError]) -> set[type[RequestError]]:
+    return {of}.union(*(kinds(kind) for kind in of.__subclasses__()))
+
+
+def test_every_error_there_is_is_documented_where_it_can_be_met() -> None:
+    described = document(LAW, MODEL, CONTEXT, AuthMode.exchange)
+    answers = described["paths"]["/v1/completions"]["post"]["responses"]
+    statuses = {str(kind.status) for kind in kinds(RequestError)}
+    assert {"400", "401", "403", "404", "408", "413", "415", "429", "431", "500", "503"} <= statuses
+    assert answers.keys() == statuses - {"405"} | {"200"}  # what is there for POST is no other method
+    assert codes(answers["503"]) == {
+        "loading", "shutting_down", "queue_timeout", "request_timeout", "identity_unavailable",
+    }  # fmt: skip
+    assert codes(answers["429"]) == {"queue_full"}
+    assert codes(answers["404"]) == {"model_not_found"}
+    assert codes(answers["401"]) == {None, "invalid_token"}
+    for path in ("/readyz", "/health"):
+        not_ready = described["paths"][path]["get"]["responses"]["503"]
+        assert codes(not_ready) == {"loading", "draining", "failing", "identity_unavailable"}
+    assert "503" not in described["paths"]["/livez"]["get"]["responses"]
+
+
+def codes(answer: Mapping[str, Any]) -> set[str | None]:
+    """The codes of an answer, by its examples; the description has to name the same."""
+    examples = answer["content"]["application/json"]["examples"].values()
+    shown = {example["value"]["error"]["code"] for example in examples}
+    named = re.findall(r"`(\w+)`|(null)", answer["description"].split("`code` is ")[1])
+    assert {code or None for code, _ in named} == shown
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("status", "header"), [("401", "WWW-Authenticate"), ("403", "WWW-Authenticate"), ("429", "Retry-After"),
+                           ("503", "Retry-After")],
+)  # fmt: skip
+def test_a_header_that_always_comes_is_promised(status: str, header: str) -> None:
+    answers = document(LAW, MODEL, CONTEXT, AuthMode.exchange)["paths"]["/v1/completions"]["post"]["responses"]
+    assert answers[status]["headers"][header]["required"]
+    assert answers["400"]["headers"]["WWW-Authenticate"]["required"] is False  # a wrong field is no matter of tokens
+    assert "Retry-After" not in answers["400"]["headers"]
 
 
 # ---- the schema and the server judge alike
@@ -438,7 +481,7 @@ def bodies_of(mode: schemathesis.GenerationMode) -> st.SearchStrategy[Any]:
     return operation.as_strategy(generation_mode=mode).map(lambda case: case.body)
 
 
-VALUES = (
+VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, 2, 3, 5, 16, 20, 21, 40, 41, 64, 128, 129, -1, -2, -2.5, 0.5, 1.0, 1.5, 2.0, 1e18, 1e300,
     2**53, 2**63, -(2**63), "", "a", "é€😀", "x" * 70, "<|endoftext|>", MODEL, [], [[]], [""], ["a"], ["a", "b"],
     ["a"] * 12, ["a"] * 13, ["a", 1], [0], [1.0], [FAKE_VOCAB - 1], [FAKE_VOCAB], [1] * 65, [[1], [2]], [[1], ["a"]],

@@ -50,10 +50,10 @@ class Live(NamedTuple):
     base_url: str
     session: requests.Session
 
-    def hold(self, case: Case) -> schemathesis.Response:
-        """Sends the case and checks the answer."""
+    def hold(self, case: Case[Any], stream: bool = False) -> schemathesis.Response:
+        """Sends the case and checks the answer. stream: have it streamed, if it is one that can be."""
         if case.path == COMPLETIONS:
-            case.body = keep_words(case.body)
+            case.body = keep_words(case.body, stream)
         return case.call_and_validate(base_url=self.base_url, session=self.session)
 
 
@@ -65,7 +65,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         yield Live(base_url, session)
 
 
-def keep_words(body: Any) -> Any:
+def keep_words(body: Any, stream: bool) -> Any:
     """The body, keeping what the document says in words. One that breaks the schema goes on breaking it."""
     if not isinstance(body, dict):
         return body
@@ -74,6 +74,8 @@ def keep_words(body: Any) -> Any:
         body["stream"] = True
     if not ADMITTED.is_valid(body):
         return body
+    if stream:
+        body["stream"] = True
     n, best_of = body.get("n") or 1, body.get("best_of") or 0
     if best_of < n or (body.get("stream") and best_of > n):
         body["best_of"] = best_of = None
@@ -102,7 +104,7 @@ def short(prompt: Any) -> Any:
     return prompt and prompt[:5]
 
 
-def kind(case: Case, response: schemathesis.Response) -> tuple[str, int, str]:
+def kind(case: Case[Any], response: schemathesis.Response) -> tuple[str, int, str]:
     return case.operation.label, response.status_code, response.headers.get("content-type", [""])[0]
 
 
@@ -116,9 +118,9 @@ def fuzz(live: Live, examples: int) -> Counter[tuple[str, int, str]]:
     @hypothesis_settings(
         max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
     )
-    @given(st.booleans().flatmap(lambda one: completions if one else anything))
-    def every(case: Case) -> None:
-        seen[kind(case, live.hold(case))] += 1
+    @given(st.booleans().flatmap(lambda one: completions if one else anything), st.booleans())
+    def every(case: Case[Any], stream: bool) -> None:
+        seen[kind(case, live.hold(case, stream))] += 1
 
     every()
     return seen
@@ -126,7 +128,7 @@ def fuzz(live: Live, examples: int) -> Counter[tuple[str, int, str]]:
 
 @schema.parametrize()
 @hypothesis_settings(max_examples=1, deadline=None, derandomize=True, database=None)
-def test_every_bound_and_every_method_is_answered_as_documented(case: Case, live: Live) -> None:
+def test_every_bound_and_every_method_is_answered_as_documented(case: Case[Any], live: Live) -> None:
     live.hold(case)
 
 
