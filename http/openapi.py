@@ -77,6 +77,7 @@ def document(
             "MethodNotAllowed": _response([MethodNotAllowed('"PUT" is no method of "/livez"; it has GET', "GET")]),
         },
         "parameters": {"RequestId": _REQUEST_ID_PARAMETER},
+        "headers": {"RequestId": _REQUEST_ID_HEADER},
     }
     if guarded:
         components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer", **_SCHEMES[auth]}}
@@ -265,6 +266,7 @@ _REQUEST_ID_PARAMETER = {
     "description": "An id to find the request by in the server's log. One that is not fit for a log is replaced.",
     "schema": {"type": "string"},
 }
+_EVERY_ANSWER = {"x-request-id": {"$ref": "#/components/headers/RequestId"}}
 _REQUEST_ID = {"$ref": "#/components/parameters/RequestId"}
 
 _HEADERS: Mapping[str, Mapping[str, Any]] = {
@@ -290,7 +292,7 @@ _STATUSES: Mapping[int, str] = {
 
 
 def _ok(description: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    return {"description": description, "headers": {"x-request-id": _REQUEST_ID_HEADER}, "content": dict(content)}
+    return {"description": description, "headers": dict(_EVERY_ANSWER), "content": dict(content)}
 
 
 def _responses(errors: Iterable[RequestError]) -> dict[str, Any]:
@@ -303,7 +305,7 @@ def _responses(errors: Iterable[RequestError]) -> dict[str, Any]:
 def _response(errors: Sequence[RequestError]) -> dict[str, Any]:
     """The answer to all errors of one status. A header that each of them has is one that a client may rely on."""
     sent = [set(error.headers) if isinstance(error, HttpError) else set() for error in errors]
-    headers: dict[str, Any] = {"x-request-id": _REQUEST_ID_HEADER}
+    headers: dict[str, Any] = dict(_EVERY_ANSWER)
     for name, header in _HEADERS.items():
         if any(name in names for names in sent):
             headers[name] = {**header, "required": all(name in names for names in sent)}
@@ -624,8 +626,10 @@ def _request(server: Server) -> dict[str, Any]:
     properties: dict[str, Any] = {}
     for field in FIELDS:
         schema = _narrowed(field, server)
+        first, *rest = field.meaning.split(" ")
+        meaning = " ".join((first if "_" in first else first.capitalize(), *rest))
         said = [
-            f"{field.meaning[:1].upper()}{field.meaning[1:]}.",
+            f"{meaning}.",
             f"The law ({field.section}) allows: {field.allowed}.",
         ]
         said += _WORDS.get(field.name, ())
@@ -638,7 +642,8 @@ def _request(server: Server) -> dict[str, Any]:
     return _object(
         properties,
         [field.name for field in FIELDS if not field.required],
-        description=f"null is the same as leaving a field out. The prompts times the candidates of each (best_of, or "
+        description="null is the same as leaving a field out. Where this server allows less than the law, the schema "
+        f"says how much. The prompts times the candidates of each (best_of, or "
         f"else n) are at most {limit}. An integer may be written as 16.0, up to 2 to the power of 53.",
     )
 
