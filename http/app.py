@@ -4,7 +4,9 @@
     GET  /readyz, /health   it can answer completions: service.py
     GET  /version           what is running
     GET  /metrics           what it does and did, for Prometheus: metrics.py
+    GET  /openapi.json      all of this, for machines: openapi.py
     GET  /v1/models         the one model, in the API's list form
+    GET  /v1/capabilities   what it honours, field by field: openapi.py
     POST /v1/completions    completions.py
     anything else           404 or 405, in the API's error form
 
@@ -31,8 +33,9 @@ from gnomon.http.access import Observed
 from gnomon.http.completions import Completions
 from gnomon.http.errors import ErrorForm, unknown_route
 from gnomon.http.metrics import Load, Metrics
+from gnomon.http.openapi import capabilities, document
 from gnomon.http.service import Service
-from gnomon.http.settings import Settings
+from gnomon.http.settings import AuthMode, Settings
 from gnomon.http.tracing import tracer
 from gnomon.reference.engine import ServedEngine
 from gnomon.reference.response import json_bytes
@@ -45,6 +48,7 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
     Raises CannotTrace.
     """
     started = int(time.time())
+    mode = settings.auth.mode or AuthMode.none  # who is to be asked beyond loopback was decided in cli.py
     trace = tracer(settings, settings.served_model_name)
     metrics = Metrics(settings.served_model_name, lambda: load_of(service, completions), version("gnomon"))
     service = Service(engine, tokenizer, lambda: True, metrics.engine_fault)
@@ -67,6 +71,15 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
         metrics.serving(service.engine_name, service.fingerprint())
         body, kind = metrics.expose(",".join(request.headers.getlist("accept")))
         return Response(body, headers={"content-type": kind})
+
+    async def description(request: Request) -> Response:
+        engine = service.engine
+        context, vocab_size = (None, None) if engine is None else (engine.context, engine.vocab_size)
+        return _json(document(settings, settings.served_model_name, context, mode, vocab_size))
+
+    async def capable(request: Request) -> Response:
+        engine, tokenizer = service.model()
+        return _json(capabilities(engine.name, engine, tokenizer, settings))
 
     async def models(request: Request) -> Response:
         engine, _ = service.model()
@@ -92,7 +105,9 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
         Route("/health", readyz, methods=["GET"]),
         Route("/version", running_version, methods=["GET"]),
         Route("/metrics", numbers, methods=["GET"]),
+        Route("/openapi.json", description, methods=["GET"]),
         Route("/v1/models", models, methods=["GET"]),
+        Route("/v1/capabilities", capable, methods=["GET"]),
         Route("/v1/completions", completions, methods=["POST"]),
     ]
     app = Starlette(

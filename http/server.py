@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import uvicorn
 from starlette.applications import Starlette
@@ -38,7 +38,12 @@ class CannotListen(Exception):
     """The address cannot be served, with the reason."""
 
 
-Address = tuple[socket.AddressFamily, Any]
+class Address(NamedTuple):
+    family: socket.AddressFamily
+    kind: socket.SocketKind
+    protocol: int
+    name: str
+    sockaddr: Any
 
 
 def resolved(host: str, port: int) -> Address:
@@ -47,25 +52,25 @@ def resolved(host: str, port: int) -> Address:
         raise CannotListen("the host is an empty string; 0.0.0.0 or :: is every address of this machine")
     name = "127.0.0.1" if host == "localhost" else host
     try:
-        family, _, _, _, address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return Address(*socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0])
     except (OSError, OverflowError, UnicodeError) as error:
         raise CannotListen(f"{host}: {getattr(error, 'strerror', None) or error}") from None
-    return family, address
 
 
 def is_loopback(address: Address) -> bool:
     """Whether only processes of this machine can connect."""
-    return ipaddress.ip_address(address[1][0].partition("%")[0]).is_loopback
+    return ipaddress.ip_address(address.sockaddr[0].partition("%")[0]).is_loopback
 
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket on an address, which nobody can connect to before a Server listens on it."""
-    family, address = resolved(host, port)
-    listener = socket.socket(family)
+    address = resolved(host, port)
+    # with its protocol named: asyncio switches Nagle's delays off only for sockets that say they are TCP
+    listener = socket.socket(address.family, address.kind, address.protocol)
     try:
         # A port whose last connections have yet to time out is free; one that is listened on is not.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        listener.bind(address.sockaddr)
     except OSError as error:
         listener.close()
         raise CannotListen(f"{host} port {port}: {error.strerror or error}") from None

@@ -352,6 +352,7 @@ class Field:
     schema: Mapping[str, Any]  # JSON Schema of the value, null aside
     read: Callable[[str, Any], Any]
     attribute: str  # of CompletionRequest
+    stages: tuple[int, ...]  # of the sampler's numbered law, those in which the field acts; see STAGES
 
     @property
     def required(self) -> bool:
@@ -360,12 +361,15 @@ class Field:
 
 REQUIRED = object()
 
+STAGES = ("report", "bias", "penalties", "greedy", "temperature", "nucleus", "draw")
+"""What sampler.py does to the logits of one draw; number 1 is the first."""
+
 
 def _field(
     name: str, type: str, default: Any, allowed: str, meaning: str, section: str, where: str,
-    schema: Mapping[str, Any], read: Callable[[str, Any], Any], attribute: str = "",
+    schema: Mapping[str, Any], read: Callable[[str, Any], Any], attribute: str = "", stages: tuple[int, ...] = (),
 ) -> Field:  # fmt: skip
-    return Field(name, type, default, allowed, meaning, section, where, schema, read, attribute or name)
+    return Field(name, type, default, allowed, meaning, section, where, schema, read, attribute or name, stages)
 
 
 def _bounded(kind: str, low: float, high: float) -> dict[str, Any]:
@@ -395,24 +399,24 @@ FIELDS: tuple[Field, ...] = (
            "how many candidates to sample; the n of highest mean log-probability are returned",
            "8", "completion.ranked", _bounded("integer", 0, 20), _integer(0, 20)),
     _field("temperature", "number", 1, "0 to 2", "divides the logits' distances from the maximum; 0 is greedy",
-           "4", "sampler.temper", _bounded("number", 0, 2), _number(0, 2)),
+           "4", "sampler.temper", _bounded("number", 0, 2), _number(0, 2), stages=(4, 5)),
     _field("top_p", "number", 1, "0 to 1, both ends legal",
            "draws only from the most probable tokens whose mass reaches top_p; 0 keeps one token",
-           "4", "sampler.nucleus", _bounded("number", 0, 1), _number(0, 1)),
+           "4", "sampler.nucleus", _bounded("number", 0, 1), _number(0, 1), stages=(6,)),
     _field("frequency_penalty", "number", 0, "-2 to 2",
            "is subtracted from a token's logit once for every time it was sampled",
-           "4", "sampler.penalize", _bounded("number", -2, 2), _number(-2, 2)),
+           "4", "sampler.penalize", _bounded("number", -2, 2), _number(-2, 2), stages=(3,)),
     _field("presence_penalty", "number", 0, "-2 to 2",
            "is subtracted from a token's logit once if it was sampled at all",
-           "4", "sampler.penalize", _bounded("number", -2, 2), _number(-2, 2)),
+           "4", "sampler.penalize", _bounded("number", -2, 2), _number(-2, 2), stages=(3,)),
     _field("logit_bias", "object: id → number", {}, "ids of the vocabulary as decimal keys, values -100 to 100",
            "is added to the logits of these tokens; −100 is minus 100, not never",
            "4", "sampler.add_bias",
            {"type": "object", "propertyNames": {"pattern": "^(0|[1-9][0-9]*)$"},
-            "additionalProperties": _bounded("number", -100, 100)}, _logit_bias),
+            "additionalProperties": _bounded("number", -100, 100)}, _logit_bias, stages=(2,)),
     _field("logprobs", "integer", None, "0 to 20; 0 is not off",
            "reports every token's raw log-probability and the k most probable tokens at its place",
-           "4, 6", "sampler.report", _bounded("integer", 0, 20), _integer(0, 20)),
+           "4, 6", "sampler.report", _bounded("integer", 0, 20), _integer(0, 20), stages=(1,)),
     _field("echo", "boolean", False, "true or false",
            "puts the prompt before the completion, with its log-probabilities",
            "7", "completion.Run", {"type": "boolean"}, _boolean),
@@ -424,7 +428,7 @@ FIELDS: tuple[Field, ...] = (
            _stop),
     _field("seed", "integer", None, "any signed 64-bit integer, -1 is an ordinary one",
            "makes the draws a function of (seed, candidate, step); without it every prompt draws its own",
-           "4", "prng.token_words", _bounded("integer", *INT64), _integer(*INT64)),
+           "4", "prng.token_words", _bounded("integer", *INT64), _integer(*INT64), stages=(7,)),
     _field("stream", "boolean", False, "true or false", "sends the answer as server-sent events while it is made",
            "11", "completion.Run.chunks", {"type": "boolean"}, _boolean),
     _field("stream_options", "object", None, "only with stream; include_usage: true or false",

@@ -27,7 +27,10 @@ from gnomon.reference.tokenizer import Tokenizer
 from helpers.fake import FAKE_VOCAB, FakeEngine, fake_tokenizer, hashed_logits
 from helpers.live import MODEL, call, check_error, exchange, post, request_body
 
-ROUTES = {"/health": "GET", "/v1/models": "GET", "/v1/completions": "POST"}
+GETS = (
+    "/livez", "/readyz", "/health", "/version", "/metrics", "/openapi.json", "/v1/models", "/v1/capabilities",
+)  # fmt: skip
+ROUTES = {**dict.fromkeys(GETS, "GET"), "/v1/completions": "POST"}
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +118,7 @@ def test_any_or_no_token_passes_while_authentication_is_off(app: Starlette, toke
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_an_unknown_path_is_a_404_that_names_the_known_ones(app: Starlette, method: str, path: str) -> None:
     message = check_error(call(app, method, path, json={}), 404)
-    assert message.endswith("this server has GET /health, GET /v1/models, POST /v1/completions")
+    assert message.endswith("this server has " + ", ".join(f"{method} {path}" for path, method in ROUTES.items()))
     assert json.dumps(unquote(path)) in message
 
 
@@ -135,7 +138,7 @@ def test_another_method_is_a_405_that_names_the_allowed_ones(app: Starlette, met
     assert allowed in check_error(response, 405)
 
 
-@pytest.mark.parametrize("path", ["/health", "/v1/models"])
+@pytest.mark.parametrize("path", GETS)
 def test_head_is_answered_where_get_is_and_without_a_body(app: Starlette, path: str) -> None:
     response = call(app, "HEAD", path)
     assert (response.status_code, response.content) == (200, b"")
