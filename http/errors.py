@@ -83,6 +83,25 @@ class BadAuthorization(HttpError):
         self.headers = {"WWW-Authenticate": 'Bearer error="invalid_request"'}
 
 
+class Malformed(HttpError):
+    """400: not HTTP, or HTTP whose end is in doubt."""
+
+    status = 400
+    headers: Mapping[str, str] = {"Connection": "close"}
+
+
+class UnknownCoding(HttpError):
+    status = 501
+    type = "server_error"
+    headers: Mapping[str, str] = {"Connection": "close"}
+
+
+class UnknownVersion(HttpError):
+    status = 505
+    type = "server_error"
+    headers: Mapping[str, str] = {"Connection": "close"}
+
+
 class TooSlow(HttpError):
     """408: the request was not whole in time."""
 

@@ -20,6 +20,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from gnomon.http.settings import Settings
+from gnomon.http.wire import protocol
 
 
 class CannotListen(Exception):
@@ -62,13 +63,13 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="asyncio",
-                http="h11",
+                http=protocol(settings),
+                h11_max_incomplete_event_size=settings.max_header_bytes,
                 ws="none",
                 lifespan="on",
                 log_config=None,
                 server_header=False,
                 proxy_headers=False,  # nothing is believed that a client says about where it comes from
-                timeout_keep_alive=30,
             )
         )
         self.stop_answers = app.state.completions.stop
