@@ -15,6 +15,7 @@ What a request means once it is whole, and how long its body may take, is decide
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import socket
 from collections.abc import Callable, Mapping
@@ -38,6 +39,8 @@ from gnomon.http.errors import (
 from gnomon.http.settings import Settings
 from gnomon.reference.request import shown
 from gnomon.reference.response import json_bytes
+
+logger = logging.getLogger("gnomon.http")
 
 LINGER_SILENCE = 2.0  # seconds without a byte after which the client is thought to be done; a tenth while stopping
 LINGER_SECONDS = 30.0
@@ -244,10 +247,12 @@ class Wire(H11Protocol):
         loop: asyncio.AbstractEventLoop | None,
         settings: Settings,
         refused: set[Wire],
+        on_refusal: Callable[[int], None],
     ) -> None:
         super().__init__(config, server_state, app_state, loop)
         self.settings = settings
         self.refused = refused
+        self.on_refusal = on_refusal
         self.conn = Connection(settings.max_header_bytes)
         self.timeout_keep_alive = settings.idle_seconds  # type: ignore[assignment]  # call_later takes it
         self.tls = False
@@ -297,6 +302,8 @@ class Wire(H11Protocol):
             self.cycle.keep_alive = False
         elif not self.closing:
             self.close_now()
+        elif "linger" in self.timers:
+            self.linger()
 
     def timeout_keep_alive_handler(self) -> None:
         if not self.closing:
@@ -337,9 +344,9 @@ class Wire(H11Protocol):
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """The client sends no more. That it still reads is believed until it is known not to; under TLS it is not."""
         self.eof = True
-        if self.closing:
+        if self.closing or self.tls:  # asyncio closes what is under TLS, whatever we say
             self.close_now()
-        elif not self.tls:
+        else:
             self.settle()
         return not self.tls
 
@@ -391,6 +398,8 @@ class Wire(H11Protocol):
             if self.cycle.response_started:
                 self.inner.abort()
                 return
+        self.on_refusal(error.status)
+        logger.debug("refused at the socket: %d", error.status)
         body = json_bytes(error.to_json())
         headers: Mapping[str, str] = {
             **{name.decode(): value.decode() for name, value in self.server_state.default_headers},
@@ -424,12 +433,14 @@ class Wire(H11Protocol):
     def look(self) -> None:
         self.forget("write")
         buffered = self.buffered
+        if not buffered and not self.inner.is_closing():
+            return
         if self.written - buffered > self.taken:
             self.watch()
-        elif self.loop.time() - self.taken_at >= self.settings.write_seconds:
-            self.inner.abort()
-        elif buffered or self.inner.is_closing():
+        elif self.loop.time() - self.taken_at < self.settings.write_seconds:
             self.after(self.settings.write_seconds / 8, "write", self.look)
+        else:
+            self.inner.abort()
 
     def probe(self, wait: float) -> None:
         """A closed client and a half-closed one look alike until something is sent: the closed one resets. Before an
@@ -496,8 +507,11 @@ def below_tls(transport: asyncio.Transport) -> asyncio.Transport:
     return lower if isinstance(lower, asyncio.Transport) else transport
 
 
-def protocol(settings: Settings) -> type[asyncio.Protocol]:
-    """The protocol of one server. uvicorn makes one object a connection."""
+def protocol(settings: Settings, on_refusal: Callable[[int], None] = lambda status: None) -> type[asyncio.Protocol]:
+    """The protocol of one server. uvicorn makes one object a connection.
+
+    on_refusal: told the status of every answer that is given here, and so is unknown to the application.
+    """
     refused: set[Wire] = set()
 
     class Configured(Wire):
@@ -508,6 +522,6 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
             app_state: dict[str, Any],
             _loop: asyncio.AbstractEventLoop | None = None,
         ) -> None:
-            super().__init__(config, server_state, app_state, _loop, settings, refused)
+            super().__init__(config, server_state, app_state, _loop, settings, refused, on_refusal)
 
     return Configured

@@ -31,6 +31,7 @@ from starlette.types import Receive, Scope, Send
 from gnomon.http.app import create_app
 from gnomon.http.server import Server, bind
 from gnomon.http.settings import Settings
+from gnomon.http.wire import protocol
 from gnomon.reference.tokenizer import Tokenizer
 from helpers.fake import EOT, FakeEngine, always, fake_tokenizer
 from helpers.live import Gate, eventually, request_body, serving
@@ -899,12 +900,15 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def serving_tls(app: Starlette, settings: Settings, certificate: Path) -> Iterator[int]:
+def serving_tls(
+    app: Starlette, settings: Settings, certificate: Path, refusals: list[int] | None = None
+) -> Iterator[int]:
     listener = bind("127.0.0.1", 0)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     ready = threading.Event()
     server = Server(app, settings, ready.set)
     server.config.ssl_certfile = str(certificate)
+    server.config.http = protocol(settings, refusals.append) if refusals is not None else server.config.http
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     assert ready.wait(10)
@@ -927,8 +931,11 @@ def tls_client(port: int, certificate: Path) -> Iterator[Client]:
             yield client
 
 
-def test_under_tls_requests_refusals_and_slow_heads_are_answered(app: Starlette, certificate: Path) -> None:
-    with serving_tls(app, Settings(header_seconds=1, shutdown_seconds=1), certificate) as port:
+def test_under_tls_requests_refusals_and_slow_heads_are_answered_and_refusals_counted(
+    app: Starlette, certificate: Path
+) -> None:
+    refusals: list[int] = []
+    with serving_tls(app, Settings(header_seconds=1, shutdown_seconds=1), certificate, refusals) as port:
         with tls_client(port, certificate) as client:
             client.send(completion(max_tokens=4, stream=True) + HEALTH + completion(max_tokens=2))
             assert client.next().text == "abca"
@@ -950,6 +957,7 @@ def test_under_tls_requests_refusals_and_slow_heads_are_answered(app: Starlette,
             head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
             client.send(head + b"Content-Length: %d\r\n\r\n" % size + b" " * size)
             assert client.next().status == 413
+    assert refusals == [408, 400]  # what the application answers, it knows itself
 
 
 @pytest.mark.parametrize("stream", [False, True])
