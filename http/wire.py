@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import socket
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -48,7 +47,7 @@ LINGER_BYTES = 64 * 2**20  # a body some times larger than any limit may be sent
 REFUSED_AT_ONCE = 64  # connections beyond the bound that are told so; those beyond these are cut without a word
 REFUSED_SECONDS = 1.0  # for such a connection's request, so that the answer can follow it
 TLS_BUFFER = 64 * 2**10  # above TLS, as asyncio has it without TLS; there its own figure is eight times that
-FIRST_PROBE, LAST_PROBE = 0.02, 5.0  # seconds between two looks at whether a half-closed client is still there
+FIRST_PROBE, LAST_PROBE = 0.02, 5.0  # seconds between two attempts to learn whether a silent client is there
 
 REQUEST_LINE = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+ [\x21-\x7e]+ HTTP/([0-9])\.[0-9]")
 # h11 lets pass: a line feed alone as a line's end, a folded line, control characters in a value.
@@ -444,16 +443,12 @@ class Wire(H11Protocol):
 
     def probe(self, wait: float) -> None:
         """A closed client and a half-closed one look alike until something is sent: the closed one resets. Before an
-        answer has begun, a 100 is something to send, which a client must skip."""
+        answer has begun, a 100 is something to send, which a client must skip; HTTP/1.0 has no such thing."""
         self.forget("probe")
-        if self.closing or not self.answering:
+        if self.closing or not self.answering or self.cycle.response_started or self.scope["http_version"] == "1.0":
             return
-        if self.inner.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self.inner.abort()
-            return
-        if not self.cycle.response_started and self.scope["http_version"] != "1.0":
-            interim = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
-            self.transport.write(self.conn.send(interim))
+        interim = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
+        self.transport.write(self.conn.send(interim))
         self.after(wait, "probe", lambda: self.probe(min(2 * wait, LAST_PROBE)))
 
     # ---- the end
