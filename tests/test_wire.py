@@ -879,7 +879,7 @@ def test_a_client_that_takes_nothing_is_cut_and_its_connection_is_free(
         deaf = stall(base, wide(900, stream=stream).replace(b"HTTP/1.1", version), stack)
         assert eventually(lambda: engine.calls > 0)
         assert eventually(lambda: ask(base, HEALTH).status == 200, 20)
-        assert not app.state.completions.open
+        assert eventually(lambda: not app.state.completions.open)
         assert not is_whole(rest_of(deaf))
 
 
@@ -1005,7 +1005,7 @@ def test_under_tls_a_client_that_takes_nothing_is_cut(
 
         assert not is_free()
         assert eventually(is_free, 20)
-        assert not app.state.completions.open
+        assert eventually(lambda: not app.state.completions.open)
 
 
 @pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0"], ids=["keep-alive", "closing"])
