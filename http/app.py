@@ -121,7 +121,7 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # a path is known or it is a 404; a redirect would lose a body
-    app.state.service, app.state.completions = service, completions
+    app.state.service, app.state.completions, app.state.metrics = service, completions, metrics
     return app
 
 

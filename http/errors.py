@@ -46,7 +46,6 @@ class MethodNotAllowed(HttpError):
 
 class BodyTooLarge(HttpError):
     status = 413
-    headers: Mapping[str, str] = {"Connection": "close"}
 
 
 class UnsupportedMedia(HttpError):
@@ -82,6 +81,25 @@ class BadAuthorization(HttpError):
     def __init__(self, message: str) -> None:
         super().__init__(message, code="invalid_request")
         self.headers = {"WWW-Authenticate": 'Bearer error="invalid_request"'}
+
+
+class Malformed(HttpError):
+    """400: not HTTP, or HTTP whose end is in doubt."""
+
+    status = 400
+    headers: Mapping[str, str] = {"Connection": "close"}
+
+
+class UnknownCoding(HttpError):
+    status = 501
+    type = "server_error"
+    headers: Mapping[str, str] = {"Connection": "close"}
+
+
+class UnknownVersion(HttpError):
+    status = 505
+    type = "server_error"
+    headers: Mapping[str, str] = {"Connection": "close"}
 
 
 class TooSlow(HttpError):

@@ -154,6 +154,11 @@ class Metrics:
                 self._ended.labels(record.outcome).inc()
                 self._completion(record)
 
+    def refused_at_the_socket(self, status: int) -> None:
+        """An answer that was given before there was a request to keep a record of: wire.py."""
+        with self._lock:
+            self._http.labels("other", "other", str(status)).inc()
+
     def _completion(self, record: Record) -> None:
         answered = record.outcome == "answered"
         if answered or record.started is not None:  # some requests are answered without the engine

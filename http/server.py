@@ -13,6 +13,7 @@ Which engine serves, and what the user sees of a failure, is decided in cli.py.
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import logging
 import socket
@@ -26,6 +27,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from gnomon.http.settings import Settings
+from gnomon.http.wire import protocol
 from gnomon.reference.engine import ServedEngine
 from gnomon.reference.tokenizer import Tokenizer
 
@@ -96,14 +98,14 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="asyncio",
-                http="h11",
+                http=protocol(settings, app.state.metrics.refused_at_the_socket),
+                h11_max_incomplete_event_size=settings.max_header_bytes,
                 ws="none",
                 lifespan="on",
                 log_config=None,
                 access_log=False,  # access.py writes one
                 server_header=False,
                 proxy_headers=False,  # nothing is believed that a client says about where it comes from
-                timeout_keep_alive=30,
                 ssl_certfile=settings.tls_certificate,
                 ssl_keyfile=settings.tls_key,
             )
@@ -117,6 +119,9 @@ class Server(uvicorn.Server):
         self._drained_by = 0.0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.settings.tls_certificate is not None:  # a handshake counts as no connection yet, and may take a minute
+            loop, seconds = asyncio.get_running_loop(), self.settings.header_seconds
+            loop.create_server = functools.partial(loop.create_server, ssl_handshake_timeout=seconds)  # type: ignore[method-assign]
         await super().startup(sockets)
         if self.load is None:
             self.ready()

@@ -1,0 +1,523 @@
+"""The server's edge on the socket: uvicorn's HTTP/1.1 protocol, with bounds, and errors in the API's form.
+
+    Connection   h11's, stricter: the head is weighed before h11 sees it, and what is refused is kept, not raised
+    Wire         one client: the clocks of its head, its silence and its reading; its refusals; how it is closed
+    Outlet       the transport as uvicorn sees it: whatever closes it comes by Wire
+    protocol     the class for `uvicorn.Config(http=...)`
+
+After a refusal nothing more of the connection is read as a request: an error in the framing leaves open where the next
+one would begin. A connection is closed in three steps, since a socket that is closed with bytes unread is reset, and
+the reset overtakes the answer: flush and say that it was all, read on for a while without looking, close.
+
+What a request means once it is whole, and how long its body may take, is decided in the application.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+import h11
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from gnomon.http.errors import (
+    HeadersTooLarge,
+    HttpError,
+    Malformed,
+    TooSlow,
+    Unavailable,
+    UnknownCoding,
+    UnknownVersion,
+)
+from gnomon.http.settings import Settings
+from gnomon.reference.request import shown
+from gnomon.reference.response import json_bytes
+
+logger = logging.getLogger("gnomon.http")
+
+LINGER_SILENCE = 2.0  # seconds without a byte after which the client is thought to be done; a tenth while stopping
+LINGER_SECONDS = 30.0
+LINGER_BYTES = 64 * 2**20  # a body some times larger than any limit may be sent to its end before its 413 is read
+REFUSED_AT_ONCE = 64  # connections beyond the bound that are told so; those beyond these are cut without a word
+REFUSED_SECONDS = 1.0  # for such a connection's request, so that the answer can follow it
+TLS_BUFFER = 64 * 2**10  # above TLS, as asyncio has it without TLS; there its own figure is eight times that
+FIRST_PROBE, LAST_PROBE = 0.02, 5.0  # seconds between two attempts to learn whether a silent client is there
+
+REQUEST_LINE = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+ [\x21-\x7e]+ HTTP/([0-9])\.[0-9]")
+# h11 lets pass: a line feed alone as a line's end, a folded line, control characters in a value.
+FORBIDDEN = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|\n[ \t]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+HOST = re.compile(rb"[-A-Za-z0-9._~!$&'()*+,;=%:\[\]]*")
+ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#]+)([/?][^#]*)?")
+
+
+LAST_STATES = (h11.MUST_CLOSE, h11.CLOSED, h11.ERROR)  # of a client that has nothing more to say
+
+
+class Connection(h11.Connection):
+    """One connection's framing. `next_event` never raises: an error is left in `refusal`, and no event follows it."""
+
+    def __init__(self, max_header_bytes: int) -> None:
+        super().__init__(h11.SERVER, max_header_bytes)
+        self.max_header_bytes = max_header_bytes
+        self.refusal: HttpError | None = None
+        self.refuse_all: HttpError | None = None  # what every request is answered, if not None
+        self.head = bytearray()  # what has come of a head that h11 has not seen yet
+        self.scanned = 0  # how much of it was found in order
+        self.line_seen = False  # whether its first line was
+        self.is_head = False  # whether the last request's method is HEAD
+        self.body_bytes = self.body_data = 0  # of the body so far: on the wire, and without its framing
+
+    def receive_data(self, data: bytes) -> None:
+        """Keeps what came. After a request that is the last one by its own word, nothing is."""
+        if self.their_state is h11.IDLE:
+            self.head += data
+        elif self.their_state not in LAST_STATES:
+            self.body_bytes += len(data)
+            super().receive_data(data)
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        if self.refusal is None and self.their_state not in LAST_STATES:
+            try:
+                return self.next_request() if self.their_state is h11.IDLE else self.next_of_body()
+            except HttpError as error:
+                self.refusal = error
+            except h11.RemoteProtocolError as error:
+                self.refusal = refusal_of(error)
+        return h11.NEED_DATA
+
+    def next_request(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        while self.head.startswith(b"\r\n"):  # allowed before a request; nothing else is
+            del self.head[:2]
+            self.scanned = 0
+        end = self.head.find(b"\r\n\r\n", max(0, self.scanned - 3))
+        size = len(self.head) if end < 0 else end + 4
+        self.is_head = self.head.startswith(b"HEAD ")
+        if FORBIDDEN.search(self.head, max(0, self.scanned - 1), min(size, self.max_header_bytes)):
+            raise Malformed(
+                "the request's head has a control character, a folded line, or a line that does not end in CR LF"
+            )
+        if not self.line_seen:
+            line, found, _ = self.head.partition(b"\r\n")
+            if found:
+                check_request_line(bytes(line))
+                self.line_seen = True
+        if size > self.max_header_bytes:
+            allowed = f"at most {self.max_header_bytes} are allowed"
+            raise HeadersTooLarge(f"the request line and headers have {size} bytes or more; {allowed}")
+        self.scanned = len(self.head)
+        if end < 0:
+            return h11.NEED_DATA
+        head, self.head, self.scanned, self.line_seen = bytes(self.head), bytearray(), 0, False
+        self.body_bytes, self.body_data = len(head) - size, 0
+        super().receive_data(head)
+        request = super().next_event()
+        assert isinstance(request, h11.Request)
+        if self.refuse_all is not None:
+            raise self.refuse_all
+        return checked(request)
+
+    def next_of_body(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        event = super().next_event()
+        if isinstance(event, h11.Data):
+            self.body_data += len(event.data)
+        elif event is h11.NEED_DATA and self.their_state is h11.SEND_BODY:
+            # Only here, once for what one read gave: a look at each event would copy the buffer each time.
+            framing = self.body_bytes - self.body_data - self.unparsed
+            if framing > self.max_header_bytes + 16 * self.body_data:
+                raise Malformed(f"the chunks of the body have {framing} bytes of framing to {self.body_data} of data")
+        return event
+
+    @property
+    def unparsed(self) -> int:
+        return len(self.head) + len(self.trailing_data[0])
+
+    def start_next_cycle(self) -> None:
+        """Begins anew with what is left, so that a pipelined head is weighed like the first."""
+        rest, _ = self.trailing_data
+        super().start_next_cycle()
+        h11.Connection.__init__(self, h11.SERVER, self.max_header_bytes)
+        self.receive_data(rest)
+
+    def send_with_data_passthrough(self, event: h11.Event) -> list[bytes] | None:
+        """An answer that comes before the request's body is whole is the last one, and says so."""
+        if isinstance(event, h11.Response) and self.their_state is h11.SEND_BODY:
+            own = [(name, value) for name, value in event.headers.raw_items() if name.lower() != b"connection"]
+            headers = [*own, (b"connection", b"close")]
+            event = h11.Response(status_code=event.status_code, headers=headers, reason=event.reason)
+        return super().send_with_data_passthrough(event)
+
+
+def check_request_line(line: bytes) -> None:
+    match = REQUEST_LINE.fullmatch(line)
+    if match is None:
+        raise Malformed("the request line is malformed; send METHOD SP TARGET SP HTTP/1.1")
+    if match[1] != b"1":
+        raise UnknownVersion(f"{line[-8:].decode('ascii')} is not served here; use HTTP/1.1")
+
+
+def checked(request: h11.Request) -> h11.Request:
+    """The request if its framing and its target leave no doubt, its target in the form that routes have."""
+    names = [name for name, _ in request.headers]
+    hosts = [value for name, value in request.headers if name == b"host"]
+    if request.http_version >= b"1.1" and not hosts:
+        raise Malformed("the request has no Host header")
+    if not all(HOST.fullmatch(host) for host in hosts):
+        raise Malformed("the Host header is malformed")
+    if b"transfer-encoding" in names and (b"content-length" in names or request.http_version < b"1.1"):
+        raise Malformed("Transfer-Encoding is allowed in HTTP/1.1 only, and not together with Content-Length")
+    own = {b"CONNECT": request.target, b"OPTIONS": b"*"}.get(request.method)  # forms of one method
+    if request.target.startswith(b"/") or request.target == own:
+        return request
+    absolute = ABSOLUTE.fullmatch(request.target)
+    if absolute is None:
+        raise Malformed(f"the request's target is {shown(request.target.decode('ascii'))}; it must begin with /")
+    authority, target = absolute.groups()
+    if not HOST.fullmatch(authority):
+        raise Malformed("the host in the request's target is malformed")
+    headers = [(name, value) for name, value in request.headers if name != b"host"]
+    return h11.Request(
+        method=request.method,
+        headers=[(b"host", authority), *headers],
+        target=target if target and target.startswith(b"/") else b"/" + (target or b""),
+        http_version=request.http_version,
+    )
+
+
+def refusal_of(error: h11.RemoteProtocolError) -> HttpError:
+    """h11's words up to what it quotes: that may be a line with a token in it."""
+    if error.error_status_hint == 501:
+        return UnknownCoding("a Transfer-Encoding other than chunked, given once, is not understood here")
+    return Malformed(f"the request is malformed: {str(error).partition(':')[0]}")
+
+
+class Outlet(asyncio.Transport):
+    """A transport that tells its protocol of every write, and leaves closing to it."""
+
+    def __init__(self, inner: asyncio.Transport, wire: Wire) -> None:
+        super().__init__()
+        self.inner = inner
+        self.wire = wire
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        if not self.wire.closing:
+            self.inner.write(data)
+            self.wire.wrote(len(data))
+
+    def close(self) -> None:
+        self.wire.close()
+
+    def is_closing(self) -> bool:
+        return self.wire.closing or self.inner.is_closing()
+
+    def abort(self) -> None:
+        self.inner.abort()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self.inner.get_extra_info(name, default)
+
+    def pause_reading(self) -> None:
+        if not self.wire.closing:  # what is read then is dropped
+            self.inner.pause_reading()
+
+    def resume_reading(self) -> None:
+        self.inner.resume_reading()
+
+    def get_write_buffer_size(self) -> int:
+        return self.inner.get_write_buffer_size()
+
+
+class Wire(H11Protocol):
+    """One client. refused: the connections beyond the bound, shared by all of one server."""
+
+    conn: Connection
+    inner: asyncio.Transport
+    lowest: asyncio.Transport
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        loop: asyncio.AbstractEventLoop | None,
+        settings: Settings,
+        refused: set[Wire],
+        on_refusal: Callable[[int], None],
+    ) -> None:
+        super().__init__(config, server_state, app_state, loop)
+        self.settings = settings
+        self.refused = refused
+        self.on_refusal = on_refusal
+        self.conn = Connection(settings.max_header_bytes)
+        self.timeout_keep_alive = settings.idle_seconds  # type: ignore[assignment]  # call_later takes it
+        self.tls = False
+        self.closing = False
+        self.eof = False
+        self.stopping = False
+        self.timers: dict[str, asyncio.TimerHandle] = {}
+        self.written = self.taken = 0  # bytes, and how many of them have left for the client
+        self.taken_at = 0.0
+        self.lingers_until = 0.0
+        self.dropped = self.dropped_before = 0  # bytes read while closing
+
+    # ---- the connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.inner = transport
+        self.lowest = below_tls(transport)
+        self.tls = transport.get_extra_info("sslcontext") is not None
+        if self.tls:
+            transport.set_write_buffer_limits(high=TLS_BUFFER)
+        super().connection_made(Outlet(transport, self))
+        seconds = self.settings.header_seconds
+        if len(self.connections) - len(self.refused) > self.settings.max_connections:
+            if len(self.refused) >= REFUSED_AT_ONCE:
+                self.closing = True
+                transport.abort()
+                return
+            self.refused.add(self)
+            most = self.settings.max_connections
+            self.conn.refuse_all = Unavailable(f"{most} connections are open; no more are allowed", "too_busy")
+            seconds = min(seconds, REFUSED_SECONDS)
+        self.after(seconds, "head", self.head_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closing = True
+        for timer in self.timers.values():
+            timer.cancel()
+        self.timers.clear()
+        self.refused.discard(self)
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """The server ends. Whoever waits for an answer gets it."""
+        self.stopping = True
+        if self.answering:
+            self.cycle.keep_alive = False
+        elif not self.closing:
+            self.close_now()
+        elif "linger" in self.timers:
+            self.linger()
+
+    def timeout_keep_alive_handler(self) -> None:
+        if not self.closing:
+            self.close_now()
+
+    def after(self, seconds: float, name: str, call: Callable[[], None]) -> None:
+        """One clock of each name: setting it again is setting it anew."""
+        self.forget(name)
+        self.timers[name] = self.loop.call_later(seconds, call)
+
+    def forget(self, name: str) -> None:
+        if name in self.timers:
+            self.timers.pop(name).cancel()
+
+    # ---- what comes
+
+    def data_received(self, data: bytes) -> None:
+        if self.closing:
+            self.dropped += len(data)
+            if self.dropped > LINGER_BYTES:
+                self.close_now()
+            return
+        super().data_received(data)
+        self.settle()
+        pipelined = self.conn.their_state not in (h11.IDLE, h11.SEND_BODY)
+        if pipelined and self.flow.read_paused and self.conn.unparsed <= self.settings.max_header_bytes:
+            # uvicorn stops reading at a pipelined request, and at any that offers an upgrade; but only who reads
+            # hears of a client that goes away.
+            self.flow.resume_reading()
+
+    def handle_events(self) -> None:
+        if self.closing:
+            return
+        super().handle_events()
+        if self.conn.refusal is not None:
+            self.refuse(self.conn.refusal)
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """The client sends no more. That it still reads is believed until it is known not to; under TLS it is not."""
+        self.eof = True
+        if self.closing or self.tls:  # asyncio closes what is under TLS, whatever we say
+            self.close_now()
+        else:
+            self.settle()
+        return not self.tls
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self.settle()
+
+    def _should_upgrade(self) -> bool:
+        return False  # an offer, and declined by answering in HTTP/1.1
+
+    @property
+    def answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def settle(self) -> None:
+        """Sets the clock that belongs to where the connection stands now."""
+        if self.closing:
+            return
+        state = self.conn.their_state
+        if self.eof:
+            if state is h11.SEND_BODY or (state is h11.IDLE and self.conn.head):
+                self.refuse(Malformed("the request ended before it was whole"))
+            elif not self.answering:
+                self.close()
+            elif "probe" not in self.timers:
+                self.probe(FIRST_PROBE)
+        elif state is not h11.IDLE:
+            self.forget("head")
+        elif self.timeout_keep_alive_task is None or self.conn.head:
+            self._unset_keepalive_if_required()
+            if "head" not in self.timers:
+                self.after(self.settings.header_seconds, "head", self.head_late)
+
+    def head_late(self) -> None:
+        self.forget("head")
+        seconds = f"{self.settings.header_seconds:g} seconds"
+        self.refuse(self.conn.refuse_all or TooSlow(f"the request's headers were not whole within {seconds}"))
+
+    # ---- what goes
+
+    def refuse(self, error: HttpError) -> None:
+        """Answers in the application's place and closes. An answer of the application's that has begun is cut."""
+        if self.closing:
+            return
+        self.conn.refusal = error
+        if self.answering:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            if self.cycle.response_started:
+                self.inner.abort()
+                return
+        self.on_refusal(error.status)
+        logger.debug("refused at the socket: %d", error.status)
+        body = json_bytes(error.to_json())
+        headers: Mapping[str, str] = {
+            **{name.decode(): value.decode() for name, value in self.server_state.default_headers},
+            **{name.lower(): value for name, value in error.headers.items()},
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "connection": "close",
+        }
+        lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", *map(": ".join, headers.items())]
+        head = "\r\n".join([*lines, "", ""]).encode("ascii")
+        self.transport.write(head if self.conn.is_head else head + body)
+        self.transport.close()
+
+    def wrote(self, size: int) -> None:
+        self.written += size
+        if "write" not in self.timers and self.buffered:
+            self.watch()
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that the client's side has not taken yet."""
+        size = self.inner.get_write_buffer_size()
+        return size if self.lowest is self.inner else size + self.lowest.get_write_buffer_size()
+
+    def watch(self) -> None:
+        """Cuts a client that takes nothing for too long. Looks often: a client may take a little from time to time."""
+        self.taken = self.written - self.buffered
+        self.taken_at = self.loop.time()
+        self.after(self.settings.write_seconds / 8, "write", self.look)
+
+    def look(self) -> None:
+        self.forget("write")
+        buffered = self.buffered
+        if not buffered and not self.inner.is_closing():
+            return
+        if self.written - buffered > self.taken:
+            self.watch()
+        elif self.loop.time() - self.taken_at < self.settings.write_seconds:
+            self.after(self.settings.write_seconds / 8, "write", self.look)
+        else:
+            self.inner.abort()
+
+    def probe(self, wait: float) -> None:
+        """A closed client and a half-closed one look alike until something is sent: the closed one resets. Before an
+        answer has begun, a 100 is something to send, which a client must skip; HTTP/1.0 has no such thing."""
+        self.forget("probe")
+        if self.closing or not self.answering or self.cycle.response_started or self.scope["http_version"] == "1.0":
+            return
+        interim = h11.InformationalResponse(status_code=100, headers=[], reason="Continue")
+        self.transport.write(self.conn.send(interim))
+        self.after(wait, "probe", lambda: self.probe(min(2 * wait, LAST_PROBE)))
+
+    # ---- the end
+
+    def close(self) -> None:
+        """Closes once everything is flushed and the client is done, or is thought to be."""
+        if self.closing:
+            return
+        self.closing = True
+        self.forget("head")
+        self._unset_keepalive_if_required()
+        whole = self.conn.refusal is None and self.conn.their_state is not h11.SEND_BODY
+        if self.eof or (self.tls and whole):  # TLS has no half-close: who reads to the end must not wait for it
+            self.close_now()
+            return
+        try:
+            if not self.tls:
+                self.inner.write_eof()
+        except OSError:  # reset meanwhile
+            self.inner.abort()
+            return
+        self.inner.resume_reading()
+        self.lingers_until = self.loop.time() + LINGER_SECONDS
+        self.linger()
+
+    def linger(self) -> None:
+        self.dropped_before = self.dropped
+        self.after(LINGER_SILENCE * (0.1 if self.stopping else 1), "linger", self.lingered)
+
+    def lingered(self) -> None:
+        now = self.loop.time()
+        if self.buffered:  # how long that may take, `look` decides
+            self.lingers_until = now + LINGER_SECONDS
+            self.linger()
+        elif self.dropped > self.dropped_before and now < self.lingers_until:
+            self.linger()
+        else:
+            self.close_now()
+
+    def close_now(self) -> None:
+        self.closing = True
+        self.inner.close()
+        if "write" not in self.timers:
+            self.watch()
+
+
+def below_tls(transport: asyncio.Transport) -> asyncio.Transport:
+    """The transport that has the socket. Under TLS asyncio keeps it to itself, and with it whether anything is taken:
+    a private name, without which a client under TLS has `write_seconds` for what lies there."""
+    lower = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+    return lower if isinstance(lower, asyncio.Transport) else transport
+
+
+def protocol(settings: Settings, on_refusal: Callable[[int], None] = lambda status: None) -> type[asyncio.Protocol]:
+    """The protocol of one server. uvicorn makes one object a connection.
+
+    on_refusal: told the status of every answer that is given here, and so is unknown to the application.
+    """
+    refused: set[Wire] = set()
+
+    class Configured(Wire):
+        def __init__(
+            self,
+            config: Config,
+            server_state: ServerState,
+            app_state: dict[str, Any],
+            _loop: asyncio.AbstractEventLoop | None = None,
+        ) -> None:
+            super().__init__(config, server_state, app_state, _loop, settings, refused, on_refusal)
+
+    return Configured
