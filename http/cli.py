@@ -371,6 +371,7 @@ def run_server(
                 warn(
                     f"{settings.host} is served without TLS: tokens and texts can be read on the way to whoever ends it"
                 )
+            allow_open_files(settings.max_connections)
             dictConfig(logging_config(settings))
             app = create_app(None, None, settings)
             base = url(listener, scheme)
@@ -386,6 +387,22 @@ def run_server(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+FILES_BESIDE = 192  # open files that are no client's connection, those that are being refused included
+
+
+def allow_open_files(connections: int) -> None:
+    """As many as so many connections need, if the system lets us."""
+    import resource
+
+    need = connections + FILES_BESIDE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < need:
+        most = need if hard == resource.RLIM_INFINITY else min(need, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        if most < need:
+            warn(f"--max-connections {connections} needs {need} open files, and this process may have {most}")
 
 
 def warn(message: str) -> None:

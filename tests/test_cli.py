@@ -566,6 +566,21 @@ def test_an_origin_that_is_none_is_one_line(gnomon: Gnomon, origin: str) -> None
     check_one_line(gnomon("serve", "--cors-origins", origin), 2, "--cors-origins: ")
 
 
+@pytest.mark.parametrize("most", [100_000, 2000, 400])
+def test_the_connections_that_may_be_open_get_the_files_they_need(most: int) -> None:
+    """In a process of its own, since what it lowers cannot be raised again."""
+    code = (
+        "import resource\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, (64, min({most}, resource.getrlimit(resource.RLIMIT_NOFILE)[1])))\n"
+        "from gnomon.http.cli import allow_open_files\n"
+        "allow_open_files(1000)\n"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{min(most, 1192)}\n"
+    assert ("--max-connections 1000 needs 1192 open files" in done.stderr) == (most < 1192)
+
+
 @pytest.mark.parametrize("given", [["--tls-certificate", README], ["--tls-key", README]])
 def test_a_certificate_and_its_key_go_together(gnomon: Gnomon, given: list[object]) -> None:
     check_one_line(gnomon("serve", *given), 2, "--tls-certificate and --tls-key: give both")
