@@ -571,7 +571,8 @@ def test_the_connections_that_may_be_open_get_the_files_they_need(most: int) -> 
     """In a process of its own, since what it lowers cannot be raised again."""
     code = (
         "import resource\n"
-        f"resource.setrlimit(resource.RLIMIT_NOFILE, (64, min({most}, resource.getrlimit(resource.RLIMIT_NOFILE)[1])))\n"
+        "most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, (64, min({most}, most)))\n"
         "from gnomon.http.cli import allow_open_files\n"
         "allow_open_files(1000)\n"
         "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n"
