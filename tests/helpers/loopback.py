@@ -36,6 +36,7 @@ def loopback(tls: Tls | None = None) -> Iterator[Loopback]:
     # asyncio sends small pieces at once only on sockets that say TCP; else each answer here would take 40 ms
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
+        listener.listen()  # so that a client may connect before the server has started
         host, port = listener.getsockname()
         served = Loopback(f"{'https' if tls else 'http'}://{host}:{port}")
         secure: dict[str, Any] = {}
