@@ -6,8 +6,6 @@ service does.
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,17 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives.asymmetric import rsa
 from starlette.types import ASGIApp
 
 from gnomon.http.settings import AuthMode, AuthSettings
+from helpers.certificate import certificate
 from helpers.door import AUDIENCE, door, settings_for
 from helpers.forge import GONE, b64, rsa_jwk
 from helpers.identity import FakeIdentity, FakeTime, SigningKey
-from helpers.loopback import Tls, answer, closed_port, drop, half, hang, loopback, slow, status
+from helpers.loopback import answer, closed_port, drop, half, hang, loopback, slow, status
 
 ENDPOINT = {AuthMode.exchange: "token", AuthMode.userinfo: "userinfo"}
 ASKING = [AuthMode.exchange, AuthMode.userinfo]
@@ -307,31 +303,6 @@ def test_the_log_tells_of_an_outage_once_and_of_its_end(
 
 
 # ---- TLS
-
-
-def certificate(directory: Path, name: str, host: str) -> Tls:
-    """A certificate that is its own authority, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    begin = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(begin)
-        .not_valid_after(begin + datetime.timedelta(days=9))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    files = Tls(directory / f"{name}.pem", directory / f"{name}.key")
-    files.certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    files.key.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return files
 
 
 def test_the_identity_service_is_known_by_its_certificate(tmp_path: Path, time: FakeTime) -> None:

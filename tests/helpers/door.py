@@ -24,6 +24,7 @@ from gnomon.http.bearer import BearerTokens
 from gnomon.http.errors import ErrorForm
 from gnomon.http.record import Record, record_of
 from gnomon.http.settings import AuthMode, AuthSettings
+from helpers.certificate import any_authority
 from helpers.identity import FakeIdentity, FakeTime
 
 T = TypeVar("T")
@@ -155,5 +156,6 @@ def settings_for(identity: FakeIdentity, mode: AuthMode, **more: Any) -> AuthSet
         audience=None if mode is AuthMode.userinfo else AUDIENCE,
         allow_http_issuer=True,
         http_seconds=10,
+        ca_file=any_authority(),
     )
     return replace(base, **more)
