@@ -59,7 +59,7 @@ MODES = {
 
 SHORTEST_KEY = 16  # characters
 VISIBLE = re.compile(r"[\x21-\x7e]+")  # what can be one word of a header
-COMMENT = re.compile(r"(?:^|\s)#.*")
+COMMENT = re.compile(r"(?:^|[ \t])#.*")
 TYPES = ("user", "service")  # never "system": services are bound to a certificate that nobody checks here
 
 
@@ -180,12 +180,12 @@ def keys_in_file(settings: AuthSettings) -> list[tuple[str, str]]:
     path = settings.api_key_file
     assert path is not None
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # and at nothing else: no key becomes two
     except OSError as error:
         refuse("api_key_file", f"{path}: {error.strerror}")
     except UnicodeDecodeError:
         refuse("api_key_file", f"{path}: not UTF-8")
-    keys = [COMMENT.sub("", line).strip() for line in lines]
+    keys = [COMMENT.sub("", line).strip(" \t") for line in lines]
     named = [(f"{path}: line {number}", key) for number, key in enumerate(keys, 1) if key]
     if not named:
         refuse("api_key_file", f"{path}: holds no key")

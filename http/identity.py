@@ -78,7 +78,6 @@ class IdentityService:
         self.wanted = NEEDED[settings.mode]
         self.chosen = Endpoints(settings.token_url, settings.userinfo_url, settings.jwks_url)
         self.endpoints = Endpoints()
-        self.slots = asyncio.Semaphore(settings.max_parallel)
         self.client = httpx.AsyncClient(
             verify=tls,
             timeout=settings.http_seconds,
@@ -167,10 +166,9 @@ class IdentityService:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         body = bytearray()
         try:
-            # the wait for a free slot counts: under load a caller is told to come again, not kept
+            # the whole of it, the wait for a free connection too: under load a caller is told to come again, not kept
             async with (
                 asyncio.timeout(self.seconds),
-                self.slots,
                 self.client.stream(method, url, headers=headers, data=form) as response,
             ):
                 async for piece in response.aiter_raw():  # as it comes: nothing is unpacked

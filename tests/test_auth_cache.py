@@ -16,7 +16,7 @@ from gnomon.http.settings import AuthMode
 from helpers.door import AUDIENCE, door, settings_for
 from helpers.forge import GONE
 from helpers.identity import FakeIdentity, FakeTime
-from helpers.loopback import answer, slow, status
+from helpers.loopback import answer, hang, slow, status
 
 ENDPOINT = {AuthMode.exchange: "token", AuthMode.userinfo: "userinfo"}
 ASKING = list(ENDPOINT)
@@ -80,6 +80,20 @@ def test_a_user_who_is_deactivated_is_out_after_the_ttl(mode: AuthMode, identity
         identity.users["ada@example.org"].active = False
         time.now += 50
         assert at.outcome(token) == "invalid"
+
+
+@pytest.mark.parametrize("mode", ASKING)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_token_outlives_one_rotation_of_the_services_keys_and_not_two(
+    mode: AuthMode, legacy: bool, identity: FakeIdentity, time: FakeTime
+) -> None:
+    token = identity.service_token(legacy=legacy)
+    with door(settings_for(identity, mode), time) as at:
+        for expected in ("accepted", "accepted", "invalid"):
+            assert at.outcome(token) == expected
+            identity.rotate()
+            assert at.outcome(token) == expected  # what is remembered knows of no rotation
+            time.now += 50
 
 
 def test_a_passport_that_ends_soon_is_remembered_until_ten_seconds_before(
@@ -251,14 +265,16 @@ def test_a_question_whose_askers_have_all_left_is_still_answered(identity: FakeI
 def test_a_server_that_stops_leaves_no_question_behind(identity: FakeIdentity, time: FakeTime) -> None:
     token = identity.service_token()
     with door(settings_for(identity, AuthMode.userinfo), time) as at:
-        identity.instead["userinfo"] = slow(identity.router, 5)
+        identity.instead["userinfo"] = hang
 
         async def scene() -> None:
             asker = asyncio.create_task(at.send(f"Bearer {token}"))
             while not identity.calls["userinfo"]:
                 await asyncio.sleep(0.001)
-            await at.authenticator.stop()
+            asker.cancel()
             await asyncio.gather(asker, return_exceptions=True)
+            assert len(asyncio.all_tasks()) == 2  # the question outlives the one who asked it
+            await at.authenticator.stop()
             assert asyncio.all_tasks() == {asyncio.current_task()}
 
         at.run(scene())

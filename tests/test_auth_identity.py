@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -21,7 +22,7 @@ from helpers.certificate import certificate
 from helpers.door import AUDIENCE, door, settings_for
 from helpers.forge import GONE, b64, rsa_jwk
 from helpers.identity import FakeIdentity, FakeTime, SigningKey
-from helpers.loopback import answer, closed_port, drop, half, hang, loopback, slow, status
+from helpers.loopback import answer, closed_port, drip, drop, half, hang, loopback, slow, status
 
 ENDPOINT = {AuthMode.exchange: "token", AuthMode.userinfo: "userinfo"}
 ASKING = [AuthMode.exchange, AuthMode.userinfo]
@@ -89,6 +90,13 @@ def test_an_answer_that_is_not_whole_in_time_is_none(
         identity.instead[ENDPOINT[mode]] = fault
         assert at.outcome(token) == "unavailable"
         assert identity.calls[ENDPOINT[mode]] == 1
+
+
+def test_an_answer_that_comes_drop_by_drop_is_not_waited_for(identity: FakeIdentity, time: FakeTime) -> None:
+    """The limit is on the whole: a limit on silence alone would let this answer in, after two seconds."""
+    with door(settings_for(identity, AuthMode.userinfo, http_seconds=0.4), time) as at:
+        identity.instead["userinfo"] = drip(GOOD, pieces=40, seconds=0.05)
+        assert at.outcome(identity.service_token()) == "unavailable"
 
 
 def test_an_exchange_that_is_refused_for_its_scope_is_a_403(identity: FakeIdentity, time: FakeTime) -> None:
@@ -244,13 +252,18 @@ def test_discovery_is_tried_until_it_succeeds(fault: ASGIApp, identity: FakeIden
         assert at.outcome(token) == "accepted"
 
 
-def test_the_server_starts_before_its_identity_service(time: FakeTime) -> None:
+def test_the_server_starts_before_its_identity_service_and_needs_no_restart(time: FakeTime) -> None:
     base = closed_port()
-    settings = AuthSettings(mode=AuthMode.userinfo, issuer=base, allow_http_issuer=True)
-    with door(settings, time, ready=False) as at:
+    identity = FakeIdentity(base, time)
+    token = identity.service_token()
+    with door(settings_for(identity, AuthMode.exchange), time, ready=False) as at:
         at.until(lambda: len(time.slept) > 1)
         assert not at.authenticator.ready
-        assert at.show("a" * 20).status_code == 401
+        assert at.outcome(token) == "unavailable"
+        with loopback(port=urlsplit(base).port or 0) as served:
+            served.app = identity
+            at.until(lambda: at.authenticator.ready)
+            assert at.outcome(token) == "accepted"
 
 
 def test_a_connection_that_is_refused_later_is_a_503_until_it_is_not(time: FakeTime) -> None:
@@ -430,7 +443,7 @@ KEY_SETS: dict[str, Callable[[FakeIdentity], object]] = {
     "use a list": lambda identity: {"keys": [identity.keys[0].jwk | {"use": ["sig"]}]},
     "only to sign": lambda identity: {"keys": [identity.keys[0].jwk | {"key_ops": ["sign"]}]},
     "operations a string": lambda identity: {"keys": [identity.keys[0].jwk | {"key_ops": "verify"}]},
-    "a private key": lambda identity: {"keys": [identity.keys[0].jwk | {"d": b64(b"\1" * 66)}]},
+    "a private key": lambda identity: {"keys": [private_jwk(identity.keys[0])]},
     "one name for two keys": lambda identity: {
         "keys": [identity.keys[0].jwk, SigningKey().jwk | {"kid": identity.keys[0].kid}]
     },
@@ -454,6 +467,11 @@ KEY_SETS: dict[str, Callable[[FakeIdentity], object]] = {
     },
     "words": lambda identity: {"keys": ["key", 7, None, []]},
 }
+
+
+def private_jwk(key: SigningKey) -> dict[str, Any]:
+    value = key.private.private_numbers().private_value
+    return key.jwk | {"d": b64(value.to_bytes(66, "big"))}
 
 
 def secret(identity: FakeIdentity) -> dict[str, Any]:

@@ -293,6 +293,11 @@ def test_keys_are_read_from_a_file_with_comments(tmp_path: Path) -> None:
         (b"\xff\xfe", "not UTF-8"),
         (b"first-key-of-ours-0001\nshort\n", "line 2 has 5 characters"),
         (b"first-key-of-ours-0001\ntwo words-of-0001\n", "line 2 has characters that a header cannot carry"),
+        (
+            "first-key-of-ours-0001\u2028second-key-of-ours-0002\n".encode(),
+            "line 1 has characters that a header cannot",
+        ),
+        ("first-key-of-ours-0001\xa0\n".encode(), "line 1 has characters that a header cannot carry"),
         ("first-key-of-ours-0001\nschlüssel-von-uns\n".encode(), "line 2 has characters that a header cannot carry"),
     ],
 )

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from gnomon.http.settings import AuthMode
 from helpers.door import AUDIENCE, Door, door, settings_for
-from helpers.forge import GONE, constant, der, ecdsa, hs, jws, raw
+from helpers.forge import GONE, b64, constant, der, ecdsa, hs, jws, raw, unb64
 from helpers.identity import FakeIdentity, FakeTime, SigningKey
 from helpers.loopback import answer, loopback
 
@@ -191,15 +191,30 @@ def test_what_is_no_access_token_lets_nobody_in(mode: AuthMode, identity: FakeId
             "by an unknown key": identity.mint(identity.claims("sa", "sa-0", 60, sa={"oid": "o"}), SigningKey()),
             "of an unknown account": identity.mint(identity.claims("sa", "nobody", 60, sa={"oid": "o"})),
             "not yet valid": identity.mint(identity.claims("sa", "sa-0", 60, sa={"oid": "o"}, nbf=identity.now + 9)),
-            "changed": flipped(identity.service_token("sa-2")),
         }
         assert {name: at.outcome(token) for name, token in tokens.items()} == dict.fromkeys(tokens, "invalid")
         assert at.outcome(identity.system_token()) == "forbidden"
 
 
-def flipped(token: str) -> str:
-    """An encrypted token with one character of its content changed."""
-    head, content, tag = token.rsplit(".", 2)
-    middle = len(content) // 2
-    other = "A" if content[middle] != "A" else "B"
-    return f"{head}.{content[:middle]}{other}{content[middle + 1 :]}.{tag}"
+@pytest.mark.parametrize("segment", range(5))
+def test_an_encrypted_token_that_was_changed_anywhere_lets_nobody_in(
+    segment: int, identity: FakeIdentity, time: FakeTime
+) -> None:
+    parts = identity.service_token().split(".")
+    data = bytearray(unb64(parts[segment]))
+    data[len(data) // 2] ^= 1
+    parts[segment] = b64(bytes(data))
+    with door(settings_for(identity, AuthMode.userinfo), time) as at:
+        assert at.outcome(".".join(parts)) == "invalid"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(5, "accepted"), (6, "unavailable"), (-64, "accepted"), (-65, "unavailable")]
+)
+def test_the_services_clock_may_differ_by_the_leeway(
+    seconds: int, expected: str, identity: FakeIdentity, time: FakeTime
+) -> None:
+    """A passport lives for 60 seconds of the service's clock."""
+    identity.offset = seconds
+    with door(settings_for(identity, AuthMode.exchange), time) as at:
+        assert at.outcome(identity.service_token()) == expected

@@ -32,10 +32,11 @@ class Loopback:
 
 
 @contextmanager
-def loopback(tls: Tls | None = None) -> Iterator[Loopback]:
+def loopback(tls: Tls | None = None, port: int = 0) -> Iterator[Loopback]:
     # asyncio sends small pieces at once only on sockets that say TCP; else each answer here would take 40 ms
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
         listener.listen()  # so that a client may connect before the server has started
         host, port = listener.getsockname()
         served = Loopback(f"{'https' if tls else 'http'}://{host}:{port}")
@@ -95,6 +96,19 @@ async def half(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100")]})
     await send({"type": "http.response.body", "body": b'{"sub":', "more_body": True})
     await gone(receive)
+
+
+def drip(body: bytes, pieces: int, seconds: float) -> ASGIApp:
+    """A sound answer after `pieces` spaces, each of which comes before a client loses its patience with silence."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        for _ in range(pieces):
+            await send({"type": "http.response.body", "body": b" ", "more_body": True})
+            await asyncio.sleep(seconds)
+        await send({"type": "http.response.body", "body": body})
+
+    return app
 
 
 async def drop(scope: Scope, receive: Receive, send: Send) -> None:
