@@ -110,7 +110,10 @@ class BearerTokens:
             wait = min(2 * wait, LONGEST_WAIT)
 
     def note(self, away: Away | None) -> None:
-        """Tells the log when the identity service goes and when it comes back, not every time it is missed."""
+        """Tells the log when the identity service goes, and when a token is accepted again; not what is between.
+
+        A refusal is no sign of its return: in mode jwks anybody can have one, and the log would fill with comings.
+        """
         if away is not None and not self.away:
             logger.warning("the identity service is away: %s", away.reason)
         if away is None and self.away:
@@ -144,7 +147,6 @@ class BearerTokens:
         except (BadToken, Denied) as refusal:
             verdict = type(refusal)(refusal.reason)
             self.refused.put(digest, verdict, self.settings.negative_seconds)
-            self.note(None)
             return verdict
         except Away as away:
             self.note(away)

@@ -220,7 +220,7 @@ def test_a_discovery_document_may_not_lead_a_token_away(
                 value = value.replace(word, text)
         identity.discovery_changes[member.replace("ENDPOINT", MEMBERS[mode])] = value
     with door(settings_for(identity, mode), time, ready=False) as at:
-        at.until(lambda: len(time.slept) > 1)
+        at.until(lambda: at.authenticator.ready or len(time.slept) > 1)
         assert not at.authenticator.ready
         assert at.outcome(identity.service_token()) == "unavailable"
         assert {seen.path for seen in identity.seen} == {"/.well-known/openid-configuration"}
@@ -313,6 +313,22 @@ def test_the_log_tells_of_an_outage_once_and_of_its_end(
         assert at.outcome(identity.service_token()) == "accepted"
     lines = [record.getMessage() for record in caplog.records if record.name == "gnomon.http"]
     assert lines == ["the identity service is away: status 502", "the identity service is back"]
+
+
+def test_bad_tokens_in_an_outage_do_not_fill_the_log(
+    identity: FakeIdentity, time: FakeTime, caplog: pytest.LogCaptureFixture
+) -> None:
+    with door(settings_for(identity, AuthMode.jwks), time) as at, caplog.at_level(logging.WARNING):
+        identity.instead["jwks"] = status(502)
+        time.now += 301
+        for number in range(5):
+            assert at.outcome(plain(identity, SigningKey(), jti=str(number))) == "unavailable"
+            assert at.outcome(plain(identity, sub="", jti=str(number))) == "invalid"
+    lines = [record.getMessage() for record in caplog.records if record.name == "gnomon.http"]
+    assert lines == [
+        "the key set was not renewed: status 502",
+        "the identity service is away: an unknown kid, and the key set cannot be fetched",
+    ]
 
 
 # ---- TLS
