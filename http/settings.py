@@ -20,8 +20,8 @@ from gnomon.reference.request import Limits
 
 
 def option(default: Any, help: str, group: str, **more: Any) -> Any:
-    """A field that is an option. more: min and max of a number, metavar, secret."""
-    return field(default=default, metadata={"help": help, "group": group, **more})
+    """A field that is an option. more: min and max of a number, metavar, secret (then no repr shows it)."""
+    return field(default=default, repr=not more.get("secret"), metadata={"help": help, "group": group, **more})
 
 
 class AuthMode(StrEnum):
@@ -69,12 +69,14 @@ class AuthSettings:
     token_url: str | None = option(None, "Instead of the discovered token endpoint; for exchange.", AUTH)
     userinfo_url: str | None = option(None, "Instead of the discovered userinfo endpoint; for userinfo.", AUTH)
     jwks_url: str | None = option(None, "Instead of the discovered key set; for exchange and jwks.", AUTH)
-    algorithms: tuple[str, ...] = option(("ES512",), "Signature algorithms allowed; asymmetric ones only.", AUTH)
+    algorithms: tuple[str, ...] = option(
+        ("ES512",), "Signature algorithms allowed, asymmetric ones only; for exchange and jwks.", AUTH
+    )
     jws_types: tuple[str, ...] = option(("at+jwt", "JWT"), "Values of a token's header typ allowed; for jwks.", AUTH)
-    leeway_seconds: int = option(5, "Tolerance for the clocks' difference.", AUTH, min=0, max=60)
+    leeway_seconds: int = option(5, "Tolerance for the clocks' difference; for exchange and jwks.", AUTH, min=0, max=60)
     cache_seconds: int = option(50, "How long a verified token is believed without asking again.", AUTH, min=1, max=300)
     negative_seconds: int = option(5, "How long a refused token is refused without asking again.", AUTH, min=0, max=60)
-    cache_size: int = option(4096, "Tokens remembered, refused ones too.", AUTH, min=1)
+    cache_size: int = option(4096, "Accepted tokens remembered, and as many refused ones.", AUTH, min=1)
     jwks_seconds: int = option(300, "How long a key set is used without being fetched again.", AUTH, min=1)
     jwks_cooldown_seconds: int = option(30, "The least time between two fetches of the key set.", AUTH, min=1)
     jwks_stale_seconds: int = option(3600, "How long a key set serves on while it cannot be fetched.", AUTH, min=0)
@@ -83,9 +85,11 @@ class AuthSettings:
     ca_file: Path | None = option(None, "Certificates to trust the identity service by.", AUTH, metavar="FILE")
     client_certificate: Path | None = option(None, "Our certificate for the identity service.", AUTH, metavar="FILE")
     client_key: Path | None = option(None, "The key of that certificate.", AUTH, metavar="FILE")
-    max_token_bytes: int = option(8192, "The longest token; in every mode.", AUTH, min=16)
+    max_token_bytes: int = option(8192, "The longest token or key; in every mode but none.", AUTH, min=16)
     account_types: tuple[str, ...] = option(("user", "service"), "Account types let in; exchange, userinfo.", AUTH)
-    organizations: tuple[str, ...] = option((), "Organizations let in; none named: any that has one.", AUTH)
+    organizations: tuple[str, ...] = option(
+        (), "Organizations let in; none named: whoever has one. For exchange, userinfo.", AUTH
+    )
     required_acl: str | None = option(
         None, "A right that the caller must have, as name:operation; exchange, userinfo.", AUTH
     )

@@ -1,0 +1,121 @@
+"""Who may call: the authenticator of the chosen mode, and the middleware that asks it before anything else happens.
+
+    exchange, userinfo, jwks   bearer.py
+    api-key                    keys that the operator handed out, kept and compared as digests
+    none                       everybody, whatever the header says (LAW.md, section 12)
+
+The middleware answers nothing: it raises a refusal, and ErrorForm, outside it, gives it its form. No body is read
+before a caller is known. A caller is asked for once: a stream that was let in may outlive its token.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from typing import Protocol
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gnomon.http.auth_options import ConfigError, api_keys, check, tls_context
+from gnomon.http.bearer import BearerTokens, digest_of
+from gnomon.http.clock import SYSTEM, Clock
+from gnomon.http.principal import ANYONE, SCOPE_KEY, Principal, principal_of
+from gnomon.http.record import record_of
+from gnomon.http.refusals import REFUSALS, BadToken
+from gnomon.http.settings import AuthMode, AuthSettings
+from gnomon.http.tokens import credential
+
+__all__ = ["Authentication", "Authenticator", "ConfigError", "Principal", "authenticator", "principal_of"]
+
+logger = logging.getLogger("gnomon.http")
+
+
+class Authenticator(Protocol):
+    ready: bool  # whether it has all it needs to accept anybody
+
+    async def start(self) -> None:
+        """Begins what goes on in the background; returns at once."""
+
+    async def stop(self) -> None: ...
+
+    async def authenticate(self, headers: Headers) -> Principal:
+        """Who calls; raises one of REFUSALS."""
+
+
+def authenticator(settings: AuthSettings, clock: Clock = SYSTEM) -> Authenticator:
+    """The authenticator of the chosen mode; ConfigError says what cannot be meant."""
+    check(settings)
+    match settings.mode:
+        case AuthMode.none:
+            return Anyone()
+        case AuthMode.api_key:
+            return KeyHolders(api_keys(settings), settings.max_token_bytes)
+        case _:
+            return BearerTokens(settings, tls_context(settings), clock)
+
+
+class Anyone:
+    """Mode none."""
+
+    def __init__(self) -> None:
+        self.ready = True
+
+    async def start(self) -> None:
+        """There is nothing to begin."""
+
+    async def stop(self) -> None:
+        """There is nothing to end."""
+
+    async def authenticate(self, headers: Headers) -> Principal:
+        return ANYONE
+
+
+class KeyHolders:
+    """Mode api-key. The keys themselves are forgotten at once."""
+
+    def __init__(self, keys: tuple[str, ...], most: int) -> None:
+        self.ready = True
+        self.digests = tuple(map(digest_of, keys))
+        self.most = most
+
+    async def start(self) -> None:
+        """There is nothing to begin."""
+
+    async def stop(self) -> None:
+        """There is nothing to end."""
+
+    async def authenticate(self, headers: Headers) -> Principal:
+        digest = digest_of(credential(headers, self.most))
+        name = digest.hex()[:8]
+        # all of them, always: how long it takes tells nothing of which key was nearly met
+        if sum([hmac.compare_digest(digest, one) for one in self.digests]) == 0:
+            refusal = BadToken("no such key")
+            refusal.caller = name
+            raise refusal
+        return Principal(f"key {name}", None, (), None, name)
+
+
+class Authentication:
+    """Lets a request through with its Principal in the scope, or raises a refusal."""
+
+    def __init__(self, app: ASGIApp, authenticator: Authenticator, open_paths: frozenset[str]) -> None:
+        self.app = app
+        self.authenticator = authenticator
+        self.open_paths = open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in self.open_paths:
+            scope[SCOPE_KEY] = await self.ask(scope)
+        await self.app(scope, receive, send)
+
+    async def ask(self, scope: Scope) -> Principal:
+        record = record_of(scope)
+        try:
+            principal = await self.authenticator.authenticate(Headers(scope=scope))
+        except REFUSALS as refusal:
+            record.auth, record.caller = refusal.outcome, refusal.caller
+            logger.debug("refused, %s: %s", refusal.outcome, refusal.reason)
+            raise
+        record.auth, record.caller = "off" if principal is ANYONE else "accepted", principal.digest
+        return principal
