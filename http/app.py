@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import version
 
 from starlette.applications import Starlette
@@ -30,12 +31,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gnomon.http.access import Observed
+from gnomon.http.auth import Authentication, authenticator
 from gnomon.http.completions import Completions
 from gnomon.http.errors import ErrorForm, unknown_route
 from gnomon.http.metrics import Load, Metrics
 from gnomon.http.openapi import capabilities, document
 from gnomon.http.service import Service
-from gnomon.http.settings import AuthMode, Settings
+from gnomon.http.settings import AuthMode, AuthSettings, Settings
 from gnomon.http.tracing import tracer
 from gnomon.reference.engine import ServedEngine
 from gnomon.reference.response import json_bytes
@@ -45,13 +47,14 @@ from gnomon.reference.tokenizer import Tokenizer
 def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, settings: Settings) -> Starlette:
     """A server of one model. Without one it is loading, until `app.state.service.open` is told of it.
 
-    Raises CannotTrace.
+    Raises CannotTrace, or ConfigError for options of authentication that cannot be meant.
     """
     started = int(time.time())
     mode = settings.auth.mode or AuthMode.none  # who is to be asked beyond loopback was decided in cli.py
+    auth = authenticator(replace(settings.auth, mode=mode))
     trace = tracer(settings, settings.served_model_name)
     metrics = Metrics(settings.served_model_name, lambda: load_of(service, completions), version("gnomon"))
-    service = Service(engine, tokenizer, lambda: True, metrics.engine_fault)
+    service = Service(engine, tokenizer, lambda: auth.ready, metrics.engine_fault)
     completions = Completions(service, settings)
 
     async def livez(request: Request) -> Response:
@@ -94,7 +97,9 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await auth.start()
         yield
+        await auth.stop()
         completions.close()
         if trace is not None:
             await run_in_threadpool(trace.stop, settings.shutdown_seconds)
@@ -116,6 +121,7 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
             Middleware(Observed, metrics=metrics, routes=frozenset(route.path for route in routes), tracer=trace),
             *cross_origin(settings),
             Middleware(ErrorForm),
+            Middleware(Authentication, authenticator=auth, open_paths=open_paths(settings.auth)),
         ],
         exception_handlers={HTTPException: unknown_route},
         lifespan=lifespan,
@@ -123,6 +129,12 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
     app.router.redirect_slashes = False  # a path is known or it is a 404; a redirect would lose a body
     app.state.service, app.state.completions, app.state.metrics = service, completions, metrics
     return app
+
+
+def open_paths(auth: AuthSettings) -> frozenset[str]:
+    """What is answered to anybody: that the process lives, and what the operator opened."""
+    probes = {"/readyz", "/health"} if auth.open_probes else set()
+    return frozenset({"/livez"} | probes | ({"/metrics"} if auth.open_metrics else set()))
 
 
 def load_of(service: Service, completions: Completions) -> Load:

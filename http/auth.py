@@ -17,14 +17,14 @@ from typing import Protocol
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gnomon.http.auth_options import ConfigError, api_keys, check, tls_context
-from gnomon.http.bearer import BearerTokens, digest_of
-from gnomon.http.clock import SYSTEM, Clock
-from gnomon.http.principal import ANYONE, SCOPE_KEY, Principal, principal_of
+from gnomon.http.identity.bearer import BearerTokens, digest_of
+from gnomon.http.identity.clock import SYSTEM, Clock
+from gnomon.http.identity.options import ConfigError, api_keys, check, tls_context
+from gnomon.http.identity.principal import ANYONE, SCOPE_KEY, Principal, principal_of
+from gnomon.http.identity.refusals import REFUSALS, BadToken
+from gnomon.http.identity.tokens import credential
 from gnomon.http.record import record_of
-from gnomon.http.refusals import REFUSALS, BadToken
 from gnomon.http.settings import AuthMode, AuthSettings
-from gnomon.http.tokens import credential
 
 __all__ = ["Authentication", "Authenticator", "ConfigError", "Principal", "authenticator", "principal_of"]
 

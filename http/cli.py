@@ -298,6 +298,7 @@ def serve(chosen: dict[str, Setting], print_config: bool) -> None:
     jax_options = JaxOptions(**{row.name: chosen[row.name].value for row in options(JaxOptions)})
     auth = AuthSettings(**{row.name[5:]: chosen[row.name].value for row in options(AuthSettings, "auth_")})
     settings = Settings(**{row.name: chosen[row.name].value for row in options(Settings)}, auth=auth)
+    check_auth(auth)
     check_tls(settings)
     for origin in settings.cors_origins:
         if origin != "*" and not re.fullmatch(r"https?://[^/\s?#@]+", origin):
@@ -323,6 +324,15 @@ def _auth_mode(chosen: Mapping[str, Setting], loopback: bool) -> Setting:
             2,
         )
     return Setting(AuthMode.none, "default on a loopback address") if mode.value is None else mode
+
+
+def check_auth(auth: AuthSettings) -> None:
+    from gnomon.http.auth import ConfigError, authenticator
+
+    try:
+        authenticator(auth)
+    except ConfigError as error:
+        fail(str(error), 2)
 
 
 def check_tls(settings: Settings) -> None:

@@ -100,7 +100,7 @@ def document(
 _ABOUT = (
     "Any other path is a 404 and any other method a 405, both in the form of `Error`. HEAD is answered wherever GET "
     "is. What is wrong with the connection itself, too many of them or a message that is no HTTP, is answered before a "
-    "route is looked for, by 400, 408, 431 or 503."
+    "route is looked for, by 400, 408, 431, 501, 503 or 505."
 )
 
 _SCHEMES: Mapping[AuthMode, Mapping[str, str]] = {

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 
 import pytest
 
-from gnomon.http.recall import Flights, Recall
+from gnomon.http.identity.recall import Flights, Recall
 from gnomon.http.settings import AuthMode
 from helpers.door import AUDIENCE, door, settings_for
 from helpers.forge import GONE

@@ -15,7 +15,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from gnomon.http.auth import Authentication, authenticator
-from gnomon.http.refusals import Missing
+from gnomon.http.identity.refusals import Missing
 from gnomon.http.settings import AuthMode, AuthSettings
 from helpers.door import Door, door, settings_for
 from helpers.forge import b64, junk, raw

@@ -287,7 +287,7 @@ def test_a_connection_that_is_refused_later_is_a_503_until_it_is_not(time: FakeT
 def test_a_fault_of_ours_does_not_end_the_attempts(
     identity: FakeIdentity, time: FakeTime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from gnomon.http.identity import IdentityService
+    from gnomon.http.identity.client import IdentityService
 
     sound, faults = IdentityService.discover, iter([ZeroDivisionError("a fault")])
 

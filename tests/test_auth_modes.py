@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from gnomon.http.auth import ConfigError, authenticator
-from gnomon.http.auth_options import MODES
-from gnomon.http.jwks import ALGORITHMS
+from gnomon.http.identity.jwks import ALGORITHMS
+from gnomon.http.identity.options import MODES, flag
 from gnomon.http.settings import AuthMode, AuthSettings
 from helpers.door import AUDIENCE, CHALLENGES, door, settings_for
 from helpers.identity import FakeIdentity, FakeTime
@@ -38,7 +38,7 @@ def refusal(settings: AuthSettings) -> str:
     with pytest.raises(ConfigError) as caught:
         authenticator(settings)
     message = str(caught.value)
-    assert message.startswith("--auth-")
+    assert message.startswith(("--auth-", "GNOMON_AUTH_API_KEYS: "))
     assert "\n" not in message
     assert caught.value.__cause__ is None
     return message
@@ -68,20 +68,20 @@ WRONG: dict[str, tuple[AuthSettings, str]] = {
     "a token URL by http": (given(AuthMode.exchange, token_url="http://i.example/t"), "--auth-token-url: 'http://"),
     "a userinfo URL by http": (given(AuthMode.userinfo, userinfo_url="http://i/u"), "--auth-userinfo-url: 'http://"),
     "a key set by http": (given(AuthMode.jwks, jwks_url="http://i.example/k"), "--auth-jwks-url: 'http://"),
-    "no key": (given(AuthMode.api_key, api_keys=()), "--auth-api-keys: --auth-mode api-key needs it, or"),
-    "keys and a file": (given(AuthMode.api_key, api_key_file=Path("k")), "--auth-api-keys: give it or"),
-    "a short key": (given(AuthMode.api_key, api_keys=("k" * 16, "k" * 15)), "--auth-api-keys: key 2 has 15 characters"),
-    "a long key": (given(AuthMode.api_key, api_keys=("k" * 8193,)), "--auth-api-keys: key 1 has 8193 characters"),
-    "an empty key": (given(AuthMode.api_key, api_keys=("",)), "--auth-api-keys: key 1 has characters"),
+    "no key": (given(AuthMode.api_key, api_keys=()), "GNOMON_AUTH_API_KEYS: --auth-mode api-key needs it, or"),
+    "keys and a file": (given(AuthMode.api_key, api_key_file=Path("k")), "GNOMON_AUTH_API_KEYS: give it or"),
+    "a short key": (given(AuthMode.api_key, api_keys=("k" * 16, "k" * 15)), "GNOMON_AUTH_API_KEYS: key 2 has 15 characters"),
+    "a long key": (given(AuthMode.api_key, api_keys=("k" * 8193,)), "GNOMON_AUTH_API_KEYS: key 1 has 8193 characters"),
+    "an empty key": (given(AuthMode.api_key, api_keys=("",)), "GNOMON_AUTH_API_KEYS: key 1 has characters"),
     "a key with a space": (
         given(AuthMode.api_key, api_keys=("k" * 16 + " k",)),
-        "--auth-api-keys: key 1 has characters",
+        "GNOMON_AUTH_API_KEYS: key 1 has characters",
     ),
-    "a key with a line end": (given(AuthMode.api_key, api_keys=("k" * 16 + "\n",)), "--auth-api-keys: key 1 has char"),
-    "a key with NUL": (given(AuthMode.api_key, api_keys=("k" * 16 + "\0",)), "--auth-api-keys: key 1 has characters"),
+    "a key with a line end": (given(AuthMode.api_key, api_keys=("k" * 16 + "\n",)), "GNOMON_AUTH_API_KEYS: key 1 has char"),
+    "a key with NUL": (given(AuthMode.api_key, api_keys=("k" * 16 + "\0",)), "GNOMON_AUTH_API_KEYS: key 1 has characters"),
     "a key beyond ASCII": (
         given(AuthMode.api_key, api_keys=("k" * 16 + "é",)),
-        "--auth-api-keys: key 1 has characters",
+        "GNOMON_AUTH_API_KEYS: key 1 has characters",
     ),
     "a file that is not there": (
         given(AuthMode.api_key, api_keys=(), api_key_file=Path("/nowhere/keys")),
@@ -200,7 +200,7 @@ OTHERS: dict[str, Any] = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_an_option_of_another_mode_is_refused_by_name(name: str, mode: AuthMode) -> None:
     settings = given(mode, **{name: OTHERS[name]})
-    foreign = f"--auth-{name.replace('_', '-')}: means nothing with --auth-mode {mode}; it is for "
+    foreign = f"{flag(name)}: means nothing with --auth-mode {mode}; it is for "
     if mode not in MODES[name]:
         assert refusal(settings).startswith(foreign)
     elif isinstance(OTHERS[name], Path):

@@ -19,7 +19,7 @@ import pytest
 from starlette.datastructures import Headers
 
 from gnomon.http.auth import Authenticator
-from gnomon.http.identity import IdentityService
+from gnomon.http.identity.client import IdentityService
 from gnomon.http.settings import AuthMode, AuthSettings
 from helpers.door import AUDIENCE, CHALLENGES, Door, door, settings_for
 from helpers.forge import b64
@@ -141,7 +141,7 @@ def test_no_token_and_no_passport_leaves_by_a_side_door(
 
         for name in ("exchange", "userinfo"):
             monkeypatch.setattr(IdentityService, name, broken)
-        monkeypatch.setattr("gnomon.http.bearer.verify", broken)
+        monkeypatch.setattr("gnomon.http.identity.bearer.verify", broken)
         said += seen(at, f"Bearer {faulty}")
         assert "ZeroDivisionError" in "".join(said), "the fault was not met"
         outcomes = {record.auth for record in at.records}

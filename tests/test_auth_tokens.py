@@ -14,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from gnomon.http.jwks import ALGORITHMS
+from gnomon.http.identity.jwks import ALGORITHMS
 from gnomon.http.settings import AuthMode
 from helpers.door import AUDIENCE, Door, door, settings_for
 from helpers.forge import (

@@ -65,6 +65,7 @@ Gnomon = Callable[..., Result]
 def gnomon(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Gnomon:
     def run(*arguments: object, stdin: bytes = b"") -> Result:
         monkeypatch.setattr(sys, "argv", ["gnomon", *map(str, arguments)])
+        monkeypatch.setattr("logging.config.dictConfig", lambda config: None)  # this process logs to pytest
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         with pytest.raises(SystemExit) as exit:
             main()

@@ -32,7 +32,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gnomon.http.clock import Clock
+from gnomon.http.identity.clock import Clock
 from helpers import forge
 from helpers.forge import b64, ec_jwk, ecdsa, merged, raw, unb64
 

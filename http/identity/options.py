@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import httpx
 
-from gnomon.http.jwks import ALGORITHMS
+from gnomon.http.identity.jwks import ALGORITHMS
 from gnomon.http.settings import AuthMode, AuthSettings, options
 
 ASKING = frozenset({AuthMode.exchange, AuthMode.userinfo, AuthMode.jwks})
@@ -68,7 +68,9 @@ class ConfigError(ValueError):
 
 
 def flag(name: str) -> str:
-    return "--auth-" + name.replace("_", "-")
+    """How the operator gives the option; a secret has a variable only."""
+    secret = next(row for row in options(AuthSettings) if row.name == name).more.get("secret")
+    return f"GNOMON_AUTH_{name.upper()}" if secret else "--auth-" + name.replace("_", "-")
 
 
 def refuse(name: str, why: str) -> NoReturn:

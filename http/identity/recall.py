@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Generic, TypeVar
 
-from gnomon.http.clock import Clock
+from gnomon.http.identity.clock import Clock
 
 T = TypeVar("T")
 

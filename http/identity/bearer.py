@@ -23,14 +23,14 @@ from typing import Any, TypeAlias
 
 from starlette.datastructures import Headers
 
-from gnomon.http.clock import Clock
-from gnomon.http.identity import IdentityService, Right, account
-from gnomon.http.jwks import KeyCache
-from gnomon.http.principal import Account, Policy, Principal
-from gnomon.http.recall import Flights, Recall
-from gnomon.http.refusals import Away, BadToken, Denied
+from gnomon.http.identity.client import IdentityService, Right, account
+from gnomon.http.identity.clock import Clock
+from gnomon.http.identity.jwks import KeyCache
+from gnomon.http.identity.principal import Account, Policy, Principal
+from gnomon.http.identity.recall import Flights, Recall
+from gnomon.http.identity.refusals import Away, BadToken, Denied
+from gnomon.http.identity.tokens import Rules, Token, check_header, credential, parse, time_of, verify
 from gnomon.http.settings import AuthMode, AuthSettings
-from gnomon.http.tokens import Rules, Token, check_header, credential, parse, time_of, verify
 
 logger = logging.getLogger("gnomon.http")
 

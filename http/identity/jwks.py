@@ -20,8 +20,8 @@ from typing import Any
 import jwt
 from jwt.algorithms import AllowedPublicKeys
 
-from gnomon.http.clock import Clock
-from gnomon.http.refusals import Away, BadToken
+from gnomon.http.identity.clock import Clock
+from gnomon.http.identity.refusals import Away, BadToken
 
 logger = logging.getLogger("gnomon.http")
 

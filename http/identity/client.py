@@ -22,11 +22,11 @@ from urllib.parse import quote
 
 import httpx
 
-from gnomon.http.jwks import Key, load_keys
-from gnomon.http.principal import Account
-from gnomon.http.refusals import Away, BadToken, Denied
+from gnomon.http.identity.jwks import Key, load_keys
+from gnomon.http.identity.principal import Account
+from gnomon.http.identity.refusals import Away, BadToken, Denied
+from gnomon.http.identity.tokens import is_text, read_object
 from gnomon.http.settings import AuthMode, AuthSettings
-from gnomon.http.tokens import is_text, read_object
 
 MOST_BYTES = 64 * 2**10
 GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"

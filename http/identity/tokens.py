@@ -22,8 +22,8 @@ from typing import Any, NoReturn
 import jwt
 from starlette.datastructures import Headers
 
-from gnomon.http.jwks import Key
-from gnomon.http.refusals import BadToken, Malformed, Missing
+from gnomon.http.identity.jwks import Key
+from gnomon.http.identity.refusals import BadToken, Malformed, Missing
 
 SCHEME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*")
 ONE_WORD = re.compile(r" +([\x21-\x7e]+)")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from starlette.types import Scope
 
-from gnomon.http.refusals import Denied
+from gnomon.http.identity.refusals import Denied
 from gnomon.http.settings import AuthSettings
 
 SCOPE_KEY = "gnomon.principal"
