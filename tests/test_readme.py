@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gnomon.http.cli import ROWS
 from gnomon.reference import FIELDS, CompletionRequest, default_model_path, load, prepare
 from helpers.readme import DOCUMENTS, README, TESTS, with_table
 
@@ -34,11 +35,12 @@ def test_the_tree_names_what_is_there_and_nothing_else() -> None:
     tree = TEXT.split("## What is where")[1].split("```")[1]
     folder, named = "", set()
     for line in tree.strip("\n").splitlines():
-        name = line.split()[0]
+        names = re.match(r"\s*((?:[\w.]+(?:/|\.py|\.md) )+)", line)
+        assert names is not None, line
         if line.startswith("  "):
-            named.add(folder + name)
-        elif name.endswith("/"):
-            folder = name
+            named |= {folder + name for name in names[1].split()}
+        else:
+            [folder] = names[1].split()
     for path in named:
         assert (ROOT / path).exists(), path
     on_disk = {
@@ -47,9 +49,27 @@ def test_the_tree_names_what_is_there_and_nothing_else() -> None:
     assert {name for name in on_disk if not name.endswith("__init__.py")} == {name for name in named if ".py" in name}
 
 
-def test_every_link_leads_somewhere() -> None:
-    for link in re.findall(r"\]\(([^)#:]+)\)", TEXT):
-        assert (ROOT / link).exists(), link
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "http/README.md", "SECURITY.md"])
+def test_every_link_leads_somewhere(name: str) -> None:
+    document = ROOT / name
+    for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
+        assert (document.parent / link).exists(), link
+
+
+def test_every_test_that_security_names_exists() -> None:
+    named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", (ROOT / "SECURITY.md").read_text(encoding="utf-8"))
+    assert len(named) > 30
+    for file, function in named:
+        text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert f"def {function or 'test_'}" in text, (file, function)
+
+
+def test_every_option_that_a_document_names_exists() -> None:
+    flags = {"--" + row.name.replace("_", "-") for row in ROWS}
+    others = {"--print-config", "--engine", "--max-tokens", "--seed", "--config-settings", "--cov", "--json", "--check"}
+    for name in ("README.md", "http/README.md", "SECURITY.md"):
+        for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / name).read_text(encoding="utf-8")):
+            assert flag in flags | others or flag.startswith("--xla"), (name, flag)
 
 
 def test_the_curl_call_is_answered_and_its_stop_string_and_seed_do_what_they_say() -> None:
