@@ -127,7 +127,7 @@ class Completions:
         except Exception:
             if answer.error is not None:
                 raise answer.error from None
-            self.service.fault()
+            self.service.fault(answer.run.started or answer.arrived)
             raise
 
     @cached_property

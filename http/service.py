@@ -2,9 +2,10 @@
 
     loading     until `open` is told the engine; every request for a completion is a 503
     ready
-    failing     the engine has failed FAULTS times in a row. Requests are still tried, since the next may well work;
-                readiness says 503, so that whoever balances loads looks elsewhere. Each look at it lets the engine
-                try one token, at most every PROBE_SECONDS, so that a server nobody sends to finds back by itself
+    failing     the engine has failed FAULTS times in a row, however many requests it took along each time. Requests
+                are still tried, since the next may well work; readiness says 503, so that whoever balances loads
+                looks elsewhere. Each look at it lets the engine try one token, at most every PROBE_SECONDS, so that a
+                server nobody sends to finds back by itself
     draining    the process is to end: what has been admitted is finished, nothing new is
 
 Who is admitted is decided in admission.py, when the process ends in server.py.
@@ -49,6 +50,7 @@ class Service:
         self._engine, self._tokenizer = engine, tokenizer
         self._identity_ready = identity_ready
         self._faults = 0
+        self._failed = 0.0  # when it did so last
         self._probed = 0.0
         self.draining = False
         self.total_faults = 0
@@ -83,8 +85,12 @@ class Service:
         """The engine has answered."""
         self._faults = 0
 
-    def fault(self) -> None:
-        """The engine has failed a request."""
+    def fault(self, begun: float) -> None:
+        """The engine has failed a request that began at that time. What was under way when it failed last was hit by
+        that same fault."""
+        if begun <= self._failed:
+            return
+        self._failed = time.monotonic()
         self._faults += 1
         self.total_faults += 1
         if self._faults == FAULTS:
