@@ -64,6 +64,7 @@ class Plan:
     max_queue: int = 100
     seed: int = 0
     memory_slack: float = 0  # MiB that resident memory may grow in any case, for rounds too short to level out
+    more: tuple[str, ...] = ()  # options of the server
 
 
 # ---- the server
@@ -82,6 +83,7 @@ def server(plan: Plan) -> Iterator[Server]:
     options = {"port": 0, "engine": plan.engine, "max-queue": plan.max_queue, "queue-seconds": 600}
     arguments = [] if plan.model is None else [str(plan.model)]
     arguments += [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    arguments += plan.more
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with log.open("w") as err:
@@ -132,6 +134,7 @@ class Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
         self.state = h11.Connection(h11.CLIENT)
+        self.has_begun = asyncio.Event()  # something of an answer's body has come
 
     @classmethod
     async def open(cls, port: int, narrow: bool = False) -> Connection:
@@ -171,6 +174,7 @@ class Connection:
                 headers = {name.decode(): value.decode() for name, value in event.headers}
             elif isinstance(event, h11.Data):
                 first = first or time.monotonic()
+                self.has_begun.set()
                 body += event.data
                 if len(body) >= most:
                     raise Left
@@ -274,6 +278,7 @@ class Tally:
     surprises: list[str] = field(default_factory=list)
     first_tokens: list[float] = field(default_factory=list)  # seconds, of streams that were read at full speed
     tokens: int = 0
+    seconds: float = 0  # of all rounds
     most_waiting: float = 0
 
     def surprise(self, what: str) -> None:
@@ -419,12 +424,14 @@ async def all_alone(plan: Plan, at: Server) -> list[Alone]:
 
 async def load(plan: Plan, at: Server, requests: Sequence[Alone], tally: Tally) -> None:
     """One round. A client that has begun a request when it is over still gets its answer."""
-    until = time.monotonic() + plan.seconds
+    begun = time.monotonic()
+    until = begun + plan.seconds
     watching = asyncio.create_task(watch(at, tally))
     async with asyncio.TaskGroup() as group:
         for number in range(plan.clients):
             group.create_task(Client(number, plan, at, requests, tally).work(until))
     watching.cancel()
+    tally.seconds += time.monotonic() - begun
 
 
 async def watch(at: Server, tally: Tally) -> None:
@@ -488,17 +495,14 @@ async def rounds(plan: Plan, at: Server, tally: Tally) -> tuple[list[Rest], dict
 def run(plan: Plan) -> Report:
     tally = Tally()
     with server(plan) as at:
-        begun = time.monotonic()
         rests, samples = asyncio.run(rounds(plan, at, tally))
-        lasted = time.monotonic() - begun
         at.process.send_signal(signal.SIGTERM)
         at.process.wait(60)
-        return report(plan, tally, rests, samples, lasted, at.process.returncode, at.log.read_text())
+        return report(plan, tally, rests, samples, at.process.returncode, at.log.read_text())
 
 
 def report(
-    plan: Plan, tally: Tally, rests: Sequence[Rest], samples: Mapping[str, float] | None, lasted: float, status: int,
-    log: str,
+    plan: Plan, tally: Tally, rests: Sequence[Rest], samples: Mapping[str, float] | None, status: int, log: str
 ) -> Report:  # fmt: skip
     counts, (start, *after) = tally.counts, rests
     memory = [f"{now.held.resident:.1f}" for now in rests]
@@ -547,7 +551,7 @@ def report(
         else f"{tally.most_waiting:.0f}, {plan.max_queue}",
         "received = ended": sums,
         "time to first token, p50, p95": ", ".join(quantile(tally.first_tokens, part) for part in (0.5, 0.95)),
-        "tokens a second, of answers read to their end": f"{tally.tokens / lasted:.0f}",
+        "tokens a second, of answers read to their end": f"{tally.tokens / tally.seconds:.0f}",
     }
     failures = [name for name, is_so in holds.items() if not is_so]
     return Report(rows, failures + tally.surprises, tally)
@@ -558,11 +562,14 @@ def main() -> int:
     for name, default in ((f, Plan.__dataclass_fields__[f].default) for f in Plan.__dataclass_fields__):
         if name == "engine":
             parser.add_argument("--engine", choices=["jax", "reference"], default=default)
+        elif name == "more":
+            parser.add_argument("more", nargs="*", metavar="OPTION", help="of the server, after --")
         elif name == "model":
             parser.add_argument("--model", type=Path, default=default)
         else:
             parser.add_argument("--" + name.replace("_", "-"), type=type(default), default=default)
-    done = run(Plan(**vars(parser.parse_args())))
+    given: dict[str, Any] = vars(parser.parse_args())
+    done = run(Plan(**given | {"more": tuple(given["more"])}))
     width = max(map(len, done.rows))
     for name, value in done.rows.items():
         print(f"{name:{width}}  {value}")
