@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-IDLE_SECONDS = 5.0
+IDLE_SECONDS = 2.0
 
 
 class Threads:
