@@ -52,6 +52,7 @@ class Service:
         self._faults = 0
         self._failed = 0.0  # when it did so last
         self._probed = 0.0
+        self._probing: threading.Thread | None = None
         self.draining = False
         self.total_faults = 0
 
@@ -112,9 +113,11 @@ class Service:
         return None
 
     def _probe(self, engine: ServedEngine) -> None:
-        if time.monotonic() - self._probed >= PROBE_SECONDS:
+        still_trying = self._probing is not None and self._probing.is_alive()
+        if time.monotonic() - self._probed >= PROBE_SECONDS and not still_trying:
             self._probed = time.monotonic()
-            threading.Thread(target=self._try_one_token, args=[engine], name="probe", daemon=True).start()
+            self._probing = threading.Thread(target=self._try_one_token, args=[engine], name="probe", daemon=True)
+            self._probing.start()
 
     def _try_one_token(self, engine: ServedEngine) -> None:
         try:

@@ -210,6 +210,23 @@ def test_a_fault_that_repeats_turns_readiness_off_and_an_answer_turns_it_on(
         assert httpx.get(f"{base}/readyz").status_code == 200
 
 
+def test_an_engine_that_hangs_after_it_failed_is_tried_by_one_thread_however_often_it_is_looked_at(
+    jax: JaxEngine, model: tuple[Checkpoint, Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gnomon.http.service.PROBE_SECONDS", 0.0)
+    hold = threading.Event()
+    with serving(create_app(jax, model[1], Settings())) as base:
+        with Breakable(jax, jax._device.compiled).broken("prefill", lambda call: True):
+            for _ in range(FAULTS):
+                check_error(post(base), 500)
+        jax.post(lambda _: hold.wait(20))
+        for _ in range(5):
+            assert httpx.get(f"{base}/readyz").status_code == 503
+        assert sum(thread.name == "probe" for thread in threading.enumerate()) == 1
+        hold.set()
+        assert eventually(lambda: httpx.get(f"{base}/readyz").status_code == 200)
+
+
 def test_one_fault_that_hits_many_requests_is_no_repetition(
     jax: JaxEngine, model: tuple[Checkpoint, Tokenizer]
 ) -> None:
@@ -219,7 +236,7 @@ def test_one_fault_that_hits_many_requests_is_no_repetition(
         hold = threading.Event()
         jax.post(lambda _: hold.wait(20))
         answers = [pool.submit(post, base, max_tokens=50, stream=i % 2 == 0, logit_bias=NO_END) for i in range(8)]
-        assert eventually(lambda: len(app.state.completions.open) == 8)
+        assert eventually(lambda: jax._inbox.qsize() == 8)  # all of them are in the engine's hands
         with Breakable(jax, jax._device.compiled).broken("decode", lambda call: call == 0):
             hold.set()
             ended = [answer.result(30) for answer in answers]
