@@ -8,12 +8,12 @@ import pytest
 from load import Plan, Report, run
 
 SLICES = {
-    "jax": Plan(engine="jax", clients=24, seconds=4, pool=16, longest=256, max_queue=8, memory_slack=24),
-    "reference": Plan(engine="reference", clients=12, seconds=3, pool=8, longest=24, max_queue=2, memory_slack=24),
+    "jax": Plan(engine="jax", clients=32, seconds=4, pool=16, longest=256, max_queue=8, memory_slack=24),
+    "reference": Plan(engine="reference", clients=16, seconds=3, pool=8, longest=24, max_queue=2, memory_slack=24),
 }
 WHOLE = {
     "jax": Plan(engine="jax"),
-    "reference": Plan(engine="reference", clients=8, seconds=120, pool=16, longest=48, max_queue=2),
+    "reference": Plan(engine="reference", clients=8, pool=16, longest=48, max_queue=2, more=("--max-running", "4")),
 }
 
 
