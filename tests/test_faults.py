@@ -242,7 +242,7 @@ def test_one_fault_that_hits_many_requests_is_no_repetition(
             ended = [answer.result(30) for answer in answers]
         assert [answer.status_code for answer in ended if answer.status_code != 500] == []
         assert httpx.get(f"{base}/readyz").status_code == 200
-        assert app.state.service.total_faults == 1
+        assert app.state.service._faults == 1
         assert post(base).status_code == 200
 
 
