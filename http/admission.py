@@ -121,13 +121,17 @@ class Pace:
         self._done: deque[tuple[float, int]] = deque()
 
     def count(self, tokens: int) -> None:
+        self._forget()  # here too: a server that refuses nobody is never asked for its pace
         self._done.append((time.monotonic(), tokens))
 
-    def tokens_per_second(self) -> float | None:
-        """None if nothing was finished in that time."""
+    def _forget(self) -> None:
         begin = time.monotonic() - PACE_SECONDS
         while self._done and self._done[0][0] < begin:
             self._done.popleft()
+
+    def tokens_per_second(self) -> float | None:
+        """None if nothing was finished in that time."""
+        self._forget()
         if not self._done:
             return None
         return sum(tokens for _, tokens in self._done) / max(time.monotonic() - self._done[0][0], 1.0)

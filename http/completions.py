@@ -17,11 +17,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TypeVar
 
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
@@ -33,6 +31,7 @@ from gnomon.http.errors import BodyTooLarge, ShuttingDown, TooSlow, UnsupportedM
 from gnomon.http.record import Record, record_of
 from gnomon.http.service import Service
 from gnomon.http.settings import Settings
+from gnomon.http.threads import Threads
 from gnomon.reference.completion import Run, prepare
 from gnomon.reference.engine import Engine
 from gnomon.reference.request import CompletionRequest, shown
@@ -49,8 +48,8 @@ class Completions:
         self.service = service
         self.settings = settings
         self.admission = Admission(settings)
-        # a thread for every request there can be, so that no answer ever waits for a thread that waits for another
-        self.readers = ThreadPoolExecutor(settings.max_connections, thread_name_prefix="reader")
+        # at most one for every connection, so that no answer ever waits for a thread that waits for another
+        self.threads = Threads("completions")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request, record = Request(scope, receive), record_of(scope)
@@ -58,7 +57,7 @@ class Completions:
         engine, tokenizer = self.service.model()
         self.admission.room()
         body = await read_body(request, self.settings.max_body_bytes, self.settings.body_seconds)
-        run = await run_in_threadpool(self.prepare, body, engine, tokenizer)
+        run = await asyncio.wrap_future(self.threads.submit(lambda: self.prepare(body, engine, tokenizer)))
         describe(run, record)
         with self.admission.admitted(run) as answer:
             record.queued = answer.arrived
@@ -125,11 +124,11 @@ class Completions:
     async def read(self, answer: Answer, step: Callable[[], T]) -> T:
         """One step of reading the engine. Raises what ended the answer, or the engine's fault, which is counted."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.readers, step)
+            return await asyncio.wrap_future(self.threads.submit(step))
         except Exception:
             if answer.error is not None:
                 raise answer.error from None
-            self.service.fault()
+            self.service.fault(answer.run.started or answer.arrived)
             raise
 
     @cached_property
@@ -149,7 +148,7 @@ class Completions:
 
     def close(self) -> None:
         """Nothing is read any more."""
-        self.readers.shutdown(wait=False, cancel_futures=True)
+        self.threads.close()
 
 
 def describe(run: Run, record: Record) -> None:

@@ -2,9 +2,10 @@
 
     loading     until `open` is told the engine; every request for a completion is a 503
     ready
-    failing     the engine has failed FAULTS times in a row. Requests are still tried, since the next may well work;
-                readiness says 503, so that whoever balances loads looks elsewhere. Each look at it lets the engine
-                try one token, at most every PROBE_SECONDS, so that a server nobody sends to finds back by itself
+    failing     the engine has failed FAULTS times in a row, however many requests it took along each time. Requests
+                are still tried, since the next may well work; readiness says 503, so that whoever balances loads
+                looks elsewhere. Each look at it lets the engine try one token, at most every PROBE_SECONDS, so that a
+                server nobody sends to finds back by itself
     draining    the process is to end: what has been admitted is finished, nothing new is
 
 Who is admitted is decided in admission.py, when the process ends in server.py.
@@ -51,7 +52,9 @@ class Service:
         self._identity_ready = identity_ready
         self._on_fault = on_fault
         self._faults = 0
+        self._failed = 0.0  # when it did so last
         self._probed = 0.0
+        self._probing: threading.Thread | None = None
         self.draining = False
 
     def open(self, engine: ServedEngine, tokenizer: Tokenizer) -> None:
@@ -88,8 +91,12 @@ class Service:
         """The engine has answered."""
         self._faults = 0
 
-    def fault(self) -> None:
-        """The engine has failed a request."""
+    def fault(self, begun: float) -> None:
+        """The engine has failed a request that began at that time. What was under way when it failed last was hit by
+        that same fault."""
+        if begun <= self._failed:
+            return
+        self._failed = time.monotonic()
         self._faults += 1
         self._on_fault()
         if self._faults == FAULTS:
@@ -111,9 +118,11 @@ class Service:
         return None
 
     def _probe(self, engine: ServedEngine) -> None:
-        if time.monotonic() - self._probed >= PROBE_SECONDS:
+        still_trying = self._probing is not None and self._probing.is_alive()
+        if time.monotonic() - self._probed >= PROBE_SECONDS and not still_trying:
             self._probed = time.monotonic()
-            threading.Thread(target=self._try_one_token, args=[engine], name="probe", daemon=True).start()
+            self._probing = threading.Thread(target=self._try_one_token, args=[engine], name="probe", daemon=True)
+            self._probing.start()
 
     def _try_one_token(self, engine: ServedEngine) -> None:
         try:

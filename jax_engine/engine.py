@@ -221,19 +221,20 @@ class JaxEngine:
     # ---- the thread that owns the device
 
     def _run(self) -> None:
+        torn = False
         while True:
             try:
                 if not self._take():
                     self._fail_all(STOPPED)
                     return
+                if torn:  # tried anew for every arrival: as long as it fails, that request fails and nobody waits
+                    self._device.clear()
+                    torn = False
                 self._step()
             except Exception:
                 log.exception("the engine failed; the requests it was working on get an error")
                 self._fail_all("the engine failed")
-                # the books may be torn, and the failed program may have consumed the arrays it was to overwrite
-                self._landings.clear()
-                self._scheduler = self._new_scheduler()
-                self._device.clear()
+                torn = True  # the failed program may have consumed the arrays it was to overwrite
 
     def _take(self) -> bool:
         """Arrivals and closings; waits for one if there is nothing to do. False: stop."""
@@ -337,10 +338,13 @@ class JaxEngine:
         job.put(Failed(message))
 
     def _fail_all(self, message: str) -> None:
+        """Every job under way fails. The books may be torn, so they are thrown away and not closed."""
         jobs = [work.owner for work in self._scheduler.works()]
         jobs += [job for landing in self._landings for job in landing.jobs]
+        self._landings.clear()
+        self._scheduler = self._new_scheduler()
         for job in {id(job): job for job in jobs}.values():
-            self._fail(job, message)
+            job.put(Failed(message))
 
 
 def _decimal(value: np.float32) -> float:

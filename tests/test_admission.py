@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from starlette.applications import Starlette
 
-from gnomon.http.admission import Admission, Answer, Places
+from gnomon.http.admission import Admission, Answer, Pace, Places
 from gnomon.http.app import create_app
 from gnomon.http.errors import QueueFull, ShuttingDown
 from gnomon.http.settings import Settings
@@ -160,6 +160,17 @@ def test_retry_after_is_what_waits_divided_by_the_pace_of_the_last_minute(
         assert admission.retry_after() == 10  # 500 tokens at 50 a second
         now += 61
         assert admission.retry_after() == 1  # that minute is over
+
+
+def test_what_was_finished_more_than_a_minute_ago_is_kept_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asks for the pace of a server that refuses nobody."""
+    now = 1000.0
+    monkeypatch.setattr("gnomon.http.admission.time.monotonic", lambda: now)
+    pace = Pace()
+    for _ in range(1000):
+        pace.count(1)
+        now += 1
+    assert len(pace._done) <= 61
 
 
 # ---- order

@@ -1,0 +1,77 @@
+"""Threads for what blocks: reading an engine, preparing a request. As many as are at work, and after a while no more.
+
+A `concurrent.futures.ThreadPoolExecutor` keeps every thread that its busiest moment needed until the process ends, and
+asyncio's and Starlette's pools do the same; here a thread that has had nothing to do for `idle_seconds` ends.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+IDLE_SECONDS = 2.0
+
+
+class Threads:
+    """One for every call under way: no call ever waits for another's end. Whoever calls bounds how many there are."""
+
+    def __init__(self, name: str, idle_seconds: float = IDLE_SECONDS) -> None:
+        self._name = name
+        self._idle_seconds = idle_seconds
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._spare = 0  # threads that wait for a call, less the calls that wait for a thread
+        self._closed = False
+
+    def submit(self, call: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+        with self._lock:
+            self._calls.put((future, call))
+            if self._spare:
+                self._spare -= 1
+                return future
+        threading.Thread(target=self._work, name=self._name).start()
+        return future
+
+    def close(self) -> None:
+        """A thread without work ends now, and any other with its work."""
+        with self._lock:
+            self._closed = True
+            for _ in range(self._spare):
+                self._calls.put(None)
+            self._spare = 0
+
+    def _work(self) -> None:
+        while True:
+            try:
+                item = self._calls.get(timeout=self._idle_seconds)
+            except Empty:
+                with self._lock:
+                    if self._calls.empty():
+                        self._spare -= 1
+                        return
+                continue
+            if item is None:
+                return
+            _carry_out(*item)
+            del item  # or an answer would live on while its thread waits
+            with self._lock:
+                if self._closed:
+                    return
+                self._spare += 1
+
+
+def _carry_out(future: Future[T], call: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = call()
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)

@@ -1,0 +1,73 @@
+"""Threads that come when they are needed and go when they are not."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future
+
+import pytest
+
+from gnomon.http.threads import Threads
+from helpers.live import eventually
+
+
+def alive(name: str) -> int:
+    return sum(thread.name == name for thread in threading.enumerate())
+
+
+def test_no_call_waits_for_another_and_a_thread_is_used_again() -> None:
+    threads, hold = Threads("t1"), threading.Event()
+    waiting = [threads.submit(hold.wait) for _ in range(50)]
+    assert threads.submit(lambda: 7).result(10) == 7
+    assert alive("t1") == 51
+    hold.set()
+    assert all(future.result(10) for future in waiting)
+    assert eventually(lambda: threads._spare == 51)
+    for i in range(200):
+        assert threads.submit(lambda i=i: i).result(10) == i  # type: ignore[misc]
+        assert alive("t1") == 51
+    threads.close()
+    assert eventually(lambda: alive("t1") == 0)
+
+
+def test_a_thread_that_has_nothing_to_do_ends_and_the_next_call_gets_another() -> None:
+    threads = Threads("t2", idle_seconds=0.05)
+    for _ in range(3):
+        assert threads.submit(lambda: alive("t2")).result(10) >= 1
+        assert eventually(lambda: alive("t2") == 0)
+    threads.close()
+
+
+def test_calls_that_come_while_threads_end_are_all_carried_out() -> None:
+    threads = Threads("t3", idle_seconds=0.001)
+    for i in range(300):
+        assert [future.result(10) for future in [threads.submit(lambda i=i: i) for _ in range(4)]] == [i] * 4  # type: ignore[misc]
+        time.sleep(0.001)
+    assert eventually(lambda: alive("t3") == 0)
+    assert threads._spare == 0
+
+
+def test_what_a_call_raises_is_the_callers_and_the_thread_goes_on() -> None:
+    def broken() -> None:
+        raise KeyError("mine")
+
+    threads = Threads("t4")
+    with pytest.raises(KeyError, match="mine"):
+        threads.submit(broken).result(10)
+    assert threads.submit(lambda: 1).result(10) == 1
+    assert alive("t4") == 1
+    threads.close()
+
+
+def test_closing_ends_those_at_work_with_their_work_and_a_late_call_is_carried_out() -> None:
+    threads, hold = Threads("t5"), threading.Event()
+    at_work: Future[bool] = threads.submit(hold.wait)
+    threads.submit(lambda: None).result(10)
+    assert eventually(lambda: threads._spare == 1)
+    threads.close()
+    assert eventually(lambda: alive("t5") == 1)
+    assert threads.submit(lambda: 3).result(10) == 3
+    hold.set()
+    assert at_work.result(10)
+    assert eventually(lambda: alive("t5") == 0)
