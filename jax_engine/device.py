@@ -133,10 +133,17 @@ def decode(
 
 
 def sample_slots(
-    product: Product, whole: NamedSharding, params: Params, slots: Slots, hidden: Array, is_new: Array, running: Array
+    config: ModelConfig,
+    product: Product,
+    whole: NamedSharding,
+    params: Params,
+    slots: Slots,
+    hidden: Array,
+    is_new: Array,
+    running: Array,
 ) -> tuple[Sampled, Slots]:
     """The one head and one sampler: a token for every running slot; new ones have their hidden state in `begun`."""
-    logits = unembed(jnp.where(is_new[:, None], slots.begun, hidden), params, over(running, product))
+    logits = unembed(config, params, jnp.where(is_new[:, None], slots.begun, hidden), over(running, product))
     logits = _constrain(jnp.where(running[:, None], logits, 0.0), whole)
     drawn = sample(logits, slots.bias, slots.counts, slots.rows)
     ones = running.astype(jnp.int32)
@@ -154,12 +161,18 @@ def _constrain(x: Array, home: NamedSharding) -> Array:
 
 
 def score(
-    product: Product, whole: NamedSharding, params: Params, hidden: Array, targets: Array, count: Array
+    config: ModelConfig,
+    product: Product,
+    whole: NamedSharding,
+    params: Params,
+    hidden: Array,
+    targets: Array,
+    count: Array,
 ) -> tuple[Array, Array, Array, Array]:
     """The log-probabilities of the first `count` of targets [chunk] given hidden [chunk, D], the rankings there, and
     which rows are finite."""
     live = jnp.arange(len(targets)) < count
-    logits = _constrain(unembed(hidden, params, over(live, product)), whole)
+    logits = _constrain(unembed(config, params, hidden, over(live, product)), whole)
     logprobs = report(logits)
     top_ids = ranking(logits)
     picked = jnp.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0]
@@ -304,13 +317,13 @@ class Device:
                 (whole, pages),
             ),
             "sample": Program(
-                partial(sample_slots, self.products.few, whole),
+                partial(sample_slots, self.config, self.products.few, whole),
                 (self.params, self.slots, hidden[s.slots], nobody, nobody),
                 (1,),
                 whole,
             ),
             "score": Program(
-                partial(score, self.products.few, whole),
+                partial(score, self.config, self.products.few, whole),
                 (self.params, hidden[s.chunk], np.zeros(s.chunk, np.int32), np.int32(0)),
                 (),
                 whole,

@@ -1,16 +1,17 @@
-"""The model in JAX: reference/model.py, function by function, over a batch [B, T] and a cache of keys and values in
-pages.
+"""The model in JAX: reference/transformer.py, function by function, over a batch [B, T] and a cache of keys and values
+in pages.
 
 What differs: rows carry their own positions, a layer writes its keys and values into pages before it attends, and
 attention walks over those pages in blocks of fixed size and order with a running maximum and sum (Milakov & Gimelshein
 2018; Dao et al. 2022). A block in which a row sees nothing leaves that row's running values exactly as they were, so
 the walk may stop at the longest live row without touching anyone's bits. Every product with a weight goes through
-`linear`, and how it is computed is the caller's choice. Axis letters as in the reference; P pages of a sequence, page
-size in positions.
+`linear`, and how it is computed is the caller's choice. Experts are stacked, [E, …], and a row that an expert is not
+asked about adds nothing of it. Axis letters as in the reference; P pages of a sequence, page size in positions.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -20,11 +21,12 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Sharding
 
-from gnomon.reference.model import ModelConfig, inverse_frequencies
+from gnomon.reference.model import ModelConfig
+from gnomon.reference.transformer import Family, Layer, Rope, family_of
 
 Params = Mapping[str, Any]
 Product = Callable[[Array, Array, Array], Array]  # see `product`, which is one
-Linear = Callable[[Array, Array], Array]  # see `over`, which makes one
+Times = Callable[[Array, Array], Array]  # see `over`, which makes one
 Cache = list[tuple[Array, Array]]  # per layer: keys and values, each [pages, page size, K, H]
 
 SCRATCH_PAGE = 0  # where idle rows and padding write; never part of a sequence
@@ -52,37 +54,72 @@ def product(x: Array, weight: Array, live: Array) -> Array:
     return y[:count]
 
 
-def over(live: Array, product: Product) -> Linear:
-    """`linear(x [..., in], weight [out, in])` → [..., out] for rows of which only those that are live [...] matter."""
+def over(live: Array, product: Product) -> Times:
+    """`times(x [..., in], weight [out, in])` → [..., out] for rows of which only those that are live [...] matter."""
 
-    def linear(x: Array, weight: Array) -> Array:
+    def times(x: Array, weight: Array) -> Array:
         return product(x.reshape(-1, x.shape[-1]), weight, live.reshape(-1)).reshape(*x.shape[:-1], -1)
 
-    return linear
+    return times
+
+
+def linear(x: Array, params: Params, name: str, times: Times) -> Array:
+    """[..., in] → [..., out], with a bias where there is one."""
+    y = times(x, params[name])
+    return y + params[f"{name}_bias"] if f"{name}_bias" in params else y
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
-    """[B, T, D] → [B, T, D] in float32."""
+    """[..., D] → [..., D] in float32."""
     return x * lax.rsqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
 
 
-def rotate(x: Array, angle: Array) -> Array:
-    """Rotary positions: x [B, T, N, H], angle [B, T, H/2] → [B, T, N, H]. Coordinate i is paired with i + H/2."""
+def norm(x: Array, params: Params, name: str, config: ModelConfig) -> Array:
+    """[..., D] → [..., D]: every row normed as the family does it."""
+    weight, eps = params[name], config.rms_norm_eps
+    match family_of(config).norm:
+        case "rms":
+            return rms_norm(x, weight, eps)
+        case "rms_offset":
+            return rms_norm(x, 1 + weight, eps)
+        case "layer":
+            x = x - x.mean(axis=-1, keepdims=True)
+            return x * lax.rsqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight + params.get(f"{name}_bias", 0.0)
+
+
+def rotate(x: Array, rope: Rope | None, positions: Array) -> Array:
+    """Rotary positions: x [B, T, N, H], positions [B, T] → [B, T, N, H]. The first R coordinates are turned, coordinate
+    i paired with i + R/2."""
+    if rope is None:
+        return x
+    R = 2 * len(rope.frequencies)
+    angle = positions[:, :, None].astype(jnp.float32) * jnp.asarray(rope.frequencies, jnp.float32)
     cos, sin = jnp.cos(angle)[:, :, None, :], jnp.sin(angle)[:, :, None, :]
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    if rope.magnitude != 1:
+        cos, sin = cos * rope.magnitude, sin * rope.magnitude
+    first, second = jnp.split(x[..., :R], 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, x[..., R:]], axis=-1)
+
+
+def cap(x: Array, most: float | None) -> Array:
+    """Squeezes values softly into (−most, most)."""
+    return x if most is None else most * jnp.tanh(x / most)
 
 
 def attention(
-    x: Array, q_proj: Array, k_proj: Array, v_proj: Array, o_proj: Array,
-    config: ModelConfig, linear: Linear, angle: Array, batch: Batch, keys: Array, values: Array,
-) -> tuple[Array, Array, Array]:  # fmt: skip
+    x: Array, params: Params, config: ModelConfig, layer: Layer, times: Times, batch: Batch, keys: Array, values: Array
+) -> tuple[Array, Array, Array]:
     """Causal self-attention over the pages, [B, T, D] → [B, T, D]; also returns the pages with this step's k and v."""
     B, T, _ = x.shape
-    K, H, page_size = config.num_key_value_heads, config.head_dim, keys.shape[1]
-    q = rotate(linear(x, q_proj).reshape(B, T, -1, H), angle).reshape(B, T, K, -1, H)
-    k = rotate(linear(x, k_proj).reshape(B, T, K, H), angle)
-    v = linear(x, v_proj).reshape(B, T, K, H)
+    family, K, H, page_size = family_of(config), config.num_key_value_heads, config.head_dim, keys.shape[1]
+    q, k, v = (linear(x, params, name, times) for name in ("q_proj", "k_proj", "v_proj"))
+    if family.query_key_norm == "whole":
+        q, k = norm(q, params, "q_norm", config), norm(k, params, "k_norm", config)
+    q, k, v = (rows.reshape(B, T, -1, H) for rows in (q, k, v))
+    if family.query_key_norm == "head":
+        q, k = norm(q, params, "q_norm", config), norm(k, params, "k_norm", config)
+    q = rotate(q, layer.rope, batch.positions).reshape(B, T, K, -1, H)
+    k = rotate(k, layer.rope, batch.positions)
 
     block = batch.positions // page_size
     page = jnp.where(batch.live, jnp.take_along_axis(batch.tables, block, axis=1), SCRATCH_PAGE)
@@ -92,18 +129,18 @@ def attention(
 
     lengths = jnp.where(batch.live, batch.positions + 1, 0).max(axis=1)  # [B]: how many positions hold real k and v
     G = q.shape[3]
-    q = (q / np.sqrt(H)).transpose(0, 2, 3, 1, 4)  # [B, K, G, T, H]
+    q = (q * family.score_scale).transpose(0, 2, 3, 1, 4)  # [B, K, G, T, H]
 
     def add_block(i: Array, running: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         top, total, mixed = running
         at = i * page_size + jnp.arange(page_size)
         exists = at[None, :] < lengths[:, None]  # [B, S]
-        seen = exists[:, None, :] & (at[None, None, :] <= batch.positions[:, :, None])  # [B, T, S]
+        seen = exists[:, None, :] & visible(batch.positions, at, layer.window)  # [B, T, S]
         pages = lax.dynamic_index_in_dim(batch.tables, i, axis=1, keepdims=False)  # [B]
         # what is not there may hold anything, NaN too, and 0 · NaN is NaN: it is zeroed as well as masked
         k_block = jnp.where(exists[:, :, None, None], keys[pages].astype(jnp.float32), 0.0)
         v_block = jnp.where(exists[:, :, None, None], values[pages].astype(jnp.float32), 0.0)
-        scores = jnp.einsum("bkgth,bskh->bkgts", q, k_block)
+        scores = cap(jnp.einsum("bkgth,bskh->bkgts", q, k_block), family.score_cap)
         scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
         new_top = jnp.maximum(top, scores.max(axis=-1))
         shrink = jnp.exp(top - new_top)
@@ -121,26 +158,92 @@ def attention(
     blocks = (lengths.max() + page_size - 1) // page_size
     _, total, mixed = lax.fori_loop(0, blocks, add_block, start)
     mixed = mixed / jnp.where(total == 0, 1.0, total)[..., None]
-    return linear(mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, -1), o_proj), keys, values
+    rows = mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, -1)
+    return linear(rows, params, "o_proj", times), keys, values
 
 
-def swiglu(x: Array, gate_proj: Array, up_proj: Array, down_proj: Array, linear: Linear) -> Array:
-    """The feed-forward half of a layer, [B, T, D] → [B, T, D]."""
-    gate = linear(x, gate_proj)
-    return linear(gate / (1 + jnp.exp(-gate)) * linear(x, up_proj), down_proj)
+def visible(positions: Array, at: Array, window: int | None) -> Array:
+    """[B, T, S]: whether a position [B, T] sees the positions `at` [S]."""
+    seen = at[None, None, :] <= positions[:, :, None]
+    return seen if window is None else seen & (at[None, None, :] > positions[:, :, None] - window)
+
+
+def activate(x: Array, kind: str) -> Array:
+    match kind:
+        case "silu":
+            return x / (1 + jnp.exp(-x))
+        case "gelu":
+            return 0.5 * x * (1 + lax.erf(x / math.sqrt(2)))
+        case _:
+            return 0.5 * x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def feed_forward(x: Array, params: Params, family: Family, times: Times) -> Array:
+    """[..., D] → [..., D]; gate_proj, up_proj [F, D], down_proj [D, F]."""
+    if family.is_gated:
+        gate = activate(linear(x, params, "gate_proj", times), family.activation)
+        hidden = gate * linear(x, params, "up_proj", times)
+    else:
+        hidden = activate(linear(x, params, "up_proj", times), family.activation)
+    return linear(hidden, params, "down_proj", times)
+
+
+def mixture(x: Array, params: Params, family: Family, live: Array, product: Product) -> Array:
+    """[B, T, D] → [B, T, D]: every token goes to the experts that its router finds most probable, the lower number
+    first on a tie. router [E, D]; the experts' weights are stacked, [E, out, in]."""
+    experts = family.experts
+    assert experts is not None
+    probabilities = jax.nn.softmax(linear(x, params, "router", over(live, product)))  # [B, T, E]
+    _, chosen = lax.top_k(probabilities, experts.per_token)
+    is_sent = jax.nn.one_hot(chosen, experts.count, dtype=bool).any(axis=-2) & live[..., None]
+    weights = jnp.where(is_sent, probabilities, 0.0)
+    if experts.is_normalized:
+        weights = weights / jnp.where(live, weights.sum(axis=-1), 1.0)[..., None]
+
+    def add_expert(e: Array, y: Array) -> Array:
+        own = {name: lax.dynamic_index_in_dim(stack, e, keepdims=False) for name, stack in params["experts"].items()}
+        sent = lax.dynamic_index_in_dim(is_sent, e, axis=-1, keepdims=False)
+        weight = lax.dynamic_index_in_dim(weights, e, axis=-1)
+        # what an expert makes of rows that are not its own may be anything, NaN too
+        return y + jnp.where(sent[..., None], weight * feed_forward(x, own, family, over(sent, product)), 0.0)
+
+    return lax.fori_loop(0, experts.count, add_expert, jnp.zeros_like(x))
 
 
 def block(
-    x: Array, input_layernorm: Array, self_attn: Params, post_attention_layernorm: Array, mlp: Params,
-    config: ModelConfig, linear: Linear, angle: Array, batch: Batch, keys: Array, values: Array,
+    x: Array, params: Params, config: ModelConfig, layer: Layer, product: Product, batch: Batch,
+    keys: Array, values: Array,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
-    """One layer, [B, T, D] → [B, T, D], and its pages."""
-    normed = rms_norm(x, input_layernorm, config.rms_norm_eps)
-    mixed, keys, values = attention(
-        normed, **self_attn, config=config, linear=linear, angle=angle, batch=batch, keys=keys, values=values
-    )
-    x = x + mixed
-    x = x + swiglu(rms_norm(x, post_attention_layernorm, config.rms_norm_eps), **mlp, linear=linear)
+    """One layer, [B, T, D] → [B, T, D], and its pages. The norms' places as in the reference."""
+    family, times = family_of(config), over(batch.live, product)
+
+    def mixed(x: Array) -> Array:
+        nonlocal keys, values
+        y, keys, values = attention(x, params["self_attn"], config, layer, times, batch, keys, values)
+        return y
+
+    def fed(x: Array) -> Array:
+        if layer.has_experts:
+            return mixture(x, params["mlp"], family, batch.live, product)
+        return feed_forward(x, params["mlp"], family, times)
+
+    def normed(x: Array, name: str) -> Array:
+        return norm(x, params, name, config)
+
+    scale = family.residual_scale
+    match family.placement:
+        case "before":
+            x = x + scale * mixed(normed(x, "input_layernorm"))
+            x = x + scale * fed(normed(x, "post_attention_layernorm"))
+        case "after":
+            x = x + normed(mixed(x), "post_attention_layernorm")
+            x = x + normed(fed(x), "post_feedforward_layernorm")
+        case "around":
+            x = x + normed(mixed(normed(x, "input_layernorm")), "post_attention_layernorm")
+            x = x + normed(fed(normed(x, "pre_feedforward_layernorm")), "post_feedforward_layernorm")
+        case "beside":
+            name = "post_attention_layernorm" if "post_attention_layernorm" in params else "input_layernorm"
+            x = x + mixed(normed(x, "input_layernorm")) + fed(normed(x, name))
     return x, keys, values
 
 
@@ -149,24 +252,22 @@ def hidden_states(
 ) -> tuple[Array, Cache]:
     """Tokens [B, T] → the last layer's output, normed, [B, T, D] in float32, and the cache with their keys and
     values."""
-    linear = over(batch.live, product)
-    frequencies = jnp.asarray(inverse_frequencies(config), jnp.float32)
-    angle = batch.positions[:, :, None].astype(jnp.float32) * frequencies
-    x = params["embed_tokens"][batch.tokens].astype(jnp.float32)
+    family = family_of(config)
+    x = params["embed_tokens"][batch.tokens].astype(jnp.float32) * family.embedding_scale
+    if "embed_positions" in params:
+        x = x + params["embed_positions"][batch.positions].astype(jnp.float32)
     written: Cache = []
-    for i, layer in enumerate(params["layers"]):
+    for i, (layer, own) in enumerate(zip(family.layers, params["layers"], strict=True)):
         with jax.named_scope(f"layer_{i}"):
-            keys, values = cache[i]
-            x, keys, values = block(
-                x, **layer, config=config, linear=linear, angle=angle, batch=batch, keys=keys, values=values
-            )
+            x, keys, values = block(x, own, config, layer, product, batch, *cache[i])
             written.append((keys, values))
-    return rms_norm(x, params["norm"], config.rms_norm_eps), written
+    return norm(x, params, "norm", config), written
 
 
-def unembed(x: Array, params: Params, linear: Linear) -> Array:
+def unembed(config: ModelConfig, params: Params, x: Array, times: Times) -> Array:
     """[..., D] → raw logits [..., V] in float32."""
-    return linear(x, params["lm_head"])
+    family = family_of(config)
+    return cap(linear(x, params, "lm_head", times) * family.logit_scale, family.logit_cap)
 
 
 def empty_cache(config: ModelConfig, pages: int, page_size: int, dtype: Any, home: Sharding) -> Cache:

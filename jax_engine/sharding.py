@@ -33,9 +33,14 @@ AXES: Mapping[str, tuple[str, ...]] = {
     "up_proj": ("mlp", "embed"),
     "down_proj": ("embed", "mlp"),
     "lm_head": ("vocab", "embed"),
-    "input_layernorm": ("embed",),
-    "post_attention_layernorm": ("embed",),
-    "norm": ("embed",),
+    "q_proj_bias": ("heads",),
+    "k_proj_bias": ("kv_heads",),
+    "v_proj_bias": ("kv_heads",),
+    "gate_proj_bias": ("mlp",),
+    "up_proj_bias": ("mlp",),
+    "lm_head_bias": ("vocab",),
+    "embed_positions": ("positions", "embed"),
+    "router": ("experts", "embed"),
     "keys": ("pages", "positions", "kv_heads", "head_dim"),
     "values": ("pages", "positions", "kv_heads", "head_dim"),
 }
@@ -57,21 +62,32 @@ class Layout:
         """A full copy on every device."""
         return NamedSharding(self.mesh, PartitionSpec())  # type: ignore[no-untyped-call]
 
-    def sharding(self, name: str) -> NamedSharding:
-        axes = (None if axis in self.whole_axes else RULES.get(axis) for axis in AXES[name])
-        return NamedSharding(self.mesh, PartitionSpec(*axes))  # type: ignore[no-untyped-call]
+    def sharding(self, name: str, is_stacked: bool = False) -> NamedSharding:
+        """Of the array `name`, or of a stack of such; what AXES does not name (norms, most biases) is whole."""
+        axes = [None if axis in self.whole_axes else RULES.get(axis) for axis in AXES.get(name, ())]
+        return NamedSharding(self.mesh, PartitionSpec(*([None] if is_stacked else []), *axes))  # type: ignore[no-untyped-call]
 
     def place(self, params: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
         """Weights on their devices: matrices in `dtype`, norms in float32. Tied weights stay one array."""
 
         def put(path: tuple[Any, ...], leaf: NDArray[Any]) -> Array:
             host = leaf.astype(dtype if leaf.ndim > 1 else np.float32)
-            return jax.device_put(host, self.sharding(path[-1].key))
+            return jax.device_put(host, self.sharding(path[-1].key, is_stacked=leaf.ndim > 2))
 
         tied = params["lm_head"] is params["embed_tokens"]
         own = {key: leaf for key, leaf in params.items() if not (tied and key == "lm_head")}
+        own["layers"] = [stacked(layer) for layer in own["layers"]]
         placed: dict[str, Any] = jax.tree_util.tree_map_with_path(put, own)
         return {**placed, "lm_head": placed["embed_tokens"]} if tied else placed
+
+
+def stacked(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A layer whose experts are one array a projection, [E, out, in], for programs that walk over them."""
+    mlp = layer["mlp"]
+    if "experts" not in mlp:
+        return layer
+    stacks = {name: np.stack([expert[name] for expert in mlp["experts"]]) for name in mlp["experts"][0]}
+    return {**layer, "mlp": {**mlp, "experts": stacks}}
 
 
 def layout(config: ModelConfig, tensor_parallel: int = 1) -> Layout:

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnomon.reference.checkpoint import Checkpoint
-from gnomon.reference.model import hidden_states, unembed
 from gnomon.reference.sampler import SamplingParams, report, sample
+from gnomon.reference.transformer import hidden_states, unembed
 
 Ranking = tuple[tuple[int, float], ...]
 """The most probable ids of a position with their log-probabilities, in the order (−logit, id)."""
@@ -194,12 +194,12 @@ class ReferenceEngine:
     def last_logits(self, tokens: Sequence[int]) -> NDArray[np.float64]:
         """Raw logits [V] of the position after `tokens` [T]."""
         with self.turn:
-            return _finite(unembed(hidden_states(self.config, self.params, tokens)[-1], self.params))
+            return _finite(unembed(self.config, self.params, hidden_states(self.config, self.params, tokens)[-1]))
 
     def all_logits(self, tokens: Sequence[int]) -> NDArray[np.float64]:
         """Raw logits [T, V] of the position after each of `tokens` [T]."""
         with self.turn:
-            return _finite(unembed(hidden_states(self.config, self.params, tokens), self.params))
+            return _finite(unembed(self.config, self.params, hidden_states(self.config, self.params, tokens)))
 
 
 class ReferenceJob:
@@ -325,7 +325,7 @@ def _fingerprint(engine: ReferenceEngine) -> str:
     for array in _leaves(engine.params):
         digest.update(np.ascontiguousarray(array).data)
     probe = [v % engine.vocab_size for v in PROBE][: engine.context]
-    digest.update(unembed(hidden_states(engine.config, engine.params, probe), engine.params).tobytes())
+    digest.update(unembed(engine.config, engine.params, hidden_states(engine.config, engine.params, probe)).tobytes())
     return "gnomon-ref-" + digest.hexdigest()[:16]
 
 

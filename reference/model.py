@@ -1,11 +1,12 @@
-"""The model: a Llama-family transformer in NumPy, float64, for one sequence of T tokens. Read it from top to bottom.
+"""The model: Llama, a transformer in NumPy, float64, for one sequence of T tokens. Read it from top to bottom.
 
     token ids [T] → embedding [T, D] → L × (x + attention(norm(x)); x + swiglu(norm(x))) → norm → logits [T, V]
 
 There is no batch and no cache: every call computes the whole sequence, and row t of the result depends on tokens 0 … t
 only. Functions take arrays whose parameter names are the checkpoint's own; a weight is stored [out, in], so a
-product is `x @ weight.T`. Sources: Vaswani et al. 2017 (attention), Zhang & Sennrich 2019 (RMSNorm), Su et al. 2021
-(rotary positions), Shazeer 2020 (SwiGLU), Ainslie et al. 2023 (grouped queries), Touvron et al. 2023 (Llama).
+product is `x @ weight.T`. What other families do otherwise is in transformer.py. Sources: Vaswani et al. 2017
+(attention), Zhang & Sennrich 2019 (RMSNorm), Su et al. 2021 (rotary positions), Shazeer 2020 (SwiGLU), Ainslie et al.
+2023 (grouped queries), Touvron et al. 2023 (Llama).
 
 Axis letters, here and everywhere in this project:
 B sequences · T query positions · S cached positions · D model width · N query heads · K key/value heads · G = N/K ·
@@ -16,10 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from gnomon.reference.transformer import Family
 
 F64 = NDArray[np.float64]
 Params = Mapping[str, Any]
@@ -54,6 +58,7 @@ class ModelConfig:
     tie_word_embeddings: bool
     eos_token_ids: frozenset[int]  # of generation_config.json, else of config.json
     bos_token_id: int | None
+    family: Family | None = None  # how it differs from Llama: transformer.py; None: not at all
 
 
 def rms_norm(x: F64, weight: F64, eps: float) -> F64:

@@ -1,0 +1,666 @@
+"""The table: architecture → what differs from Llama, in config.json and in the names of tensors.
+
+A row of ARCHITECTURES says what the architecture's name decides; what config.json decides is read under the names that
+the row gives. From both come the ModelConfig that every engine runs on, and the list of the tensors to read: a
+checkpoint's name, its shape, and which parameters it holds. Fused projections are taken apart here, and nobody else
+knows of them.
+
+What is not supported is refused by name, before any weight is read, with the entry of config.json that decided.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
+from numpy.typing import NDArray
+
+from gnomon.reference.entries import (
+    CheckpointError,
+    Entries,
+    UnsupportedModel,
+    flag,
+    mapping,
+    positive,
+    positive_or_none,
+    size,
+    token_id,
+)
+from gnomon.reference.model import ModelConfig, RopeScaling
+from gnomon.reference.request import shown
+from gnomon.reference.rope import rope_of
+from gnomon.reference.transformer import Experts, Family, Layer, family_of
+
+Array = NDArray[Any]
+Cut = Callable[[Array], Array]
+Place = tuple[str | int, ...]
+OfLayer = Callable[[int, Entries], bool]
+
+
+class Stored(NamedTuple):
+    """A tensor of a checkpoint, and the parameters that are in it: where each goes, and how it is cut out."""
+
+    name: str
+    shape: tuple[int, ...]
+    parts: tuple[tuple[Place, Cut], ...]
+
+
+# ---- what a row can say
+
+
+class Fused(NamedTuple):
+    """Several projections in one tensor: one below the other, or by groups of heads, each with its queries, its key
+    and its value."""
+
+    name: str
+    of: tuple[str, ...]
+    by_heads: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Where a checkpoint keeps what: our name → its name, `.weight` and `.bias` aside."""
+
+    layers: str  # what comes before the names of layer {i}
+    outer: Mapping[str, str]
+    layer: Mapping[str, str]
+    fused: tuple[Fused, ...] = ()
+    are_transposed: bool = False  # matrices of layers are stored [in, out]
+    optional_prefix: str = ""  # that older files leave out
+
+
+def _never(i: int, raw: Entries) -> bool:
+    return False
+
+
+def _always(i: int, raw: Entries) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What an architecture's name says. The defaults are Llama's."""
+
+    names: Names
+    entries: Mapping[str, str] = field(default_factory=dict)  # our name of an entry → its name in config.json
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of entries that config.json leaves out
+    needs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # entries that are refused with other values
+    biases: tuple[tuple[tuple[str, ...], bool | str], ...] = ()  # projections that have them: always, or the entry
+    norm: Literal["rms", "rms_offset", "layer"] = "rms"
+    placement: Literal["before", "after", "around", "beside"] = "before"
+    is_gated: bool = True
+    query_key_norm: Literal["none", "head", "whole"] = "none"
+    is_windowed: OfLayer = _never  # where layer_types does not say it
+    has_rope: OfLayer = _always
+    has_experts: OfLayer = _never
+    rotary_fraction: float = 1.0
+    more: Callable[[Entries, ModelConfig], dict[str, Any]] = lambda raw, config: {}  # of Family, as config.json says
+    has_groups: bool = True  # whether queries may share keys and values
+    activations: Mapping[str, str] = field(default_factory=dict)  # names that mean something else here
+
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+QKV = ATTENTION[:3]
+MLP = ("gate_proj", "up_proj", "down_proj")
+LLAMA_BIASES = ((ATTENTION, "attention_bias"), (MLP, "mlp_bias"))
+ALL_BIASES = ((ATTENTION, True), (MLP, True))
+
+ACTIVATIONS: Mapping[str, Literal["silu", "gelu", "gelu_tanh"]] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+
+# ---- names
+
+
+def _same(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+SELF_ATTN = tuple(f"self_attn.{name}" for name in ATTENTION)
+LLAMA_OUTER = {"embed_tokens": "model.embed_tokens", "norm": "model.norm", "lm_head": "lm_head"}
+LLAMA = Names(
+    "model.layers.{i}.",
+    LLAMA_OUTER,
+    _same("input_layernorm", *SELF_ATTN, "post_attention_layernorm", *(f"mlp.{name}" for name in MLP)),
+)
+NORMED = _same("self_attn.q_norm", "self_attn.k_norm")
+FEED_FORWARD_NORMS = _same("pre_feedforward_layernorm", "post_feedforward_layernorm")
+
+
+def _llama_with(*more: Mapping[str, str], without: tuple[str, ...] = (), fused: tuple[Fused, ...] = ()) -> Names:
+    layer = {our: their for our, their in LLAMA.layer.items() if our not in without}
+    for names in more:
+        layer |= names
+    return Names(LLAMA.layers, LLAMA_OUTER, layer, fused)
+
+
+EXPERTS = {f"mlp.experts.{name}": f"mlp.experts.{{e}}.{name}" for name in MLP}
+MIXTRAL_EXPERTS = {
+    "mlp.router": "block_sparse_moe.gate",
+    "mlp.experts.gate_proj": "block_sparse_moe.experts.{e}.w1",
+    "mlp.experts.down_proj": "block_sparse_moe.experts.{e}.w2",
+    "mlp.experts.up_proj": "block_sparse_moe.experts.{e}.w3",
+}
+PLAIN_MLP = tuple(f"mlp.{name}" for name in MLP)
+GPT2 = Names(
+    "transformer.h.{i}.",
+    {"embed_tokens": "transformer.wte", "embed_positions": "transformer.wpe", "norm": "transformer.ln_f",
+     "lm_head": "lm_head"},
+    {"input_layernorm": "ln_1", "self_attn.o_proj": "attn.c_proj", "post_attention_layernorm": "ln_2",
+     "mlp.up_proj": "mlp.c_fc", "mlp.down_proj": "mlp.c_proj"},
+    (Fused("attn.c_attn", tuple(f"self_attn.{name}" for name in QKV)),),
+    are_transposed=True,
+    optional_prefix="transformer.",
+)  # fmt: skip
+NEOX = Names(
+    "gpt_neox.layers.{i}.",
+    {"embed_tokens": "gpt_neox.embed_in", "norm": "gpt_neox.final_layer_norm", "lm_head": "embed_out"},
+    {**_same("input_layernorm", "post_attention_layernorm"), "self_attn.o_proj": "attention.dense",
+     "mlp.up_proj": "mlp.dense_h_to_4h", "mlp.down_proj": "mlp.dense_4h_to_h"},
+    (Fused("attention.query_key_value", tuple(f"self_attn.{name}" for name in QKV), by_heads=True),),
+)  # fmt: skip
+STARCODER2 = Names(
+    LLAMA.layers,
+    LLAMA_OUTER,
+    {**_same("input_layernorm", *SELF_ATTN, "post_attention_layernorm"), "mlp.up_proj": "mlp.c_fc",
+     "mlp.down_proj": "mlp.c_proj"},
+)  # fmt: skip
+PHI = Names(
+    LLAMA.layers,
+    {**LLAMA_OUTER, "norm": "model.final_layernorm"},
+    {**_same("input_layernorm", *SELF_ATTN[:3]), "self_attn.o_proj": "self_attn.dense", "mlp.up_proj": "mlp.fc1",
+     "mlp.down_proj": "mlp.fc2"},
+)  # fmt: skip
+
+# ---- windows, positions, experts, scales
+
+
+def _if_sliding(i: int, raw: Entries) -> bool:
+    return raw.get("sliding_window") is not None
+
+
+def _qwen_window(i: int, raw: Entries) -> bool:
+    return bool(raw.get("use_sliding_window")) and i >= size(raw, "max_window_layers", 28)
+
+
+def _every(n: int) -> OfLayer:
+    """All layers but each n-th."""
+    return lambda i, raw: (i + 1) % n != 0
+
+
+def _smollm3_rope(i: int, raw: Entries) -> bool:
+    given = raw.get("no_rope_layers")  # 1 where a layer has them, in spite of its name
+    if given is None:
+        return (i + 1) % size(raw, "no_rope_layer_interval", 4) != 0
+    if not isinstance(given, list) or len(given) <= i or given[i] not in (0, 1):
+        raise CheckpointError(f"no_rope_layers is {shown(given)}, not a list of a 0 or 1 for every layer")
+    return bool(given[i])
+
+
+def _qwen3_moe_experts(i: int, raw: Entries) -> bool:
+    return i not in (raw.get("mlp_only_layers") or ()) and (i + 1) % size(raw, "decoder_sparse_step", 1) == 0
+
+
+def _gemma_scales(raw: Entries, config: ModelConfig) -> dict[str, Any]:
+    return {"embedding_scale": math.sqrt(config.hidden_size)}
+
+
+def _gemma2_scales(raw: Entries, config: ModelConfig) -> dict[str, Any]:
+    return {
+        "embedding_scale": math.sqrt(config.hidden_size),
+        "score_scale": positive(raw, "query_pre_attn_scalar", 256) ** -0.5,
+        "score_cap": positive_or_none(raw, "attn_logit_softcapping"),
+        "logit_cap": positive_or_none(raw, "final_logit_softcapping"),
+    }
+
+
+def _neox_placement(raw: Entries, config: ModelConfig) -> dict[str, Any]:
+    return {"placement": "beside" if flag(raw, "use_parallel_residual", True) else "before"}
+
+
+def _granite_scales(raw: Entries, config: ModelConfig) -> dict[str, Any]:
+    return {
+        "embedding_scale": positive(raw, "embedding_multiplier", 1.0),
+        "score_scale": positive(raw, "attention_multiplier", 1.0),
+        "residual_scale": positive(raw, "residual_multiplier", 1.0),
+        "logit_scale": 1 / positive(raw, "logits_scaling", 1.0),
+    }
+
+
+# ---- the table
+
+GEMMA = {"tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh", "head_dim": 256}
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "LlamaForCausalLM": Architecture(LLAMA, biases=LLAMA_BIASES),
+    "MistralForCausalLM": Architecture(LLAMA, is_windowed=_if_sliding, defaults={"sliding_window": 4096}),
+    "MixtralForCausalLM": Architecture(
+        _llama_with(MIXTRAL_EXPERTS, without=PLAIN_MLP),
+        is_windowed=_if_sliding,
+        has_experts=_always,
+        entries={"num_experts": "num_local_experts"},
+        defaults={"num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True, "rope_theta": 1e6,
+                  "rms_norm_eps": 1e-5},
+    ),
+    "SmolLM3ForCausalLM": Architecture(
+        LLAMA,
+        biases=LLAMA_BIASES,
+        has_rope=_smollm3_rope,
+        is_windowed=lambda i, raw: bool(raw.get("use_sliding_window")) and not _smollm3_rope(i, raw),
+        defaults={"tie_word_embeddings": True, "rope_theta": 2e6},
+    ),
+    "GraniteForCausalLM": Architecture(LLAMA, biases=LLAMA_BIASES, more=_granite_scales),
+    "Qwen2ForCausalLM": Architecture(LLAMA, biases=((QKV, True),), is_windowed=_qwen_window),
+    "Qwen3ForCausalLM": Architecture(
+        _llama_with(NORMED),
+        biases=((ATTENTION, "attention_bias"),),
+        query_key_norm="head",
+        is_windowed=_qwen_window,
+        defaults={"head_dim": 128},
+    ),
+    "Qwen3MoeForCausalLM": Architecture(
+        _llama_with(NORMED, EXPERTS, {"mlp.router": "mlp.gate"}),
+        biases=((ATTENTION, "attention_bias"),),
+        query_key_norm="head",
+        is_windowed=lambda i, raw: bool(raw.get("use_sliding_window")),
+        has_experts=_qwen3_moe_experts,
+        entries={"num_experts": "num_local_experts"},  # as transformers 5 writes it
+        defaults={"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": False},
+    ),
+    "GemmaForCausalLM": Architecture(
+        LLAMA,
+        biases=((ATTENTION, "attention_bias"),),
+        norm="rms_offset",
+        more=_gemma_scales,
+        defaults=GEMMA,
+        needs={"use_bidirectional_attention": (None, False)},
+        activations={"gelu": "gelu_pytorch_tanh"},
+    ),
+    "Gemma2ForCausalLM": Architecture(
+        _llama_with(FEED_FORWARD_NORMS),
+        biases=((ATTENTION, "attention_bias"),),
+        norm="rms_offset",
+        placement="around",
+        is_windowed=_every(2),
+        more=_gemma2_scales,
+        entries={"hidden_act": "hidden_activation"},
+        defaults={**GEMMA, "sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        needs={"use_bidirectional_attention": (None, False)},
+    ),
+    "Gemma3ForCausalLM": Architecture(
+        _llama_with(FEED_FORWARD_NORMS, NORMED),
+        biases=((ATTENTION, "attention_bias"),),
+        norm="rms_offset",
+        placement="around",
+        query_key_norm="head",
+        is_windowed=lambda i, raw: (i + 1) % size(raw, "sliding_window_pattern", 6) != 0,
+        more=_gemma2_scales,
+        entries={"hidden_act": "hidden_activation"},
+        defaults={**GEMMA, "sliding_window": 4096, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
+        needs={"use_bidirectional_attention": (None, False)},
+    ),
+    "Phi3ForCausalLM": Architecture(
+        _llama_with(
+            without=(*SELF_ATTN[:3], "mlp.gate_proj", "mlp.up_proj"),
+            fused=(
+                Fused("self_attn.qkv_proj", tuple(f"self_attn.{name}" for name in QKV)),
+                Fused("mlp.gate_up_proj", ("mlp.gate_proj", "mlp.up_proj")),
+            ),
+        ),
+        is_windowed=_if_sliding,
+        defaults={"rms_norm_eps": 1e-5},
+    ),
+    "PhiForCausalLM": Architecture(
+        PHI,
+        biases=(*ALL_BIASES, (("lm_head",), True)),
+        norm="layer",
+        placement="beside",
+        is_gated=False,
+        rotary_fraction=0.5,
+        entries={"rms_norm_eps": "layer_norm_eps"},
+        defaults={"hidden_act": "gelu_new", "rms_norm_eps": 1e-5},
+        needs={"qk_layernorm": (None, False)},
+    ),
+    "Olmo2ForCausalLM": Architecture(
+        _llama_with(NORMED, {"post_feedforward_layernorm": "post_feedforward_layernorm"}, without=("input_layernorm",)),
+        biases=((ATTENTION, "attention_bias"),),
+        placement="after",
+        query_key_norm="whole",
+        defaults={"rms_norm_eps": 1e-5},
+    ),
+    "Olmo3ForCausalLM": Architecture(
+        _llama_with(NORMED, {"post_feedforward_layernorm": "post_feedforward_layernorm"}, without=("input_layernorm",)),
+        biases=((ATTENTION, "attention_bias"),),
+        placement="after",
+        query_key_norm="whole",
+        is_windowed=_every(4),
+        defaults={"rms_norm_eps": 1e-5, "sliding_window": 4096, "rope_theta": 5e5},
+    ),
+    "Starcoder2ForCausalLM": Architecture(
+        STARCODER2,
+        biases=((ATTENTION, "use_bias"), (MLP, "use_bias")),
+        norm="layer",
+        is_gated=False,
+        is_windowed=_if_sliding,
+        entries={"rms_norm_eps": "norm_epsilon"},
+        defaults={"tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh", "rms_norm_eps": 1e-5,
+                  "use_bias": True, "num_key_value_heads": 2},
+    ),
+    "GPT2LMHeadModel": Architecture(
+        GPT2,
+        biases=ALL_BIASES,
+        has_groups=False,
+        norm="layer",
+        is_gated=False,
+        has_rope=_never,
+        entries={
+            "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
+            "max_position_embeddings": "n_positions", "intermediate_size": "n_inner",
+            "rms_norm_eps": "layer_norm_epsilon", "hidden_act": "activation_function",
+        },
+        defaults={"tie_word_embeddings": True, "hidden_act": "gelu_new", "rms_norm_eps": 1e-5, "hidden_size": 768,
+                  "num_hidden_layers": 12, "num_attention_heads": 12, "max_position_embeddings": 1024,
+                  "vocab_size": 50257},
+        needs={"scale_attn_weights": (None, True), "scale_attn_by_inverse_layer_idx": (None, False),
+               "add_cross_attention": (None, False)},
+    ),
+    "GPTNeoXForCausalLM": Architecture(
+        NEOX,
+        biases=((ATTENTION, "attention_bias"), (MLP, True)),
+        norm="layer",
+        more=_neox_placement,
+        has_groups=False,
+        is_gated=False,
+        rotary_fraction=0.25,
+        entries={"rms_norm_eps": "layer_norm_eps", "rope_theta": "rotary_emb_base", "rotary_fraction": "rotary_pct"},
+        defaults={"hidden_act": "gelu", "rms_norm_eps": 1e-5, "attention_bias": True},
+    ),
+}  # fmt: skip
+
+
+# ---- config.json → ModelConfig
+
+
+def model_config(raw: Entries, eos_token_ids: list[int] | None, max_model_len: int | None = None) -> ModelConfig:
+    """config.json as a ModelConfig. eos_token_ids: those of generation_config.json, which go before config.json's ·
+    max_model_len: a context shorter than the model's own. Raises CheckpointError, or UnsupportedModel."""
+    name = architecture_of(raw)
+    row = ARCHITECTURES[name]
+    raw = _in_our_words(raw, row)
+    _refuse_unsupported(raw, row)
+    hidden_size, heads = size(raw, "hidden_size"), size(raw, "num_attention_heads")
+    kv_heads = size(raw, "num_key_value_heads", heads) if row.has_groups else heads
+    if heads % kv_heads:
+        raise CheckpointError(f"num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}")
+    vocab_size, longest = size(raw, "vocab_size"), size(raw, "max_position_embeddings")
+    if max_model_len is not None and max_model_len > longest:
+        raise CheckpointError(f"a context of {max_model_len} is longer than the model's own, {longest}")
+    bos = raw.get("bos_token_id")
+    config = ModelConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=size(
+            raw, "intermediate_size", 4 * hidden_size if "n_inner" in row.entries.values() else None
+        ),
+        num_hidden_layers=size(raw, "num_hidden_layers", most=4096),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=size(raw, "head_dim", hidden_size // heads),
+        max_position_embeddings=longest if max_model_len is None else max_model_len,
+        rms_norm_eps=positive(raw, "rms_norm_eps", 1e-6),
+        rope_theta=positive(_rope_entries(raw), "rope_theta", 10000.0),
+        rope_scaling=_llama3_scaling(raw),
+        tie_word_embeddings=flag(raw, "tie_word_embeddings", False),
+        eos_token_ids=_eos_token_ids(raw, eos_token_ids, vocab_size),
+        bos_token_id=None if bos is None else token_id("bos_token_id", bos, vocab_size),
+    )
+    return _with_family(name, row, raw, config, longest)
+
+
+def architecture_of(raw: Entries) -> str:
+    """The name by which the table knows the model. Raises UnsupportedModel."""
+    named = raw.get("architectures") or f"model_type {shown(raw.get('model_type'))}"
+    name = named[0] if isinstance(named, list) else named
+    if name not in ARCHITECTURES:
+        raise UnsupportedModel(f"architecture {name} is not supported; supported: {', '.join(ARCHITECTURES)}")
+    return str(name)
+
+
+def _in_our_words(raw: Entries, row: Architecture) -> dict[str, Any]:
+    """The entries under our names, with the architecture's defaults where config.json leaves them out."""
+    named = {our: raw[their] for our, their in row.entries.items() if raw.get(their) is not None}
+    here = {**{key: value for key, value in raw.items() if value is not None or key not in row.defaults}, **named}
+    kept_null = dict.fromkeys(("sliding_window", "attn_logit_softcapping", "final_logit_softcapping"))
+    given_null = {key: value for key, value in kept_null.items() if key in raw and raw[key] is None}
+    return {**row.defaults, **here, **given_null}
+
+
+def _refuse_unsupported(raw: Entries, row: Architecture) -> None:
+    for entry, supported in row.needs.items():
+        if raw.get(entry) not in supported:
+            raise UnsupportedModel(f"config.json has {entry} {shown(raw[entry])}; supported: {shown(supported[-1])}")
+    activation = raw.get("hidden_act", "silu")
+    if activation not in ACTIVATIONS:
+        entry = row.entries.get("hidden_act", "hidden_act")
+        allowed = ", ".join(map(shown, ACTIVATIONS))
+        raise UnsupportedModel(f"config.json has {entry} {shown(activation)}; supported: {allowed}")
+    if raw.get("quantization_config"):
+        raise UnsupportedModel("config.json has quantization_config: quantised weights are not supported")
+
+
+def _rope_entries(raw: Entries, kind: str = "full_attention") -> Entries:
+    """What config.json says of rotary positions, for layers of this kind where it tells them apart.
+
+    transformers 5 keeps all of it in rope_parameters, its predecessors in rope_theta and rope_scaling.
+    """
+    new, old = mapping(raw, "rope_parameters"), mapping(raw, "rope_scaling")
+    if new and old and new != old:
+        raise CheckpointError("rope_parameters and rope_scaling are both given, and differ")
+    given = new or old
+    if set(given) & {"full_attention", "sliding_attention"}:
+        given = mapping(given, kind)
+    plain = {"rope_theta": raw.get("rope_theta", 10000.0)}
+    if raw.get("original_max_position_embeddings") is not None:
+        plain["original_max_position_embeddings"] = raw["original_max_position_embeddings"]
+    return {**plain, **{key: value for key, value in given.items() if value is not None}}
+
+
+def _llama3_scaling(raw: Entries) -> RopeScaling | None:
+    """What model.py itself knows of scaling."""
+    rope = _rope_entries(raw)
+    if (rope.get("rope_type") or rope.get("type")) != "llama3":
+        return None
+    return RopeScaling(
+        factor=positive(rope, "factor"),
+        low_freq_factor=positive(rope, "low_freq_factor"),
+        high_freq_factor=positive(rope, "high_freq_factor"),
+        original_max_position_embeddings=size(rope, "original_max_position_embeddings"),
+    )
+
+
+def _eos_token_ids(raw: Entries, generation: Any, vocab_size: int) -> frozenset[int]:
+    named = raw.get("eos_token_id") if generation is None else generation
+    ids = [] if named is None else named if isinstance(named, list) else [named]
+    return frozenset(token_id("eos_token_id", v, vocab_size) for v in ids)
+
+
+def _with_family(name: str, row: Architecture, raw: Entries, config: ModelConfig, longest: int) -> ModelConfig:
+    """The config with what differs from Llama; a plain Llama as it is."""
+    layers = _layers(row, raw, config, longest)
+    activation = row.activations.get(raw.get("hidden_act", "silu"), raw.get("hidden_act", "silu"))
+    experts = None
+    if any(layer.has_experts for layer in layers):
+        per_token, is_normalized = size(raw, "num_experts_per_tok"), flag(raw, "norm_topk_prob", False)
+        experts = Experts(size(raw, "num_experts"), per_token, is_normalized)
+        if experts.per_token > experts.count:
+            raise CheckpointError(f"num_experts_per_tok {experts.per_token} is more than the {experts.count} experts")
+    family = Family(
+        architecture=name,
+        layers=layers,
+        norm=row.norm,
+        activation=ACTIVATIONS[activation],
+        is_gated=row.is_gated,
+        query_key_norm=row.query_key_norm,
+        experts=experts,
+        biases=frozenset(_biased(row, raw)),
+        expert_size=size(raw, "moe_intermediate_size", config.intermediate_size) if experts else 0,
+        **{"score_scale": config.head_dim**-0.5, "placement": row.placement, **row.more(raw, config)},
+    )
+    return config if family == family_of(config) else replace(config, family=family)
+
+
+def _layers(row: Architecture, raw: Entries, config: ModelConfig, longest: int) -> tuple[Layer, ...]:
+    kinds = raw.get("layer_types")
+    if kinds is not None and (
+        not isinstance(kinds, list)
+        or len(kinds) != config.num_hidden_layers
+        or not set(kinds) <= {"full_attention", "sliding_attention"}
+    ):
+        allowed = "a list of full_attention and sliding_attention, one for every layer"
+        raise UnsupportedModel(f"config.json has layer_types {shown(kinds)}; supported: {allowed}")
+    context = config.max_position_embeddings
+    fraction = raw.get("partial_rotary_factor") or raw.get("rotary_fraction") or row.rotary_fraction
+    ropes = {}
+    for kind in ("full_attention", "sliding_attention"):
+        entries = dict(_rope_entries(raw, kind))
+        if kind == "sliding_attention" and "rope_local_base_freq" in raw and not _tells_layers_apart(raw):
+            entries = {"rope_theta": raw["rope_local_base_freq"]}
+        dim = int(config.head_dim * float(entries.get("partial_rotary_factor", fraction)))
+        ropes[kind] = rope_of(entries, dim, longest, context) if row.has_rope is not _never else None
+    layers = []
+    for i in range(config.num_hidden_layers):
+        slides = kinds[i] == "sliding_attention" if kinds is not None else row.is_windowed(i, raw)
+        window = size(raw, "sliding_window") if slides else None
+        if window is not None and window >= context:
+            window = None  # it hides nothing
+        rope = ropes["sliding_attention" if slides else "full_attention"] if row.has_rope(i, raw) else None
+        layers.append(Layer(rope, window, row.has_experts(i, raw)))
+    return tuple(layers)
+
+
+def _tells_layers_apart(raw: Entries) -> bool:
+    return bool(set(mapping(raw, "rope_parameters")) & {"full_attention", "sliding_attention"})
+
+
+def _biased(row: Architecture, raw: Entries) -> Iterator[str]:
+    for projections, always in row.biases:
+        if always is True or (isinstance(always, str) and flag(raw, always, False)):
+            yield from projections
+
+
+# ---- ModelConfig → the tensors of its checkpoint
+
+
+def stored_tensors(config: ModelConfig) -> list[Stored]:
+    """The one table of a model's tensors: name in the checkpoint, shape, and the parameters that are in it."""
+    family = family_of(config)
+    names = ARCHITECTURES[family.architecture].names
+    stored: list[Stored] = []
+    for our, their in names.outer.items():
+        if our == "lm_head" and config.tie_word_embeddings:
+            continue
+        stored += _with_bias((our,), their, _shape(our, config), config)
+    for i, layer in enumerate(family.layers):
+        prefix, place = names.layers.format(i=i), ("layers", i)
+        for our, their in names.layer.items():
+            if our.startswith("mlp.") and layer.has_experts != our.startswith(("mlp.router", "mlp.experts")):
+                continue
+            if ".experts." not in our:
+                stored += _with_bias((*place, *our.split(".")), prefix + their, _shape(our, config), config)
+                continue
+            for e in range(family.experts.count if family.experts else 0):
+                mlp, experts, leaf = our.split(".")
+                where = (*place, mlp, experts, e, leaf)
+                stored += _with_bias(where, prefix + their.format(e=e), _shape(our, config), config)
+        for fused in names.fused:
+            stored += _taken_apart(fused, place, prefix, config)
+    return stored
+
+
+def _shape(our: str, config: ModelConfig) -> tuple[int, ...]:
+    family = family_of(config)
+    D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
+    NH, KH = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    if ".experts." in our:
+        F = family.expert_size
+    leaf = our.rsplit(".", 1)[-1]
+    whole = family.query_key_norm == "whole"
+    shapes = {
+        "embed_tokens": (V, D),
+        "embed_positions": (config.max_position_embeddings, D),
+        "lm_head": (V, D),
+        "q_proj": (NH, D),
+        "k_proj": (KH, D),
+        "v_proj": (KH, D),
+        "o_proj": (D, NH),
+        "q_norm": (NH if whole else config.head_dim,),
+        "k_norm": (KH if whole else config.head_dim,),
+        "router": (family.experts.count if family.experts else 0, D),
+        "gate_proj": (F, D),
+        "up_proj": (F, D),
+        "down_proj": (D, F),
+    }
+    return shapes.get(leaf, (D,))
+
+
+def _with_bias(place: Place, their: str, shape: tuple[int, ...], config: ModelConfig) -> list[Stored]:
+    """A weight, and its bias where it has one."""
+    family, leaf = family_of(config), str(place[-1])
+    transposed = len(shape) == 2 and "layers" in place and ARCHITECTURES[family.architecture].names.are_transposed
+    stored = [Stored(f"{their}.weight", shape[::-1] if transposed else shape, ((place, _T if transposed else _as_is),))]
+    if leaf in family.biases or (family.norm == "layer" and len(shape) == 1):
+        stored.append(Stored(f"{their}.bias", shape[:1], (((*place[:-1], f"{leaf}_bias"), _as_is),)))
+    return stored
+
+
+def _taken_apart(fused: Fused, place: Place, prefix: str, config: ModelConfig) -> list[Stored]:
+    family = family_of(config)
+    transposed = ARCHITECTURES[family.architecture].names.are_transposed
+    shapes = [_shape(our, config) for our in fused.of]
+    rows = [shape[0] for shape in shapes]
+    whole = (sum(rows), shapes[0][1])
+    cuts = _cut_by_heads(config) if fused.by_heads else [_cut_rows(sum(rows[:k]), rows[k]) for k in range(len(rows))]
+    places = [(*place, *our.split(".")) for our in fused.of]
+    parts = tuple((where, _then(_T, cut) if transposed else cut) for where, cut in zip(places, cuts, strict=True))
+    stored = [Stored(f"{prefix}{fused.name}.weight", whole[::-1] if transposed else whole, parts)]
+    if str(places[0][-1]) in family.biases:
+        biases = tuple(((*where[:-1], f"{where[-1]}_bias"), cut) for where, cut in zip(places, cuts, strict=True))
+        stored.append(Stored(f"{prefix}{fused.name}.bias", whole[:1], biases))
+    return stored
+
+
+def _as_is(array: Array) -> Array:
+    return array
+
+
+def _T(array: Array) -> Array:
+    return array.T
+
+
+def _then(first: Cut, second: Cut) -> Cut:
+    return lambda array: second(first(array))
+
+
+def _cut_rows(begin: int, count: int) -> Cut:
+    return lambda array: array[begin : begin + count]
+
+
+def _cut_by_heads(config: ModelConfig) -> list[Cut]:
+    """Queries, keys and values of rows that are grouped by key/value head: G queries' rows, its key's, its value's."""
+    K, H = config.num_key_value_heads, config.head_dim
+    G = config.num_attention_heads // K
+
+    def cut(begin: int, end: int) -> Cut:
+        def heads(array: Array) -> Array:
+            return array.reshape(K, G + 2, H, *array.shape[1:])[:, begin:end].reshape(-1, *array.shape[1:])
+
+        return heads
+
+    return [cut(0, G), cut(G, G + 1), cut(G + 1, G + 2)]
