@@ -67,6 +67,13 @@ def positives(raw: Entries, name: str, count: int) -> list[float]:
     return [positive({name: value}, name) for value in values]
 
 
+def word(raw: Entries, name: str, default: str) -> str:
+    value = raw.get(name, default)
+    if not isinstance(value, str):
+        raise CheckpointError(f"{name} is {shown(value)}, not a string")
+    return value
+
+
 def flag(raw: Entries, name: str, default: bool) -> bool:
     value = raw.get(name, default)
     if not isinstance(value, bool):

@@ -186,8 +186,12 @@ def _if_sliding(i: int, raw: Entries) -> bool:
     return raw.get("sliding_window") is not None
 
 
+def _slides_at_all(i: int, raw: Entries) -> bool:
+    return flag(raw, "use_sliding_window", False)
+
+
 def _qwen_window(i: int, raw: Entries) -> bool:
-    return bool(raw.get("use_sliding_window")) and i >= size(raw, "max_window_layers", 28)
+    return _slides_at_all(i, raw) and i >= size(raw, "max_window_layers", 28)
 
 
 def _every(n: int) -> OfLayer:
@@ -205,7 +209,10 @@ def _smollm3_rope(i: int, raw: Entries) -> bool:
 
 
 def _qwen3_moe_experts(i: int, raw: Entries) -> bool:
-    return i not in (raw.get("mlp_only_layers") or ()) and (i + 1) % size(raw, "decoder_sparse_step", 1) == 0
+    dense = raw.get("mlp_only_layers") or []
+    if not isinstance(dense, list):
+        raise CheckpointError(f"mlp_only_layers is {shown(dense)}, not a list of layers")
+    return i not in dense and (i + 1) % size(raw, "decoder_sparse_step", 1) == 0
 
 
 def _gemma_scales(raw: Entries, config: ModelConfig) -> dict[str, Any]:
@@ -253,7 +260,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         LLAMA,
         biases=LLAMA_BIASES,
         has_rope=_smollm3_rope,
-        is_windowed=lambda i, raw: bool(raw.get("use_sliding_window")) and not _smollm3_rope(i, raw),
+        is_windowed=lambda i, raw: _slides_at_all(i, raw) and not _smollm3_rope(i, raw),
         defaults={"tie_word_embeddings": True, "rope_theta": 2e6},
     ),
     "GraniteForCausalLM": Architecture(LLAMA, biases=LLAMA_BIASES, more=_granite_scales),
@@ -269,7 +276,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         _llama_with(NORMED, EXPERTS, {"mlp.router": "mlp.gate"}),
         biases=((ATTENTION, "attention_bias"),),
         query_key_norm="head",
-        is_windowed=lambda i, raw: bool(raw.get("use_sliding_window")),
+        is_windowed=_slides_at_all,
         has_experts=_qwen3_moe_experts,
         entries={"num_experts": "num_local_experts"},  # as transformers 5 writes it
         defaults={"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": False},
@@ -428,9 +435,10 @@ def architecture_of(raw: Entries) -> str:
     """The name by which the table knows the model. Raises UnsupportedModel."""
     named = raw.get("architectures") or f"model_type {shown(raw.get('model_type'))}"
     name = named[0] if isinstance(named, list) else named
-    if name not in ARCHITECTURES:
-        raise UnsupportedModel(f"architecture {name} is not supported; supported: {', '.join(ARCHITECTURES)}")
-    return str(name)
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        was = name if isinstance(name, str) else shown(name)
+        raise UnsupportedModel(f"architecture {was} is not supported; supported: {', '.join(ARCHITECTURES)}")
+    return name
 
 
 def _in_our_words(raw: Entries, row: Architecture) -> dict[str, Any]:
@@ -447,7 +455,7 @@ def _refuse_unsupported(raw: Entries, row: Architecture) -> None:
         if raw.get(entry) not in supported:
             raise UnsupportedModel(f"config.json has {entry} {shown(raw[entry])}; supported: {shown(supported[-1])}")
     activation = raw.get("hidden_act", "silu")
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         entry = row.entries.get("hidden_act", "hidden_act")
         allowed = ", ".join(map(shown, ACTIVATIONS))
         raise UnsupportedModel(f"config.json has {entry} {shown(activation)}; supported: {allowed}")
@@ -521,7 +529,7 @@ def _layers(row: Architecture, raw: Entries, config: ModelConfig, longest: int) 
     if kinds is not None and (
         not isinstance(kinds, list)
         or len(kinds) != config.num_hidden_layers
-        or not set(kinds) <= {"full_attention", "sliding_attention"}
+        or not all(kind in ("full_attention", "sliding_attention") for kind in kinds)
     ):
         allowed = "a list of full_attention and sliding_attention, one for every layer"
         raise UnsupportedModel(f"config.json has layer_types {shown(kinds)}; supported: {allowed}")
@@ -532,7 +540,14 @@ def _layers(row: Architecture, raw: Entries, config: ModelConfig, longest: int) 
         entries = dict(_rope_entries(raw, kind))
         if kind == "sliding_attention" and "rope_local_base_freq" in raw and not _tells_layers_apart(raw):
             entries = {"rope_theta": raw["rope_local_base_freq"]}
-        dim = int(config.head_dim * float(entries.get("partial_rotary_factor", fraction)))
+        part = positive(
+            {"partial_rotary_factor": entries.get("partial_rotary_factor", fraction)}, "partial_rotary_factor"
+        )
+        dim = int(config.head_dim * part)
+        if row.has_rope is not _never and (dim % 2 or not 0 < dim <= config.head_dim):
+            raise CheckpointError(
+                f"head_dim {config.head_dim}, of which {part:g} is rotated: {dim} is no even number of it"
+            )
         ropes[kind] = rope_of(entries, dim, longest, context) if row.has_rope is not _never else None
     layers = []
     for i in range(config.num_hidden_layers):

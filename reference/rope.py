@@ -19,7 +19,6 @@ import math
 import numpy as np
 
 from gnomon.reference.entries import (
-    CheckpointError,
     Entries,
     UnsupportedModel,
     flag,
@@ -39,12 +38,9 @@ def rope_of(rope: Entries, dim: int, longest: int, context: int) -> Rope:
     """rope: the entries rope_type, rope_theta and what the type needs · dim: how many coordinates of a head are turned
     (R) · longest: the positions that the model's files allow · context: those that it is served with."""
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "su":
-        kind = "longrope"  # as Phi-3's first files call it
+    kind = "longrope" if kind == "su" else kind  # as Phi-3's first files call it
     if kind not in ROPE_TYPES:
         raise UnsupportedModel(f"rope_type {shown(kind)} is not supported; supported: {', '.join(ROPE_TYPES)}")
-    if dim % 2 or dim == 0:
-        raise CheckpointError(f"{dim} coordinates of a head are to be rotated, which is not an even number")
     plain = positive(rope, "rope_theta", 10000.0) ** -(np.arange(0, dim, 2) / dim)
     magnitude = 1.0
     match kind:

@@ -1,0 +1,161 @@
+"""Every family and variant against transformers, and a few of them on the JAX engine; with `-m families` all of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+needs = "the extra `parity` is not installed: pip install 'gnomon[parity]'"
+torch = pytest.importorskip("torch", reason=needs)
+pytest.importorskip("transformers", reason=needs)
+
+from family_table import BEGIN, FILE, against_jax, against_transformers, text  # noqa: E402
+
+from gnomon.reference import model  # noqa: E402
+from gnomon.reference.checkpoint import load_checkpoint, read_config  # noqa: E402
+from gnomon.reference.families import ARCHITECTURES, stored_tensors  # noqa: E402
+from gnomon.reference.transformer import family_of, forward  # noqa: E402
+from helpers.families import CONTEXT, VARIANTS, architecture_in, save_random  # noqa: E402
+from helpers.models import tiny_llama  # noqa: E402
+
+pytestmark = pytest.mark.parity
+
+SHORT = ("SmolLM3, every other layer", "Mixtral", "Gemma 2", "Phi-3, long", "OLMo 2", "GPT-2", "GPT-NeoX")
+TOLERANCE = 2e-5  # of logits of scale 0.3 to 0.9; what transformers computes in float32 is off by up to 7e-6
+JAX_TOLERANCE = 1e-4
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every variant's checkpoint."""
+    return {
+        name: save_random(tmp_path_factory.mktemp("variant"), variant, seed)
+        for seed, (name, variant) in enumerate(VARIANTS.items())
+    }
+
+
+def seed_of(name: str) -> int:
+    return list(VARIANTS).index(name)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_references_logits_are_transformers(directories: dict[str, Path], name: str) -> None:
+    difference, scale = against_transformers(directories[name], text(seed_of(name)))
+    assert scale > 0.2  # a model that says nothing would agree with any other
+    assert difference < TOLERANCE
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_the_jax_engine_computes_what_the_reference_does(directories: dict[str, Path], name: str) -> None:
+    check_jax(directories[name], name)
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in SHORT])
+def test_the_jax_engine_computes_what_the_reference_does_for_every_other_variant(
+    directories: dict[str, Path], name: str
+) -> None:
+    check_jax(directories[name], name)
+
+
+def check_jax(directory: Path, name: str) -> None:
+    worst, tokens_equal = against_jax(directory, text(seed_of(name)))
+    assert worst < JAX_TOLERANCE
+    assert tokens_equal
+
+
+def test_every_architecture_of_the_table_has_a_variant(directories: dict[str, Path]) -> None:
+    assert {architecture_in(path) for path in directories.values()} == set(ARCHITECTURES)
+
+
+def test_every_variant_matters(directories: dict[str, Path]) -> None:
+    """The difference that a variant declares changes its logits: dropped, it would be found."""
+    for name in VARIANTS:
+        config = read_config(directories[name])
+        if config.family is None:
+            assert name in ("Llama", "Llama, dynamic", "Llama, llama3")
+            continue
+        checkpoint = load_checkpoint(directories[name])
+        ids = text(seed_of(name))
+        plain = family_of(config.__class__(**{f: getattr(config, f) for f in config.__slots__ if f != "family"}))
+        own = config.family
+        for field in ("norm", "activation", "score_cap", "logit_cap", "embedding_scale", "residual_scale", "logit_scale",
+                      "score_scale", "layers"):  # fmt: skip
+            if getattr(own, field) == getattr(plain, field) or (field == "layers" and own.experts is not None):
+                continue
+            changed = own.__class__(
+                **{f: getattr(plain if f == field else own, f) for f in own.__class__.__dataclass_fields__}
+            )
+            other = config.__class__(
+                **{f: getattr(config, f) for f in config.__slots__ if f != "family"}, family=changed
+            )
+            before = forward(config, checkpoint.params, ids)
+            assert abs(forward(other, checkpoint.params, ids) - before).max() > 100 * TOLERANCE, (name, field)
+
+
+def test_a_llama_by_the_general_code_is_the_llama_of_model_py(tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(tiny_llama(tmp_path / "llama"))
+    config = checkpoint.config
+    assert config.family is None
+    declared = config.__class__(
+        **{f: getattr(config, f) for f in config.__slots__ if f != "family"}, family=family_of(config)
+    )
+    ids = [3, 1, 4, 1, 5, 9, 2, 6]
+    expected = model.forward(config, checkpoint.params, ids)
+    assert np.allclose(forward(declared, checkpoint.params, ids), expected, rtol=0, atol=1e-12)
+    assert (forward(config, checkpoint.params, ids) == expected).all()
+
+
+def test_long_rope_takes_the_factors_of_the_context_that_is_served(directories: dict[str, Path]) -> None:
+    """Which are transformers' for a text that is as long, and stay when a text grows."""
+    path = directories["Phi-3, long"]
+    long, short = read_config(path), read_config(path, 64)
+    assert (long.max_position_embeddings, short.max_position_embeddings) == (CONTEXT, 64)
+    assert family_of(long).layers[0].rope != family_of(short).layers[0].rope
+    checkpoint = load_checkpoint(path)
+    ids = text(1)[:60]
+    expected = theirs_of(path, ids)
+    assert abs(forward(short, checkpoint.params, ids) - expected).max() < TOLERANCE
+    assert abs(forward(long, checkpoint.params, ids) - expected).max() > 0.01
+
+
+def theirs_of(path: Path, ids: list[int]) -> np.ndarray:
+    from family_table import theirs
+
+    return theirs(path, ids)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_junk_in_any_entry_is_a_checkpoint_error_or_makes_no_difference(
+    directories: dict[str, Path], name: str, tmp_path: Path
+) -> None:
+    from gnomon.reference.entries import CheckpointError
+
+    raw = json.loads((directories[name] / "config.json").read_text())
+    for entry in raw:
+        for junk in ("x", [], [[]], [None], {}, {"a": []}, -1, 0, 1.5, True, None, float("nan"), 10**30):
+            (tmp_path / "config.json").write_text(json.dumps({**raw, entry: junk}))
+            try:
+                stored_tensors(read_config(tmp_path))
+            except CheckpointError:
+                continue
+
+
+def test_the_table_of_families_has_a_row_for_every_variant() -> None:
+    written = FILE.read_text(encoding="utf-8").split(BEGIN)[1]
+    rows = [line.split(" | ") for line in written.splitlines() if line.startswith("| ") and "`" in line]
+    assert [row[0].removeprefix("| ") for row in rows] == list(VARIANTS), "run: python tests/family_table.py"
+    assert all(row[-1].startswith("yes") for row in rows)
+    assert all(float(row[3]) < TOLERANCE and float(row[4]) < JAX_TOLERANCE for row in rows)
