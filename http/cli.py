@@ -117,10 +117,17 @@ def _model_name(model: str | None) -> str:
     return DEFAULTS.served_model_name if model is None else Path(model).resolve().name
 
 
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def open_model(
-    engine: EngineName, model: str | None, jax_options: JaxOptions = JAX_DEFAULTS
+    engine: EngineName,
+    model: str | None,
+    jax_options: JaxOptions = JAX_DEFAULTS,
+    say: Callable[[str], None] = _say,
 ) -> tuple[ServedEngine, Tokenizer]:
-    """The engine and its tokenizer; the embedded model if none is named."""
+    """The engine and its tokenizer; the embedded model if none is named. `say` is told how it goes on."""
     from gnomon.reference.checkpoint import CheckpointError, default_model_path, load_checkpoint
     from gnomon.reference.engine import ReferenceEngine
     from gnomon.reference.tokenizer import load_tokenizer
@@ -137,7 +144,7 @@ def open_model(
         case EngineName.reference:
             return ReferenceEngine(checkpoint), tokenizer
         case EngineName.jax:
-            return _jax_engine(checkpoint, jax_options), tokenizer
+            return _jax_engine(checkpoint, jax_options, say), tokenizer
 
 
 def _cache() -> Path:
@@ -145,11 +152,8 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gnomon" / "jax"
 
 
-def _jax_engine(checkpoint: Checkpoint, jax_options: JaxOptions) -> ServedEngine:
+def _jax_engine(checkpoint: Checkpoint, jax_options: JaxOptions, say: Callable[[str], None]) -> ServedEngine:
     from gnomon.jax_engine.engine import EngineSettings, JaxEngine, bytes_per_token
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
 
     started = time.monotonic()
     settings = EngineSettings(
@@ -277,9 +281,17 @@ def _from(context: typer.Context, name: str, value: Any) -> Setting:
     return Setting(value, words.get("" if source is None else source.name, "default"))
 
 
+def unknown_variables() -> list[str]:
+    """Variables that are meant for us, by their name, and that nobody reads."""
+    ours = {_variable(name) for name in ("model", "engine", "data", *(row.name for row in ROWS))}
+    return sorted(name for name in os.environ if name.startswith("GNOMON_") and name not in ours)
+
+
 def serve(chosen: dict[str, Setting], print_config: bool) -> None:
     """Serves until it is told to end; whatever can fail before the server is up is one line and status 1 or 2."""
     model, engine = chosen["model"].value, chosen["engine"].value
+    for name in unknown_variables():
+        warn(f"{name} is no variable of gnomon's, and has no effect")
     given_for_jax = [row.name for row in options(JaxOptions) if chosen[row.name].source != "default"]
     if engine is not EngineName.jax and given_for_jax:
         flags = ", ".join(
@@ -364,6 +376,7 @@ def show_config(chosen: Mapping[str, Setting]) -> None:
 def run_server(
     model: str | None, engine: EngineName, jax_options: JaxOptions, settings: Settings, loopback: bool
 ) -> None:
+    import logging
     from logging.config import dictConfig
 
     from gnomon.http.app import create_app
@@ -372,15 +385,13 @@ def run_server(
     from gnomon.http.tracing import CannotTrace
 
     def load() -> tuple[ServedEngine, Tokenizer]:
-        return open_model(engine, model, jax_options)
+        return open_model(engine, model, jax_options, logging.getLogger("gnomon.start").info)
 
     scheme = "http" if settings.tls_certificate is None else "https"
     try:
         with bind(settings.host, settings.port) as listener:
             if not loopback and scheme == "http":
-                warn(
-                    f"{settings.host} is served without TLS: tokens and texts can be read on the way to whoever ends it"
-                )
+                warn(f"{settings.host} is served without TLS; use --tls-certificate, or a proxy that ends TLS")
             allow_open_files(settings.max_connections)
             dictConfig(logging_config(settings))
             app = create_app(None, None, settings)

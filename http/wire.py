@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import uuid
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -282,7 +283,8 @@ class Wire(H11Protocol):
                 return
             self.refused.add(self)
             most = self.settings.max_connections
-            self.conn.refuse_all = Unavailable(f"{most} connections are open; no more are allowed", "too_busy")
+            message = f"{most} connections are open, as many as may; send the request again, or on an open connection"
+            self.conn.refuse_all = Unavailable(message, "too_busy")
             seconds = min(seconds, REFUSED_SECONDS)
         self.after(seconds, "head", self.head_late)
 
@@ -399,12 +401,14 @@ class Wire(H11Protocol):
                 self.inner.abort()
                 return
         self.on_refusal(error.status)
-        logger.debug("refused at the socket: %d", error.status)
+        request_id = uuid.uuid4().hex
+        logger.info("refused at the socket: %d id=%s", error.status, request_id)
         body = json_bytes(error.to_json())
         headers: Mapping[str, str] = {
             **{name.decode(): value.decode() for name, value in self.server_state.default_headers},
             **{name.lower(): value for name, value in error.headers.items()},
             "content-type": "application/json",
+            "x-request-id": request_id,
             "content-length": str(len(body)),
             "connection": "close",
         }

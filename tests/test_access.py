@@ -191,7 +191,7 @@ def test_the_json_line_has_the_same_names_for_every_request(here: World, caplog:
     assert len(objects) == len(ENDINGS)
     assert {tuple(object) for object in objects} == {
         ("time", "level", "logger", "client", "method", "path", "route", "status", "bytes", "seconds", "outcome",
-         "request_id", "auth", "caller", "completion_id", "stream", "prompts", "candidates", "max_tokens",
+         "request_id", "auth", "caller", "reason", "completion_id", "stream", "prompts", "candidates", "max_tokens",
          "prompt_tokens", "completion_tokens", "cached_tokens", "finish_reasons", "queue_seconds",
          "first_token_seconds")
     }  # fmt: skip

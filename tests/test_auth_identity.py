@@ -312,7 +312,8 @@ def test_the_log_tells_of_an_outage_once_and_of_its_end(
         del identity.instead["userinfo"]
         assert at.outcome(identity.service_token()) == "accepted"
     lines = [record.getMessage() for record in caplog.records if record.name == "gnomon.http"]
-    assert lines == ["the identity service is away: status 502", "the identity service is back"]
+    service = f"the identity service at {identity.issuer}"
+    assert lines == [f"{service} is away: status 502", f"{service} is back"]
 
 
 def test_bad_tokens_in_an_outage_do_not_fill_the_log(
@@ -327,7 +328,7 @@ def test_bad_tokens_in_an_outage_do_not_fill_the_log(
     lines = [record.getMessage() for record in caplog.records if record.name == "gnomon.http"]
     assert lines == [
         "the key set was not renewed: status 502",
-        "the identity service is away: an unknown kid, and the key set cannot be fetched",
+        f"the identity service at {identity.issuer} is away: an unknown kid, and the key set cannot be fetched",
     ]
 
 

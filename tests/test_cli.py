@@ -358,10 +358,11 @@ def test_serve_says_where_and_its_example_works_and_ctrl_c_ends_it(model: Path) 
         assert (served["id"], served["max_model_len"]) == ("tiny", 4096)
         assert "server" not in response.headers
         log = interrupt(server.process)
-    post, get, draining = log.splitlines()
+    post, get, draining, stopped = log.splitlines()
     assert re.fullmatch(r'\S+ INFO 127.0.0.1 "POST /v1/completions" 200 \d+B .* answered id=\w{32} .*', post)
     assert re.fullmatch(r'\S+ INFO 127.0.0.1 "GET /v1/models" 200 .*', get)
     assert "nothing new is let in; 0 requests are to be finished" in draining
+    assert stopped.endswith(" INFO stopped")
 
 
 def test_the_servers_options_are_carried_out(model: Path) -> None:
@@ -553,6 +554,14 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_defaul
     assert set(shown) == {"model", *(row.name for row in ROWS)} - {*variables, "max_queue", "port"}
 
 
+def test_a_variable_that_nobody_reads_is_named(gnomon: Gnomon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GNOMON_MAX_QUEU", "5")
+    monkeypatch.setenv("GNOMON_MAX_QUEUE", "6")
+    result = gnomon("serve", "--print-config")
+    assert result.code == 0
+    assert result.err == "gnomon: warning: GNOMON_MAX_QUEU is no variable of gnomon's, and has no effect\n"
+
+
 def test_the_configuration_shows_how_many_keys_there_are_and_none_of_them(
     gnomon: Gnomon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -644,7 +653,7 @@ def test_serve_runs_jax_by_default_reports_its_start_and_starts_quicker_from_its
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    programs = r"products by .+\n(compiled \w+ in [\d.]+ s\n){5}"
+    programs = r"\S+ INFO products by .+\n(\S+ INFO compiled \w+ in [\d.]+ s\n){5}\S+ INFO "
     kept = []
     for _ in range(2):
         with serve(model, "--port", 0, "--slots", 2) as server:

@@ -178,7 +178,10 @@ class IdentityService:
         except TimeoutError:
             raise Away("no answer in time") from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            raise Away(type(error).__name__) from None
+            untrusted = "certificate verify failed" in str(error).lower()
+            raise Away(
+                "its certificate is not trusted (--auth-ca-file)" if untrusted else type(error).__name__
+            ) from None
         if response.status_code >= 500:
             raise Away(f"status {response.status_code}")
         return Answer(response.status_code, bytes(body))
