@@ -79,3 +79,5 @@ def _carry_out(future: Future[T], call: Callable[[], T]) -> None:
         future.set_exception(error)
     else:
         future.set_result(result)
+    finally:
+        del future, call  # an error knows this frame: what its request held would live on until the next collection

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from concurrent.futures import Future
 
 import pytest
@@ -87,3 +89,25 @@ def test_closing_ends_those_at_work_with_their_work_and_a_late_call_is_carried_o
     hold.set()
     assert at_work.result(10)
     assert eventually(lambda: alive("t5") == 0)
+
+
+def test_what_a_failed_call_held_is_free_at_once_and_not_at_the_next_collection() -> None:
+    class Held:
+        """A prompt of megabytes, say."""
+
+    held: list[weakref.ref[Held]] = []
+
+    def broken() -> None:
+        local = Held()
+        held.append(weakref.ref(local))
+        raise KeyError("mine")
+
+    threads = Threads("t7", idle_seconds=0.05)
+    gc.disable()
+    try:
+        with pytest.raises(KeyError, match="mine"):
+            threads.submit(broken).result(10)
+        assert eventually(lambda: alive("t7") == 0)
+        assert held[0]() is None
+    finally:
+        gc.enable()
