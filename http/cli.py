@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import logging
 import os
 import re
 import shlex
@@ -394,6 +395,7 @@ def run_server(
     if server.failure is not None:
         raise server.failure
     if server.is_loading:  # that thread cannot be told to stop, and nobody waits for it
+        logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
