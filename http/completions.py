@@ -1,7 +1,8 @@
 """POST /v1/completions: bytes → CompletionRequest → Run → one JSON object, or events.
 
     1 the body      its type, its size and its time; what is wrong with them is refused before it is parsed
-    2 prepare       read and held against the model in a thread; whatever can be refused is refused here
+    2 prepare       read and held against the model in a thread, what is long one at a time; whatever can be refused is
+                    refused here
     3 admission     is there room for it? admission.py
     4 the answer    read from the engine in threads of our own number, for no longer than the client stays
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import nullcontext
 from functools import cached_property
 from typing import TypeVar
 
@@ -40,6 +42,10 @@ from gnomon.reference.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
+# A tokenizer needs some 300 times a text's size, whether or not the text then fits the model: 8 MiB become 2.5 GB. So
+# bodies of more than this are prepared one at a time.
+LONG_BODY = 256 * 2**10
+
 
 class Completions:
     """The endpoint, as an ASGI application: it needs to hear of a disconnect while it answers."""
@@ -50,6 +56,7 @@ class Completions:
         self.admission = Admission(settings)
         # at most one for every connection, so that no answer ever waits for a thread that waits for another
         self.threads = Threads("completions")
+        self.long_bodies = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request, record = Request(scope, receive), record_of(scope)
@@ -57,7 +64,8 @@ class Completions:
         engine, tokenizer = self.service.model()
         self.admission.room()
         body = await read_body(request, self.settings.max_body_bytes, self.settings.body_seconds)
-        run = await asyncio.wrap_future(self.threads.submit(lambda: self.prepare(body, engine, tokenizer)))
+        async with self.long_bodies if len(body) > LONG_BODY else nullcontext():
+            run = await asyncio.wrap_future(self.threads.submit(lambda: self.prepare(body, engine, tokenizer)))
         describe(run, record)
         with self.admission.admitted(run) as answer:
             record.queued = answer.arrived

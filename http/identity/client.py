@@ -78,7 +78,7 @@ class IdentityService:
         self.wanted = NEEDED[settings.mode]
         self.chosen = Endpoints(settings.token_url, settings.userinfo_url, settings.jwks_url)
         self.endpoints = Endpoints()
-        # Not the pool's own bound: who is cancelled while waiting there may take a connection along that nobody gives back.
+        # Not the pool's own bound: who is cancelled while waiting there may take a connection along for good.
         self.turns = asyncio.Semaphore(settings.max_parallel)
         self.client = httpx.AsyncClient(
             verify=tls,
