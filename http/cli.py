@@ -278,8 +278,21 @@ def _from(context: typer.Context, name: str, value: Any) -> Setting:
     return Setting(value, words.get("" if source is None else source.name, "default"))
 
 
+def check_environment(environment: Mapping[str, str]) -> None:
+    """An empty variable would count as none, and a misspelt one is none: both leave open what they were to close."""
+    known = {_variable(name) for name in ("model", "engine", *(row.name for row in ROWS))}
+    for name in sorted(name for name in environment if name.startswith("GNOMON_")):
+        if name in known and not environment[name].strip():
+            fail(f"{name} is set and empty; give it a value, or unset it", 2)
+        if name not in known and name.startswith("GNOMON_AUTH_"):
+            fail(f"{name} is no option's variable; gnomon serve --help lists them", 2)
+        if name not in known:
+            warn(f"{name} is no option's variable, and does nothing")
+
+
 def serve(chosen: dict[str, Setting], print_config: bool) -> None:
     """Serves until it is told to end; whatever can fail before the server is up is one line and status 1 or 2."""
+    check_environment(os.environ)
     model, engine = chosen["model"].value, chosen["engine"].value
     given_for_jax = [row.name for row in options(JaxOptions) if chosen[row.name].source != "default"]
     if engine is not EngineName.jax and given_for_jax:

@@ -562,6 +562,32 @@ def test_the_configuration_shows_how_many_keys_there_are_and_none_of_them(
     assert re.search(r'^auth_api_keys = "2 values, not shown" +# environment GNOMON_AUTH_API_KEYS$', result.out, re.M)
 
 
+@pytest.mark.parametrize(
+    "name", ["GNOMON_AUTH_ORGANIZATIONS", "GNOMON_AUTH_REQUIRED_ACL", "GNOMON_AUTH_MODE", "GNOMON_PORT"]
+)
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_variable_is_refused_and_does_not_count_as_none(
+    gnomon: Gnomon, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    if value and name != "GNOMON_AUTH_ORGANIZATIONS":
+        assert gnomon("serve", "--print-config").code == 2  # typer has a word of its own for these
+    else:
+        check_one_line(gnomon("serve", "--print-config"), 2, f"{name} is set and empty")
+
+
+def test_a_misspelt_variable_is_told_and_refused_where_it_was_to_keep_somebody_out(
+    gnomon: Gnomon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GNOMON_MAX_QEUE", "3")
+    told = gnomon("serve", "--print-config")
+    assert (told.code, told.err.count("\n")) == (0, 1)
+    assert told.err.startswith("gnomon: warning: GNOMON_MAX_QEUE is no option's variable")
+    monkeypatch.delenv("GNOMON_MAX_QEUE")
+    monkeypatch.setenv("GNOMON_AUTH_ORGANISATIONS", "acme")
+    check_one_line(gnomon("serve", "--print-config"), 2, "GNOMON_AUTH_ORGANISATIONS is no option's variable")
+
+
 @pytest.mark.parametrize("origin", ["example.org", "https://a/b", "https://u@a", "ftp://a", "https://"])
 def test_an_origin_that_is_none_is_one_line(gnomon: Gnomon, origin: str) -> None:
     check_one_line(gnomon("serve", "--cors-origins", origin), 2, "--cors-origins: ")
