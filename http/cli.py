@@ -311,8 +311,7 @@ def serve(chosen: dict[str, Setting], print_config: bool) -> None:
     chosen["auth_mode"] = _auth_mode(chosen, loopback)
     jax_options = JaxOptions(**{row.name: chosen[row.name].value for row in options(JaxOptions)})
     auth = AuthSettings(**{row.name[5:]: chosen[row.name].value for row in options(AuthSettings, "auth_")})
-    settings = Settings(**{row.name: chosen[row.name].value for row in options(Settings)}, auth=auth)
-    check_auth(auth)
+    settings = Settings(**{row.name: chosen[row.name].value for row in options(Settings)}, auth=check_auth(auth))
     check_tls(settings)
     for origin in settings.cors_origins:
         if origin != "*" and not re.fullmatch(r"https?://[^/\s?#@]+", origin):
@@ -340,13 +339,19 @@ def _auth_mode(chosen: Mapping[str, Setting], loopback: bool) -> Setting:
     return Setting(AuthMode.none, "default on a loopback address") if mode.value is None else mode
 
 
-def check_auth(auth: AuthSettings) -> None:
+def check_auth(auth: AuthSettings) -> AuthSettings:
+    """The settings with their key file read: a pipe, such as a shell's <(...), can be read once."""
     from gnomon.http.auth import ConfigError, authenticator
+    from gnomon.http.identity.options import api_keys, check
 
     try:
+        check(auth)
+        if auth.mode is AuthMode.api_key:
+            auth = replace(auth, api_keys=api_keys(auth), api_key_file=None)
         authenticator(auth)
     except ConfigError as error:
         fail(str(error), 2)
+    return auth
 
 
 def check_tls(settings: Settings) -> None:

@@ -588,6 +588,27 @@ def test_a_misspelt_variable_is_told_and_refused_where_it_was_to_keep_somebody_o
     check_one_line(gnomon("serve", "--print-config"), 2, "GNOMON_AUTH_ORGANISATIONS is no option's variable")
 
 
+def test_keys_can_come_from_a_pipe_and_are_asked_for(model: Path) -> None:
+    read, write = os.pipe()
+    os.write(write, b"a-key-of-sixteen-characters\n")
+    os.close(write)
+    command = [*COMMAND, "serve", str(model), "--port", "0", "--engine", "reference", "--auth-mode", "api-key"]
+    command += ["--auth-api-key-file", f"/dev/fd/{read}"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pass_fds=[read]
+    ) as process:
+        os.close(read)
+        assert process.stdout is not None
+        found = re.search(r" is served at (http://\S+)/v1 ", process.stdout.readline())
+        try:
+            assert found
+            headers = {"authorization": "Bearer a-key-of-sixteen-characters"}
+            assert httpx.get(f"{found[1]}/version", headers=headers).status_code == 200
+            assert httpx.get(f"{found[1]}/version").status_code == 401
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("origin", ["example.org", "https://a/b", "https://u@a", "ftp://a", "https://"])
 def test_an_origin_that_is_none_is_one_line(gnomon: Gnomon, origin: str) -> None:
     check_one_line(gnomon("serve", "--cors-origins", origin), 2, "--cors-origins: ")
