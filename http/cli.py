@@ -441,12 +441,15 @@ def warn(message: str) -> None:
 
 def announce(settings: Settings, base: str) -> None:
     example = shlex.quote(json.dumps({"model": settings.served_model_name, "prompt": "Once upon a time"}))
-    token = "" if settings.auth.mode in (None, AuthMode.none) else "-H 'Authorization: Bearer …' "
-    print(
-        f"{settings.served_model_name} is served at {base}/v1 - try: "
-        f"curl {base}/v1/completions -H 'Content-Type: application/json' {token}-d {example}",
-        flush=True,
-    )
+    token = "" if settings.auth.mode in (None, AuthMode.none) else "-H 'Authorization: Bearer YOUR_TOKEN' "
+    try:
+        print(
+            f"{settings.served_model_name} is served at {base}/v1 - try: "
+            f"curl {base}/v1/completions -H 'Content-Type: application/json' {token}-d {example}",
+            flush=True,
+        )
+    except (OSError, UnicodeEncodeError) as error:  # it serves all the same
+        logging.getLogger("gnomon.http").warning("served at %s, which standard output did not take: %s", base, error)
 
 
 # ---- complete

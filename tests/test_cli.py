@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -607,6 +607,37 @@ def test_keys_can_come_from_a_pipe_and_are_asked_for(model: Path) -> None:
             assert httpx.get(f"{found[1]}/version").status_code == 401
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("out", ["full", "gone", "ascii"])
+def test_a_standard_output_that_takes_nothing_does_not_end_the_server(model: Path, out: str) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    command = [*COMMAND, "serve", str(model), "--port", str(port), "--engine", "reference", "--auth-mode", "api-key"]
+    environment = os.environ | {"GNOMON_AUTH_API_KEYS": "a-key-of-sixteen-characters"}
+    read, write = os.pipe()
+    os.close(read)
+    with open("/dev/full", "wb") as full:
+        places = {"full": full, "gone": write, "ascii": subprocess.DEVNULL}
+        if out == "ascii":
+            environment["PYTHONIOENCODING"] = "ascii"
+        process = subprocess.Popen(command, stdout=places[out], stderr=subprocess.DEVNULL, env=environment)
+    os.close(write)
+
+    def ready() -> bool:
+        assert process.poll() is None
+        with suppress(httpx.ConnectError):
+            headers = {"authorization": "Bearer a-key-of-sixteen-characters"}
+            return httpx.get(f"http://127.0.0.1:{port}/readyz", headers=headers).status_code == 200
+        return False
+
+    try:
+        assert eventually(ready, 30)
+        time.sleep(0.2)  # it is ready a moment before it says so
+        assert ready()
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("origin", ["example.org", "https://a/b", "https://u@a", "ftp://a", "https://"])
