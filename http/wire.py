@@ -20,9 +20,10 @@ import re
 import uuid
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import h11
+from starlette.types import Scope
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
@@ -402,7 +403,7 @@ class Wire(H11Protocol):
                 return
         self.on_refusal(error.status)
         # a request whose body broke off has an id already
-        request_id = (record_of(self.scope).request_id if self.answering else "") or uuid.uuid4().hex
+        request_id = (record_of(cast(Scope, self.scope)).request_id if self.answering else "") or uuid.uuid4().hex
         client = self.client[0] if self.client else "-"
         logger.info("%s refused at the socket: %d id=%s", client, error.status, request_id)
         body = json_bytes(error.to_json())

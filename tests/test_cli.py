@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import httpx
 import numpy as np
@@ -618,7 +618,7 @@ def test_a_standard_output_that_takes_nothing_does_not_end_the_server(model: Pat
     read, write = os.pipe()
     os.close(read)
     with open("/dev/full", "wb") as full:
-        places = {"full": full, "gone": write, "ascii": subprocess.DEVNULL}
+        places: dict[str, IO[bytes] | int] = {"full": full, "gone": write, "ascii": subprocess.DEVNULL}
         if out == "ascii":
             environment["PYTHONIOENCODING"] = "ascii"
         process = subprocess.Popen(command, stdout=places[out], stderr=subprocess.DEVNULL, env=environment)
