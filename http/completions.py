@@ -57,6 +57,7 @@ class Completions:
         # at most one for every connection, so that no answer ever waits for a thread that waits for another
         self.threads = Threads("completions")
         self.long_bodies = asyncio.Lock()
+        self.preparing = 0  # requests that are whole and not admitted yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request, record = Request(scope, receive), record_of(scope)
@@ -64,8 +65,12 @@ class Completions:
         engine, tokenizer = self.service.model()
         self.admission.room()
         body = await read_body(request, self.settings.max_body_bytes, self.settings.body_seconds)
-        async with self.long_bodies if len(body) > LONG_BODY else nullcontext():
-            run = await asyncio.wrap_future(self.threads.submit(lambda: self.prepare(body, engine, tokenizer)))
+        self.preparing += 1
+        try:
+            async with self.long_bodies if len(body) > LONG_BODY else nullcontext():
+                run = await asyncio.wrap_future(self.threads.submit(lambda: self.prepare(body, engine, tokenizer)))
+        finally:
+            self.preparing -= 1
         describe(run, record)
         with self.admission.admitted(run) as answer:
             record.queued = answer.arrived
@@ -149,6 +154,11 @@ class Completions:
     def open(self) -> list[Answer]:
         """The answers under way."""
         return self.admission.open
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that have come whole and have yet to be answered."""
+        return len(self.open) + self.preparing
 
     def stop(self) -> None:
         """The server ends: every answer under way ends with an error that says so, and so does every later one."""
