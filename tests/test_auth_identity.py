@@ -563,3 +563,15 @@ def test_more_questions_than_may_be_asked_at_once_wait_their_turn(identity: Fake
         tokens = [identity.service_token(f"sa-{number}") for number in range(12)]
         assert {response.status_code for response in at.together(tokens)} == {200}
     assert most == 3
+
+
+def test_questions_that_were_given_up_keep_no_place_from_later_ones(identity: FakeIdentity, time: FakeTime) -> None:
+    """Many more than may be asked at once, of a service that does not answer: it has to be asked again afterwards."""
+    with door(settings_for(identity, AuthMode.userinfo, max_parallel=4, http_seconds=0.4), time) as at:
+        for fault in (hang, slow(identity.router, 0.15)):
+            identity.instead["userinfo"] = fault
+            for _ in range(2):
+                at.together([identity.service_token(f"sa-{number}") for number in range(40)])
+        del identity.instead["userinfo"]
+        tokens = [identity.service_token(f"late-{number}") for number in range(4)]
+        assert {response.status_code for response in at.together(tokens)} == {200}
