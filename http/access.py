@@ -135,7 +135,8 @@ class AccessLine:
         of = self.record
         line = f'{self.client} "{self.method} {self.path}" {of.status or "-"} {of.bytes_sent}B {of.seconds:.3f}s'
         line += f" {of.outcome} id={of.request_id}"
-        words: dict[str, object] = {"auth": of.auth, "caller": of.caller}
+        reason = None if of.reason is None else f'"{of.reason}"'
+        words: dict[str, object] = {"auth": of.auth, "caller": of.caller, "reason": reason}
         if of.prompts:
             words |= {
                 "completion_id": of.completion_id,
@@ -167,6 +168,7 @@ class AccessLine:
             "request_id": of.request_id,
             "auth": of.auth,
             "caller": of.caller,
+            "reason": of.reason,
             "completion_id": of.completion_id,
             "stream": of.stream,
             "prompts": of.prompts,

@@ -35,9 +35,12 @@ class QueueTimeout(Unavailable):
 
 
 class RequestTimeout(Unavailable):
+    """Waiting cures nothing here: there is no Retry-After, and clients that ask x-should-retry are told so."""
+
     def __init__(self, seconds: float) -> None:
         message = f"the request took {seconds:g} seconds, as long as this server lets one take; ask for less at a time"
         super().__init__(message, "request_timeout")
+        self.headers = {"X-Should-Retry": "false"}
 
 
 class Answer:
@@ -162,10 +165,11 @@ class Admission:
 
     # ---- in and out
 
-    def room(self) -> None:
-        """Raises QueueFull if not even the smallest request could wait."""
-        if len(self.waiting()) >= self._settings.max_queue:
-            message = f"{self._settings.max_queue} requests are waiting, as many as may"
+    def room(self, arriving: int = 0) -> None:
+        """Raises QueueFull if not even the smallest request could wait. arriving: those that are being read already,
+        since their bodies take memory too."""
+        if len(self.waiting()) + arriving >= self._settings.max_queue:
+            message = f"the queue is full, with {self._settings.max_queue} waiting; send the request again later"
             raise QueueFull(message, self.retry_after())
 
     @contextmanager
@@ -176,7 +180,10 @@ class Admission:
         """
         answer, most = Answer(run), self._settings.max_queued_tokens
         if answer.tokens > most:
-            message = f"max_tokens: the request may come to {answer.tokens} tokens; at most {most} on this server"
+            message = (
+                f"max_tokens: the request may come to {answer.tokens} tokens; at most {most} on this server: "
+                "lower max_tokens, n, best_of or the number of prompts"
+            )
             raise InvalidRequest("max_tokens", message)
         self.room()
         if self._ending is not None:

@@ -23,6 +23,7 @@ from importlib.metadata import version
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -33,13 +34,14 @@ from starlette.routing import Route
 from gnomon.http.access import Observed
 from gnomon.http.auth import Authentication, authenticator
 from gnomon.http.completions import Completions
-from gnomon.http.errors import ErrorForm, unknown_route
+from gnomon.http.errors import ErrorForm, response, unknown_route
 from gnomon.http.metrics import Load, Metrics
 from gnomon.http.openapi import capabilities, document
 from gnomon.http.service import Service
 from gnomon.http.settings import AuthMode, AuthSettings, Settings
 from gnomon.http.tracing import tracer
 from gnomon.reference.engine import ServedEngine
+from gnomon.reference.request import InvalidRequest
 from gnomon.reference.response import json_bytes
 from gnomon.reference.tokenizer import Tokenizer
 
@@ -152,13 +154,27 @@ def load_of(service: Service, completions: Completions) -> Load:
     )
 
 
+class CrossOrigin(CORSMiddleware):
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Starlette's, with a refusal in the form of every other error."""
+        answer = super().preflight_response(request_headers)
+        if answer.status_code == 200:
+            return answer
+        why = (
+            f"{bytes(answer.body).decode()}; the origins of --cors-origins may send {' and '.join(self.allow_methods)}"
+        )
+        refused = response(InvalidRequest(None, why))
+        refused.headers.update({name: value for name, value in answer.headers.items() if name not in refused.headers})
+        return refused
+
+
 def cross_origin(settings: Settings) -> list[Middleware]:
     """Lets pages of the named origins call; outside the errors' form, so that they can read an error too."""
     if not settings.cors_origins:
         return []
     return [
         Middleware(
-            CORSMiddleware,
+            CrossOrigin,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],

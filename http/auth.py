@@ -11,7 +11,6 @@ before a caller is known. A caller is asked for once: a stream that was let in m
 from __future__ import annotations
 
 import hmac
-import logging
 from typing import Protocol
 
 from starlette.datastructures import Headers
@@ -27,8 +26,6 @@ from gnomon.http.record import record_of
 from gnomon.http.settings import AuthMode, AuthSettings
 
 __all__ = ["Authentication", "Authenticator", "ConfigError", "Principal", "authenticator", "principal_of"]
-
-logger = logging.getLogger("gnomon.http")
 
 
 class Authenticator(Protocol):
@@ -114,8 +111,7 @@ class Authentication:
         try:
             principal = await self.authenticator.authenticate(Headers(scope=scope))
         except REFUSALS as refusal:
-            record.auth, record.caller = refusal.outcome, refusal.caller
-            logger.debug("refused, %s: %s", refusal.outcome, refusal.reason)
+            record.auth, record.caller, record.reason = refusal.outcome, refusal.caller, refusal.reason
             raise
         record.auth, record.caller = "off" if principal is ANYONE else "accepted", principal.digest
         return principal

@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import logging
 import os
 import re
 import shlex
@@ -117,10 +118,17 @@ def _model_name(model: str | None) -> str:
     return DEFAULTS.served_model_name if model is None else Path(model).resolve().name
 
 
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def open_model(
-    engine: EngineName, model: str | None, jax_options: JaxOptions = JAX_DEFAULTS
+    engine: EngineName,
+    model: str | None,
+    jax_options: JaxOptions = JAX_DEFAULTS,
+    say: Callable[[str], None] = _say,
 ) -> tuple[ServedEngine, Tokenizer]:
-    """The engine and its tokenizer; the embedded model if none is named."""
+    """The engine and its tokenizer; the embedded model if none is named. `say` is told how it goes on."""
     from gnomon.reference.checkpoint import CheckpointError, default_model_path, load_checkpoint
     from gnomon.reference.engine import ReferenceEngine
     from gnomon.reference.tokenizer import load_tokenizer
@@ -137,7 +145,7 @@ def open_model(
         case EngineName.reference:
             return ReferenceEngine(checkpoint), tokenizer
         case EngineName.jax:
-            return _jax_engine(checkpoint, jax_options), tokenizer
+            return _jax_engine(checkpoint, jax_options, say), tokenizer
 
 
 def _cache() -> Path:
@@ -145,11 +153,8 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gnomon" / "jax"
 
 
-def _jax_engine(checkpoint: Checkpoint, jax_options: JaxOptions) -> ServedEngine:
+def _jax_engine(checkpoint: Checkpoint, jax_options: JaxOptions, say: Callable[[str], None]) -> ServedEngine:
     from gnomon.jax_engine.engine import EngineSettings, JaxEngine, bytes_per_token
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
 
     started = time.monotonic()
     settings = EngineSettings(
@@ -164,7 +169,7 @@ def _jax_engine(checkpoint: Checkpoint, jax_options: JaxOptions) -> ServedEngine
         settings = replace(settings, pool_tokens=jax_options.kv_cache_memory * 2**20 // per_token)
     try:
         engine = JaxEngine(checkpoint, settings, say)
-    except ValueError as error:
+    except (ValueError, MemoryError) as error:
         fail(str(error), 1)
     tokens, taken = engine.pool_tokens, engine.pool_tokens * per_token / 2**20
     say(f"key/value pool: {tokens:,} tokens, {taken:,.1f} MiB; ready in {time.monotonic() - started:.1f} s")
@@ -277,8 +282,22 @@ def _from(context: typer.Context, name: str, value: Any) -> Setting:
     return Setting(value, words.get("" if source is None else source.name, "default"))
 
 
+def check_environment(environment: Mapping[str, str]) -> None:
+    """An empty variable would count as none, and a misspelt one is none: both leave open what they were to close."""
+    known = {_variable(name) for name in ("model", "engine", *(row.name for row in ROWS))}
+    others = {"GNOMON_DATA"}  # the tests' own
+    for name in sorted(name for name in environment if name.startswith("GNOMON_") and name not in others):
+        if name in known and not environment[name].strip():
+            fail(f"{name} is set and empty; give it a value, or unset it", 2)
+        if name not in known and name.startswith("GNOMON_AUTH_"):
+            fail(f"{name} is no option's variable; gnomon serve --help lists them", 2)
+        if name not in known:
+            warn(f"{name} is no option's variable, and does nothing")
+
+
 def serve(chosen: dict[str, Setting], print_config: bool) -> None:
     """Serves until it is told to end; whatever can fail before the server is up is one line and status 1 or 2."""
+    check_environment(os.environ)
     model, engine = chosen["model"].value, chosen["engine"].value
     given_for_jax = [row.name for row in options(JaxOptions) if chosen[row.name].source != "default"]
     if engine is not EngineName.jax and given_for_jax:
@@ -295,10 +314,12 @@ def serve(chosen: dict[str, Setting], print_config: bool) -> None:
     except CannotListen as error:
         fail(str(error), 1)
     chosen["auth_mode"] = _auth_mode(chosen, loopback)
+    name = chosen["served_model_name"].value
+    if not name or not name.isprintable():
+        fail(f"--served-model-name: {name!r} is not allowed; give printable characters, one at least", 2)
     jax_options = JaxOptions(**{row.name: chosen[row.name].value for row in options(JaxOptions)})
     auth = AuthSettings(**{row.name[5:]: chosen[row.name].value for row in options(AuthSettings, "auth_")})
-    settings = Settings(**{row.name: chosen[row.name].value for row in options(Settings)}, auth=auth)
-    check_auth(auth)
+    settings = Settings(**{row.name: chosen[row.name].value for row in options(Settings)}, auth=check_auth(auth))
     check_tls(settings)
     for origin in settings.cors_origins:
         if origin != "*" and not re.fullmatch(r"https?://[^/\s?#@]+", origin):
@@ -326,13 +347,19 @@ def _auth_mode(chosen: Mapping[str, Setting], loopback: bool) -> Setting:
     return Setting(AuthMode.none, "default on a loopback address") if mode.value is None else mode
 
 
-def check_auth(auth: AuthSettings) -> None:
+def check_auth(auth: AuthSettings) -> AuthSettings:
+    """The settings with their key file read: a pipe, such as a shell's <(...), can be read once."""
     from gnomon.http.auth import ConfigError, authenticator
+    from gnomon.http.identity.options import api_keys, check
 
     try:
+        check(auth)
+        if auth.mode is AuthMode.api_key:
+            auth = replace(auth, api_keys=api_keys(auth), api_key_file=None)
         authenticator(auth)
     except ConfigError as error:
         fail(str(error), 2)
+    return auth
 
 
 def check_tls(settings: Settings) -> None:
@@ -364,6 +391,7 @@ def show_config(chosen: Mapping[str, Setting]) -> None:
 def run_server(
     model: str | None, engine: EngineName, jax_options: JaxOptions, settings: Settings, loopback: bool
 ) -> None:
+    import logging
     from logging.config import dictConfig
 
     from gnomon.http.app import create_app
@@ -372,15 +400,13 @@ def run_server(
     from gnomon.http.tracing import CannotTrace
 
     def load() -> tuple[ServedEngine, Tokenizer]:
-        return open_model(engine, model, jax_options)
+        return open_model(engine, model, jax_options, logging.getLogger("gnomon.start").info)
 
     scheme = "http" if settings.tls_certificate is None else "https"
     try:
         with bind(settings.host, settings.port) as listener:
             if not loopback and scheme == "http":
-                warn(
-                    f"{settings.host} is served without TLS: tokens and texts can be read on the way to whoever ends it"
-                )
+                warn(f"{settings.host} is served without TLS; use --tls-certificate, or a proxy that ends TLS")
             allow_open_files(settings.max_connections)
             dictConfig(logging_config(settings))
             app = create_app(None, None, settings)
@@ -394,6 +420,7 @@ def run_server(
     if server.failure is not None:
         raise server.failure
     if server.is_loading:  # that thread cannot be told to stop, and nobody waits for it
+        logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
@@ -421,12 +448,15 @@ def warn(message: str) -> None:
 
 def announce(settings: Settings, base: str) -> None:
     example = shlex.quote(json.dumps({"model": settings.served_model_name, "prompt": "Once upon a time"}))
-    token = "" if settings.auth.mode in (None, AuthMode.none) else "-H 'Authorization: Bearer …' "
-    print(
-        f"{settings.served_model_name} is served at {base}/v1 - try: "
-        f"curl {base}/v1/completions -H 'Content-Type: application/json' {token}-d {example}",
-        flush=True,
-    )
+    token = "" if settings.auth.mode in (None, AuthMode.none) else "-H 'Authorization: Bearer YOUR_TOKEN' "
+    try:
+        print(
+            f"{settings.served_model_name} is served at {base}/v1 - try: "
+            f"curl {base}/v1/completions -H 'Content-Type: application/json' {token}-d {example}",
+            flush=True,
+        )
+    except (OSError, UnicodeEncodeError) as error:  # it serves all the same
+        logging.getLogger("gnomon.http").warning("served at %s, which standard output did not take: %s", base, error)
 
 
 # ---- complete

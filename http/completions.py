@@ -1,7 +1,8 @@
 """POST /v1/completions: bytes → CompletionRequest → Run → one JSON object, or events.
 
     1 the body      its type, its size and its time; what is wrong with them is refused before it is parsed
-    2 prepare       read and held against the model in a thread; whatever can be refused is refused here
+    2 prepare       read and held against the model in a thread, what is long one at a time; whatever can be refused is
+                    refused here
     3 admission     is there room for it? admission.py
     4 the answer    read from the engine in threads of our own number, for no longer than the client stays
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import nullcontext
 from functools import cached_property
 from typing import TypeVar
 
@@ -40,6 +42,10 @@ from gnomon.reference.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
+# A tokenizer needs some 300 times a text's size, whether or not the text then fits the model: 8 MiB become 2.5 GB. So
+# bodies of more than this are prepared one at a time.
+LONG_BODY = 256 * 2**10
+
 
 class Completions:
     """The endpoint, as an ASGI application: it needs to hear of a disconnect while it answers."""
@@ -50,14 +56,26 @@ class Completions:
         self.admission = Admission(settings)
         # at most one for every connection, so that no answer ever waits for a thread that waits for another
         self.threads = Threads("completions")
+        self.long_bodies = asyncio.Lock()
+        self.arriving = 0  # requests whose bodies are being read or prepared
+        self.preparing = 0  # those of them that are whole
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request, record = Request(scope, receive), record_of(scope)
         check_content_type(request.headers)
         engine, tokenizer = self.service.model()
-        self.admission.room()
-        body = await read_body(request, self.settings.max_body_bytes, self.settings.body_seconds)
-        run = await asyncio.wrap_future(self.threads.submit(lambda: self.prepare(body, engine, tokenizer)))
+        self.admission.room(self.arriving)
+        self.arriving += 1
+        try:
+            body = await read_body(request, self.settings.max_body_bytes, self.settings.body_seconds)
+            self.preparing += 1
+            try:
+                async with self.long_bodies if len(body) > LONG_BODY else nullcontext():
+                    run = await asyncio.wrap_future(self.threads.submit(lambda: self.prepare(body, engine, tokenizer)))
+            finally:
+                self.preparing -= 1
+        finally:
+            self.arriving -= 1
         describe(run, record)
         with self.admission.admitted(run) as answer:
             record.queued = answer.arrived
@@ -112,8 +130,9 @@ class Completions:
         except Exception as error:
             if not events.begun:
                 raise
-            record.outcome = "failed"
-            await events.write(sse.event(json_bytes(as_request_error(error).to_json())))
+            told = as_request_error(error)
+            record.outcome = "failed" if told.status == 500 else "refused"
+            await events.write(sse.event(json_bytes(told.to_json())))
         else:
             self.service.sound()
         finally:
@@ -141,6 +160,11 @@ class Completions:
     def open(self) -> list[Answer]:
         """The answers under way."""
         return self.admission.open
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that have come whole and have yet to be answered."""
+        return len(self.open) + self.preparing
 
     def stop(self) -> None:
         """The server ends: every answer under way ends with an error that says so, and so does every later one."""

@@ -1,6 +1,7 @@
 """What a line of the log looks like: text for people, or one JSON object a line; all of it on standard error.
 
     hide            what the lines of this request must not show: its credentials
+    Aside           writes the lines in a thread of its own: a pipe that nobody reads stops no request, and no signal
     logging_config  which loggers speak, and in which of the two forms
 
 Whatever a message holds, a line is one line: control characters are escaped, and the lines of a traceback are indented
@@ -12,15 +13,21 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import sys
+import threading
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from queue import SimpleQueue
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import quote
 
 from gnomon.http.settings import LogFormat, Settings
 
 HIDDEN = "[hidden]"
+MOST_LINES = 10_000
+FLUSH_SECONDS = 1.0
 _LEAST = 8  # characters: what is shorter is no secret, and would only punch holes into words
 _CREDENTIALS = re.compile(r"\b(Bearer|Basic)(\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 _hidden: ContextVar[tuple[bytes, ...]] = ContextVar("gnomon.hidden", default=())
@@ -104,13 +111,63 @@ class JsonLines(Lines):
         return json.dumps(line)
 
 
+class Aside(logging.Handler):
+    """Lines to standard error. At most MOST_LINES wait to be written; what comes then is lost, and counted.
+
+    Written past the interpreter's buffer: a thread that stands in a write there would hold its lock at the end.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: SimpleQueue[str] = SimpleQueue()
+        self._lost = 0
+        self._unwritten = threading.Semaphore(MOST_LINES)
+        self._turn = threading.Lock()  # not the handler's own, which is held while the end waits in `flush`
+        self._idle = threading.Event()
+        self._idle.set()
+        self._thread: threading.Thread | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:  # the handler's lock is held
+        line = self.format(record)  # here and not there: what must be hidden is known in this context only
+        if not self._unwritten.acquire(blocking=False):
+            self._lost += 1
+            return
+        if self._lost:
+            lost = f"{self._lost} lines before this one were lost: nobody read standard error"
+            line = self.format(logging.LogRecord("gnomon.http", logging.WARNING, "", 0, lost, (), None)) + "\n" + line
+            self._lost = 0
+        with self._turn:
+            self._idle.clear()
+            self._lines.put(line + "\n")
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="log", daemon=True)
+            self._thread.start()
+
+    def flush(self) -> None:
+        """Waits for what was said, but not for ever."""
+        self._idle.wait(FLUSH_SECONDS)
+
+    def _work(self) -> None:
+        while True:
+            line = self._lines.get().encode(errors="backslashreplace")
+            try:
+                while line and sys.stderr is not None:
+                    line = line[os.write(sys.stderr.fileno(), line) :]
+            except (OSError, ValueError):  # closed, or its disk is full: there is nowhere to say so
+                line = b""
+            self._unwritten.release()
+            with self._turn:
+                if self._lines.empty():
+                    self._idle.set()
+
+
 def logging_config(settings: Settings) -> dict[str, Any]:
     """For `logging.config.dictConfig`."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"lines": {"()": JsonLines if settings.log_format is LogFormat.json else TextLines}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
+        "handlers": {"stderr": {"()": Aside, "formatter": "lines"}},
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {
             "gnomon": {"level": "INFO"},

@@ -32,6 +32,7 @@ class Record:
     bytes_sent: int = 0
     auth: str | None = None  # the outcome of authentication, one of a few words
     caller: str | None = None  # the first 8 hex digits of the credential's SHA-256
+    reason: str | None = None  # why it was not let in, in fixed words; for the log, never for the caller
     outcome: Outcome | None = None
     # ---- of a completion, from here on
     completion_id: str | None = None

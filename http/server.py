@@ -154,10 +154,14 @@ class Server(uvicorn.Server):
 
     def _is_drained(self) -> bool:
         if not self._drained_by:
-            under_way, most = len(self.completions.open), self.settings.drain_seconds
-            log.info("nothing new is let in; %d requests are to be finished, in at most %g s", under_way, most)
+            under_way, most = self.completions.unfinished, self.settings.drain_seconds
+            log.info(
+                "nothing new is let in; %d requests are to be finished in %g s at most; a second signal ends it now",
+                under_way,
+                most,
+            )
             self._drained_by = time.monotonic() + most
-        return not self.completions.open or self.cut_short or time.monotonic() >= self._drained_by
+        return not self.completions.unfinished or self.cut_short or time.monotonic() >= self._drained_by
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.service.draining = True
@@ -166,6 +170,7 @@ class Server(uvicorn.Server):
         cut = loop.call_later(self.settings.shutdown_seconds, self.cut)
         await super().shutdown(sockets)
         cut.cancel()
+        log.info("stopped")
 
     def cut(self) -> None:
         """Ends the connections of clients that neither read nor finish what they send."""

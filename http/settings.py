@@ -62,9 +62,11 @@ class AuthSettings:
         AUTH,
         metavar="FILE",
     )
-    issuer: str | None = option(None, "The issuer's URL, exactly as its discovery document says it.", AUTH)
+    issuer: str | None = option(
+        None, "The issuer's URL, exactly as its tokens and its discovery document say it (iss).", AUTH
+    )
     audience: str | None = option(
-        None, "What tokens must be made out for: our identifier at the issuer; for exchange and jwks.", AUTH
+        None, "What a token must be made out for (aud): our identifier at the issuer; for exchange and jwks.", AUTH
     )
     token_url: str | None = option(None, "Instead of the discovered token endpoint; for exchange.", AUTH)
     userinfo_url: str | None = option(None, "Instead of the discovered userinfo endpoint; for userinfo.", AUTH)
@@ -83,15 +85,20 @@ class AuthSettings:
     http_seconds: float = option(3, "How long the identity service may take for one answer.", AUTH, min=0.1)
     max_parallel: int = option(32, "Requests to the identity service at one time.", AUTH, min=1)
     ca_file: Path | None = option(None, "Certificates to trust the identity service by.", AUTH, metavar="FILE")
-    client_certificate: Path | None = option(None, "Our certificate for the identity service.", AUTH, metavar="FILE")
+    client_certificate: Path | None = option(
+        None, "Our certificate, where the identity service asks for one.", AUTH, metavar="FILE"
+    )
     client_key: Path | None = option(None, "The key of that certificate.", AUTH, metavar="FILE")
     max_token_bytes: int = option(8192, "The longest token or key; in every mode but none.", AUTH, min=16)
     account_types: tuple[str, ...] = option(("user", "service"), "Account types let in; exchange, userinfo.", AUTH)
     organizations: tuple[str, ...] = option(
-        (), "Organizations let in; none named: whoever has one. For exchange, userinfo.", AUTH
+        (), "Ids of organizations let in; none named: whoever belongs to one. For exchange, userinfo.", AUTH
     )
     required_acl: str | None = option(
-        None, "A right that the caller must have, as name:operation; exchange, userinfo.", AUTH
+        None,
+        "A right that the caller must have, as name:operation (create, read, update or delete), such as "
+        "compute:instances:read; exchange, userinfo.",
+        AUTH,
     )
     require_authz: bool = option(
         True, "Refuse a userinfo answer that does not tell the account's type; for userinfo.", AUTH
@@ -104,7 +111,7 @@ class Settings:
     """All that the application and the process around it are told."""
 
     host: str = option("127.0.0.1", "The address to serve on.", SERVING)
-    port: int = option(8000, "0 takes any free one.", SERVING, min=0, max=65535)
+    port: int = option(8000, "The port to serve on; 0 takes any free one.", SERVING, min=0, max=65535)
     served_model_name: str = option(
         "gnomon-stories",
         "The id that requests name. Default: the directory's name; gnomon-stories for the embedded model.",
@@ -112,7 +119,9 @@ class Settings:
     )
     tls_certificate: Path | None = option(None, "Serve HTTPS with this certificate chain.", SERVING, metavar="FILE")
     tls_key: Path | None = option(None, "The key of that certificate.", SERVING, metavar="FILE")
-    cors_origins: tuple[str, ...] = option((), "Origins whose pages may call, such as https://example.org.", SERVING)
+    cors_origins: tuple[str, ...] = option(
+        (), "Origins whose pages may call, such as https://example.org; * is every page.", SERVING
+    )
 
     openai_limits: bool = option(False, "Allow no more than the published API: logprobs 5, stop 4.", LIMITS)
     max_candidates: int = option(2048, "Candidates of one request, over all its prompts; else 400.", LIMITS, min=1)
@@ -134,16 +143,20 @@ class Settings:
         min=1,
     )
 
-    header_seconds: float = option(10, "For a request's headers to be whole; else 408.", TIMES, min=0.01)
-    body_seconds: float = option(30, "For a request's body to be whole; else 408.", TIMES, min=0.01)
-    queue_seconds: float = option(60, "In the queue before the engine begins; else 503.", TIMES, min=0.01)
-    request_seconds: float = option(600, "For one request from first to last; then 503, or an error event.", TIMES,
-                                    min=0.01)  # fmt: skip
-    write_seconds: float = option(30, "For a client that does not read; then its connection is cut.", TIMES, min=0.01)
-    ping_seconds: float = option(15, "Between comments that keep a silent stream open.", TIMES, min=0.01)
-    idle_seconds: float = option(30, "For a connection between two requests.", TIMES, min=0.01)
-    drain_seconds: float = option(30, "For running requests to finish after SIGTERM or Ctrl-C.", TIMES, min=0)
-    shutdown_seconds: float = option(3, "For connections to close after that.", TIMES, min=0)
+    header_seconds: float = option(10, "Seconds for a request's headers to be whole; else 408.", TIMES, min=0.01)
+    body_seconds: float = option(30, "Seconds for a request's body to be whole; else 408.", TIMES, min=0.01)
+    queue_seconds: float = option(60, "Seconds in the queue before the engine begins; else 503.", TIMES, min=0.01)
+    request_seconds: float = option(600, "Seconds for one request from first to last; then 503, or an error event.",
+                                    TIMES, min=0.01)  # fmt: skip
+    write_seconds: float = option(
+        30, "Seconds for a client that does not read; then its connection is cut.", TIMES, min=0.01
+    )
+    ping_seconds: float = option(15, "Seconds between comments that keep a silent stream open.", TIMES, min=0.01)
+    idle_seconds: float = option(
+        30, "Seconds for a connection between two requests; then it is closed.", TIMES, min=0.01
+    )
+    drain_seconds: float = option(30, "Seconds for running requests to finish after SIGTERM or Ctrl-C.", TIMES, min=0)
+    shutdown_seconds: float = option(3, "Seconds for connections to close after that.", TIMES, min=0)
 
     log_format: LogFormat = option(LogFormat.text, "Lines to read, or JSON objects.", OBSERVING)
     otlp_endpoint: str | None = option(

@@ -31,11 +31,12 @@ class Threads:
     def submit(self, call: Callable[[], T]) -> Future[T]:
         future: Future[T] = Future()
         with self._lock:
-            self._calls.put((future, call))
             if self._spare:
                 self._spare -= 1
+                self._calls.put((future, call))
                 return future
-        threading.Thread(target=self._work, name=self._name).start()
+        # Not by the queue: where the system has no thread left, the call would stay there and be taken for a later one.
+        threading.Thread(target=self._work, args=[[(future, call)]], name=self._name).start()
         return future
 
     def close(self) -> None:
@@ -46,24 +47,27 @@ class Threads:
                 self._calls.put(None)
             self._spare = 0
 
-    def _work(self) -> None:
-        while True:
-            try:
-                item = self._calls.get(timeout=self._idle_seconds)
-            except Empty:
-                with self._lock:
-                    if self._calls.empty():
-                        self._spare -= 1
-                        return
-                continue
-            if item is None:
-                return
+    def _work(self, first: list[tuple[Future[Any], Callable[[], Any]]]) -> None:
+        item: tuple[Future[Any], Callable[[], Any]] | None = first.pop()  # or the thread would keep it until it ends
+        while item is not None:
             _carry_out(*item)
-            del item  # or an answer would live on while its thread waits
+            item = None  # or an answer would live on while its thread waits
             with self._lock:
                 if self._closed:
                     return
                 self._spare += 1
+            item = self._next()
+
+    def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+        """What a spare thread is to do; None: it is to end."""
+        while True:
+            try:
+                return self._calls.get(timeout=self._idle_seconds)
+            except Empty:
+                with self._lock:
+                    if self._calls.empty():
+                        self._spare -= 1
+                        return None
 
 
 def _carry_out(future: Future[T], call: Callable[[], T]) -> None:
@@ -75,3 +79,5 @@ def _carry_out(future: Future[T], call: Callable[[], T]) -> None:
         future.set_exception(error)
     else:
         future.set_result(result)
+    finally:
+        del future, call  # an error knows this frame: what its request held would live on until the next collection

@@ -47,16 +47,16 @@ def tracer(settings: Settings, model: str) -> Tracer | None:
     except ValueError:
         sound = False
     if not sound:
-        raise CannotTrace("otlp_endpoint: it must be a URL such as http://127.0.0.1:4318/v1/traces")
+        raise CannotTrace("--otlp-endpoint: it must be a URL such as http://127.0.0.1:4318/v1/traces")
     if "@" in parts.netloc:
-        raise CannotTrace("otlp_endpoint: a URL with a password in it is refused; use OTEL_EXPORTER_OTLP_HEADERS")
+        raise CannotTrace("--otlp-endpoint: a URL with a password in it is refused; use OTEL_EXPORTER_OTLP_HEADERS")
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
         return Tracer(OTLPSpanExporter(endpoint, timeout=EXPORT_SECONDS), model)
     except ImportError as error:
         raise CannotTrace(
-            f"otlp_endpoint: traces need the extra tracing: pip install 'gnomon[tracing]' ({error})"
+            f"--otlp-endpoint: traces need the extra tracing: pip install '.[tracing]' ({error})"
         ) from None
 
 

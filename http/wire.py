@@ -17,11 +17,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import uuid
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import h11
+from starlette.types import Scope
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
@@ -35,6 +37,7 @@ from gnomon.http.errors import (
     UnknownCoding,
     UnknownVersion,
 )
+from gnomon.http.record import record_of
 from gnomon.http.settings import Settings
 from gnomon.reference.request import shown
 from gnomon.reference.response import json_bytes
@@ -282,7 +285,8 @@ class Wire(H11Protocol):
                 return
             self.refused.add(self)
             most = self.settings.max_connections
-            self.conn.refuse_all = Unavailable(f"{most} connections are open; no more are allowed", "too_busy")
+            message = f"{most} connections are open, as many as may; send the request again, or on an open connection"
+            self.conn.refuse_all = Unavailable(message, "too_busy")
             seconds = min(seconds, REFUSED_SECONDS)
         self.after(seconds, "head", self.head_late)
 
@@ -399,13 +403,17 @@ class Wire(H11Protocol):
                 self.inner.abort()
                 return
         self.on_refusal(error.status)
-        logger.debug("refused at the socket: %d", error.status)
+        # a request whose body broke off has an id already
+        request_id = (record_of(cast(Scope, self.scope)).request_id if self.answering else "") or uuid.uuid4().hex
+        client = self.client[0] if self.client else "-"
+        logger.info("%s refused at the socket: %d id=%s", client, error.status, request_id)
         body = json_bytes(error.to_json())
         headers: Mapping[str, str] = {
             **{name.decode(): value.decode() for name, value in self.server_state.default_headers},
             **{name.lower(): value for name, value in error.headers.items()},
             "content-type": "application/json",
             "content-length": str(len(body)),
+            "x-request-id": request_id,
             "connection": "close",
         }
         lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", *map(": ".join, headers.items())]

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
 from gnomon.http.access import AccessLine, Observed
-from gnomon.http.logs import JsonLines, Lines, TextLines, hide
+from gnomon.http.logs import MOST_LINES, JsonLines, Lines, TextLines, hide
 from gnomon.http.metrics import Metrics
 from gnomon.http.record import Record
 from helpers.live import eventually
@@ -191,7 +191,7 @@ def test_the_json_line_has_the_same_names_for_every_request(here: World, caplog:
     assert len(objects) == len(ENDINGS)
     assert {tuple(object) for object in objects} == {
         ("time", "level", "logger", "client", "method", "path", "route", "status", "bytes", "seconds", "outcome",
-         "request_id", "auth", "caller", "completion_id", "stream", "prompts", "candidates", "max_tokens",
+         "request_id", "auth", "caller", "reason", "completion_id", "stream", "prompts", "candidates", "max_tokens",
          "prompt_tokens", "completion_tokens", "cached_tokens", "finish_reasons", "queue_seconds",
          "first_token_seconds")
     }  # fmt: skip
@@ -461,3 +461,47 @@ def test_on_a_socket_every_answer_has_its_id_and_a_client_that_leaves_is_counted
         assert eventually(lambda: here.sample("gnomon:requests_ended_total", outcome="cancelled") == 2)
     assert here.sample("gnomon:requests_received_total") == here.sample("gnomon:requests_ended_total") == 7
     assert here.sample("gnomon:http_requests_total", code="none") == 1
+
+
+FLOOD = """
+import logging, logging.config, sys
+from gnomon.http import logs
+from gnomon.http.settings import Settings
+logging.config.dictConfig(logs.logging_config(Settings()))
+for i in range(logs.MOST_LINES + 2000):
+    logging.getLogger("gnomon.http").info("line %d of many %s", i, "x" * 50)
+print("all said", flush=True)
+sys.stdin.readline()
+logging.getLogger("gnomon.http").info("the last")
+"""
+
+
+def test_a_standard_error_that_nobody_reads_stops_nothing_and_what_is_lost_is_counted() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", FLOOD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "all said\n"  # nobody has read a byte of 1 MB yet
+        first = [process.stderr.readline() for _ in range(5000)]
+        process.stdin.write("\n")
+        process.stdin.close()
+        lines = first + process.stderr.readlines()
+        assert process.wait(60) == 0
+    assert "the last" in lines[-1]
+    lost = next(int(line.split()[2]) for line in lines if "lines before this one were lost" in line)
+    assert lost > 0
+    assert sum("of many" in line for line in lines) + lost == MOST_LINES + 2000
+
+
+def test_a_process_ends_whose_standard_error_nobody_reads() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", FLOOD], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.wait(60) == 0

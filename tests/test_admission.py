@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -17,9 +18,11 @@ from starlette.applications import Starlette
 
 from gnomon.http.admission import Admission, Answer, Pace, Places
 from gnomon.http.app import create_app
+from gnomon.http.completions import LONG_BODY, Completions
 from gnomon.http.errors import QueueFull, ShuttingDown
 from gnomon.http.settings import Settings
 from gnomon.reference.completion import Run, prepare
+from gnomon.reference.engine import Engine
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import Usage
 from gnomon.reference.tokenizer import Tokenizer
@@ -76,7 +79,7 @@ def test_one_request_more_than_may_wait_is_a_429_that_says_when_to_come_back(gat
         for _ in range(3):
             refused = httpx.post(clients.url, json=request_body())
             message = check_error(refused, 429, code="queue_full")
-            assert "2 requests are waiting" in message
+            assert "2 waiting" in message
             assert int(refused.headers["retry-after"]) >= 1
         gate.allow(1000)
         assert all(answer.result(20).status_code == 200 for answer in (first, *waiting))
@@ -379,3 +382,56 @@ def test_two_requests_at_one_place_take_turns_and_both_are_whole(tokenizer: Toke
         ]
         assert all(answer.result(30).json()["usage"]["completion_tokens"] == 50 for answer in answers)
     assert seen in ([65] * 50 + [66] * 50, [66] * 50 + [65] * 50)
+
+
+def test_long_bodies_are_prepared_one_at_a_time_and_short_ones_beside_them(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text needs hundreds of times its size while it is encoded: twenty of 8 MB took 24 GB, and the process."""
+    app = create_app(FakeEngine(always(*b"abc")), tokenizer, Settings())
+    preparing, at_work, most = Completions.prepare, 0, 0
+    short_beside: list[int] = []
+
+    def counted(self: Completions, body: bytes, engine: Engine, tokenizer: Tokenizer) -> Run:
+        nonlocal at_work, most
+        if len(body) <= LONG_BODY:
+            short_beside.append(at_work)
+            return preparing(self, body, engine, tokenizer)
+        at_work += 1
+        most = max(most, at_work)
+        assert eventually(lambda: bool(short_beside))
+        time.sleep(0.01)
+        at_work -= 1
+        return preparing(self, body, engine, tokenizer)
+
+    monkeypatch.setattr(Completions, "prepare", counted)
+
+    async def together() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gnomon") as client:
+            asked = [
+                asyncio.create_task(client.post("/v1/completions", json=request_body(prompt="a" * LONG_BODY)))
+                for _ in range(4)
+            ]
+            await asyncio.sleep(0.05)
+            return [await client.post("/v1/completions", json=request_body()), *await asyncio.gather(*asked)]
+
+    assert [answer.status_code for answer in asyncio.run(together())] == [200, 400, 400, 400, 400]
+    assert most == 1
+    assert short_beside == [1]
+
+
+def test_bodies_that_are_being_read_count_as_waiting(gate: Gate, tokenizer: Tokenizer) -> None:
+    """Each may hold megabytes before anybody knows what it asks for."""
+    app = app_of(gate, tokenizer, max_queue=2)
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nHost: gnomon\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+    )
+    with serving(app) as base, connection(base) as first, connection(base) as second:
+        for client in (first, second):
+            client.sendall(f"{head}{{".encode())
+        assert eventually(lambda: app.state.completions.arriving == 2)
+        check_error(httpx.post(f"{base}/v1/completions", json=request_body()), 429, code="queue_full")
+        first.close()
+        assert eventually(lambda: app.state.completions.arriving == 1)
+        gate.allow(100)
+        assert httpx.post(f"{base}/v1/completions", json=request_body(max_tokens=1)).status_code == 200

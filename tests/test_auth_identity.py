@@ -312,7 +312,8 @@ def test_the_log_tells_of_an_outage_once_and_of_its_end(
         del identity.instead["userinfo"]
         assert at.outcome(identity.service_token()) == "accepted"
     lines = [record.getMessage() for record in caplog.records if record.name == "gnomon.http"]
-    assert lines == ["the identity service is away: status 502", "the identity service is back"]
+    service = f"the identity service at {identity.issuer}"
+    assert lines == [f"{service} is away: status 502", f"{service} is back"]
 
 
 def test_bad_tokens_in_an_outage_do_not_fill_the_log(
@@ -327,7 +328,7 @@ def test_bad_tokens_in_an_outage_do_not_fill_the_log(
     lines = [record.getMessage() for record in caplog.records if record.name == "gnomon.http"]
     assert lines == [
         "the key set was not renewed: status 502",
-        "the identity service is away: an unknown kid, and the key set cannot be fetched",
+        f"the identity service at {identity.issuer} is away: an unknown kid, and the key set cannot be fetched",
     ]
 
 
@@ -562,3 +563,15 @@ def test_more_questions_than_may_be_asked_at_once_wait_their_turn(identity: Fake
         tokens = [identity.service_token(f"sa-{number}") for number in range(12)]
         assert {response.status_code for response in at.together(tokens)} == {200}
     assert most == 3
+
+
+def test_questions_that_were_given_up_keep_no_place_from_later_ones(identity: FakeIdentity, time: FakeTime) -> None:
+    """Many more than may be asked at once, of a service that does not answer: it has to be asked again afterwards."""
+    with door(settings_for(identity, AuthMode.userinfo, max_parallel=4, http_seconds=0.4), time) as at:
+        for fault in (hang, slow(identity.router, 0.15)):
+            identity.instead["userinfo"] = fault
+            for _ in range(2):
+                at.together([identity.service_token(f"sa-{number}") for number in range(40)])
+        del identity.instead["userinfo"]
+        tokens = [identity.service_token(f"late-{number}") for number in range(4)]
+        assert {response.status_code for response in at.together(tokens)} == {200}

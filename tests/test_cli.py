@@ -13,9 +13,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import httpx
 import numpy as np
@@ -358,10 +358,11 @@ def test_serve_says_where_and_its_example_works_and_ctrl_c_ends_it(model: Path) 
         assert (served["id"], served["max_model_len"]) == ("tiny", 4096)
         assert "server" not in response.headers
         log = interrupt(server.process)
-    post, get, draining = log.splitlines()
+    post, get, draining, stopped = log.splitlines()
     assert re.fullmatch(r'\S+ INFO 127.0.0.1 "POST /v1/completions" 200 \d+B .* answered id=\w{32} .*', post)
     assert re.fullmatch(r'\S+ INFO 127.0.0.1 "GET /v1/models" 200 .*', get)
     assert "nothing new is let in; 0 requests are to be finished" in draining
+    assert stopped.endswith(" INFO stopped")
 
 
 def test_the_servers_options_are_carried_out(model: Path) -> None:
@@ -562,6 +563,84 @@ def test_the_configuration_shows_how_many_keys_there_are_and_none_of_them(
     assert re.search(r'^auth_api_keys = "2 values, not shown" +# environment GNOMON_AUTH_API_KEYS$', result.out, re.M)
 
 
+@pytest.mark.parametrize(
+    "name", ["GNOMON_AUTH_ORGANIZATIONS", "GNOMON_AUTH_REQUIRED_ACL", "GNOMON_AUTH_MODE", "GNOMON_PORT"]
+)
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_variable_is_refused_and_does_not_count_as_none(
+    gnomon: Gnomon, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    if value and name != "GNOMON_AUTH_ORGANIZATIONS":
+        assert gnomon("serve", "--print-config").code == 2  # typer has a word of its own for these
+    else:
+        check_one_line(gnomon("serve", "--print-config"), 2, f"{name} is set and empty")
+
+
+def test_a_misspelt_variable_is_told_and_refused_where_it_was_to_keep_somebody_out(
+    gnomon: Gnomon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GNOMON_MAX_QEUE", "3")
+    told = gnomon("serve", "--print-config")
+    assert (told.code, told.err.count("\n")) == (0, 1)
+    assert told.err.startswith("gnomon: warning: GNOMON_MAX_QEUE is no option's variable")
+    monkeypatch.delenv("GNOMON_MAX_QEUE")
+    monkeypatch.setenv("GNOMON_AUTH_ORGANISATIONS", "acme")
+    check_one_line(gnomon("serve", "--print-config"), 2, "GNOMON_AUTH_ORGANISATIONS is no option's variable")
+
+
+def test_keys_can_come_from_a_pipe_and_are_asked_for(model: Path) -> None:
+    read, write = os.pipe()
+    os.write(write, b"a-key-of-sixteen-characters\n")
+    os.close(write)
+    command = [*COMMAND, "serve", str(model), "--port", "0", "--engine", "reference", "--auth-mode", "api-key"]
+    command += ["--auth-api-key-file", f"/dev/fd/{read}"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pass_fds=[read]
+    ) as process:
+        os.close(read)
+        assert process.stdout is not None
+        found = re.search(r" is served at (http://\S+)/v1 ", process.stdout.readline())
+        try:
+            assert found
+            headers = {"authorization": "Bearer a-key-of-sixteen-characters"}
+            assert httpx.get(f"{found[1]}/version", headers=headers).status_code == 200
+            assert httpx.get(f"{found[1]}/version").status_code == 401
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("out", ["full", "gone", "ascii"])
+def test_a_standard_output_that_takes_nothing_does_not_end_the_server(model: Path, out: str) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    command = [*COMMAND, "serve", str(model), "--port", str(port), "--engine", "reference", "--auth-mode", "api-key"]
+    environment = os.environ | {"GNOMON_AUTH_API_KEYS": "a-key-of-sixteen-characters"}
+    read, write = os.pipe()
+    os.close(read)
+    with open("/dev/full", "wb") as full:
+        places: dict[str, IO[bytes] | int] = {"full": full, "gone": write, "ascii": subprocess.DEVNULL}
+        if out == "ascii":
+            environment["PYTHONIOENCODING"] = "ascii"
+        process = subprocess.Popen(command, stdout=places[out], stderr=subprocess.DEVNULL, env=environment)
+    os.close(write)
+
+    def ready() -> bool:
+        assert process.poll() is None
+        with suppress(httpx.ConnectError):
+            headers = {"authorization": "Bearer a-key-of-sixteen-characters"}
+            return httpx.get(f"http://127.0.0.1:{port}/readyz", headers=headers).status_code == 200
+        return False
+
+    try:
+        assert eventually(ready, 30)
+        time.sleep(0.2)  # it is ready a moment before it says so
+        assert ready()
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.parametrize("origin", ["example.org", "https://a/b", "https://u@a", "ftp://a", "https://"])
 def test_an_origin_that_is_none_is_one_line(gnomon: Gnomon, origin: str) -> None:
     check_one_line(gnomon("serve", "--cors-origins", origin), 2, "--cors-origins: ")
@@ -581,6 +660,11 @@ def test_the_connections_that_may_be_open_get_the_files_they_need(most: int) -> 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == f"{min(most, 1192)}\n"
     assert ("--max-connections 1000 needs 1192 open files" in done.stderr) == (most < 1192)
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "\x1b[31m"])
+def test_a_name_that_cannot_be_shown_is_one_line(gnomon: Gnomon, name: str) -> None:
+    check_one_line(gnomon("serve", "--served-model-name", name), 2, "--served-model-name: ")
 
 
 @pytest.mark.parametrize("given", [["--tls-certificate", README], ["--tls-key", README]])
@@ -644,7 +728,7 @@ def test_serve_runs_jax_by_default_reports_its_start_and_starts_quicker_from_its
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    programs = r"products by .+\n(compiled \w+ in [\d.]+ s\n){5}"
+    programs = r"\S+ INFO products by .+\n(\S+ INFO compiled \w+ in [\d.]+ s\n){5}\S+ INFO "
     kept = []
     for _ in range(2):
         with serve(model, "--port", 0, "--slots", 2) as server:

@@ -16,12 +16,15 @@ from starlette.applications import Starlette
 
 from gnomon.http import service as service_module
 from gnomon.http.app import create_app
+from gnomon.http.completions import Completions
 from gnomon.http.server import Server, bind, url
 from gnomon.http.service import FAULTS
 from gnomon.http.settings import Settings
+from gnomon.reference.completion import Run
+from gnomon.reference.engine import Engine
 from gnomon.reference.tokenizer import Tokenizer
 from helpers.fake import FakeEngine, always, fake_tokenizer
-from helpers.live import call, check_error, eventually, post
+from helpers.live import call, check_error, eventually, post, request_body
 
 PROBES = ("/readyz", "/health")
 
@@ -133,6 +136,40 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_cause(tokenizer:
         server = Server(create_app(None, None, Settings()), Settings(), lambda: pytest.fail("ready?"), load)
         server.run(sockets=[listener])
     assert str(server.failure) == "no such weights"
+
+
+def test_a_request_that_is_being_prepared_when_the_server_is_to_end_is_finished(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, prepare = threading.Event(), threading.Event(), Completions.prepare
+    ready, answers = threading.Event(), []
+
+    def slow(self: Completions, body: bytes, engine: Engine, tokenizer: Tokenizer) -> Run:
+        begun.set()
+        assert go_on.wait(20)
+        return prepare(self, body, engine, tokenizer)
+
+    monkeypatch.setattr(Completions, "prepare", slow)
+    settings = Settings(shutdown_seconds=0.1)
+    with bind("127.0.0.1", 0) as listener:
+        server = Server(create_app(FakeEngine(always(*b"abc")), tokenizer, settings), settings, ready.set)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        assert ready.wait(20)
+        address = f"{url(listener)}/v1/completions"
+        client = threading.Thread(target=lambda: answers.append(httpx.post(address, json=request_body()).status_code))
+        client.start()
+        try:
+            assert begun.wait(20)
+            server.handle_exit(15, None)
+            thread.join(1)
+            assert thread.is_alive()
+        finally:
+            go_on.set()
+            client.join(20)
+            thread.join(20)
+    assert not thread.is_alive()
+    assert answers == [200]
 
 
 # ---- an engine that fails

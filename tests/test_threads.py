@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from concurrent.futures import Future
 
 import pytest
@@ -60,6 +62,22 @@ def test_what_a_call_raises_is_the_callers_and_the_thread_goes_on() -> None:
     threads.close()
 
 
+def test_a_thread_that_cannot_be_started_costs_its_own_call_and_no_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    threads, carried_out = Threads("t6", idle_seconds=0.05), []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        with pytest.raises(RuntimeError, match="new thread"):
+            threads.submit(lambda: carried_out.append("what was refused"))
+    for i in range(3):
+        assert threads.submit(lambda i=i: i).result(10) == i  # type: ignore[misc]
+        assert eventually(lambda: alive("t6") == 0)
+        assert threads._spare == 0
+    assert carried_out == []
+
+
 def test_closing_ends_those_at_work_with_their_work_and_a_late_call_is_carried_out() -> None:
     threads, hold = Threads("t5"), threading.Event()
     at_work: Future[bool] = threads.submit(hold.wait)
@@ -71,3 +89,25 @@ def test_closing_ends_those_at_work_with_their_work_and_a_late_call_is_carried_o
     hold.set()
     assert at_work.result(10)
     assert eventually(lambda: alive("t5") == 0)
+
+
+def test_what_a_failed_call_held_is_free_at_once_and_not_at_the_next_collection() -> None:
+    class Held:
+        """A prompt of megabytes, say."""
+
+    held: list[weakref.ref[Held]] = []
+
+    def broken() -> None:
+        local = Held()
+        held.append(weakref.ref(local))
+        raise KeyError("mine")
+
+    threads = Threads("t7", idle_seconds=0.05)
+    gc.disable()
+    try:
+        with pytest.raises(KeyError, match="mine"):
+            threads.submit(broken).result(10)
+        assert eventually(lambda: alive("t7") == 0)
+        assert held[0]() is None
+    finally:
+        gc.enable()

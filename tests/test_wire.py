@@ -11,6 +11,7 @@ import ipaddress
 import json
 import logging
 import random
+import re
 import socket
 import ssl
 import threading
@@ -325,6 +326,7 @@ def test_what_is_refused_gets_one_answer_and_nothing_after_it_is_a_request(base:
         assert answer.error
         assert answer.headers["connection"] == "close"
         assert "date" in answer.headers
+        assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
         client.send(SMUGGLED)
         client.raw.shutdown(socket.SHUT_WR)
         assert client.ended
@@ -355,6 +357,17 @@ def test_a_refusal_does_not_repeat_a_token(base: str, at: str, caplog: pytest.Lo
     assert answer.status == 400
     assert token not in answer.body
     assert token.decode() not in caplog.text
+
+
+def test_a_refusal_is_a_line_of_the_log_under_the_id_of_its_answer(base: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    refused = ask(base, b"GARBAGE\r\n\r\n").headers["x-request-id"]
+    assert f"127.0.0.1 refused at the socket: 400 id={refused}" in caplog.messages
+    with client_of(base) as client:  # its head was whole: the application knows it, by the caller's name
+        lines = [b"POST /v1/completions HTTP/1.1", b"Host: gnomon", b"X-Request-Id: mine", b"Content-Length: 9"]
+        client.send(b"\r\n".join([*lines, b"Content-Type: application/json", b"", b"{"]))
+        client.raw.shutdown(socket.SHUT_WR)
+        assert client.next().headers["x-request-id"] == "mine"
 
 
 # ---- what is not: answered, and the connection goes on

@@ -115,9 +115,9 @@ class BearerTokens:
         A refusal is no sign of its return: in mode jwks anybody can have one, and the log would fill with comings.
         """
         if away is not None and not self.away:
-            logger.warning("the identity service is away: %s", away.reason)
+            logger.warning("the identity service at %s is away: %s", self.settings.issuer, away.reason)
         if away is None and self.away:
-            logger.warning("the identity service is back")
+            logger.warning("the identity service at %s is back", self.settings.issuer)
         self.away = away is not None
 
     async def authenticate(self, headers: Headers) -> Principal:

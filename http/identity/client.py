@@ -78,10 +78,12 @@ class IdentityService:
         self.wanted = NEEDED[settings.mode]
         self.chosen = Endpoints(settings.token_url, settings.userinfo_url, settings.jwks_url)
         self.endpoints = Endpoints()
+        # Not the pool's own bound: who is cancelled while waiting there may take a connection along for good.
+        self.turns = asyncio.Semaphore(settings.max_parallel)
         self.client = httpx.AsyncClient(
             verify=tls,
             timeout=settings.http_seconds,
-            limits=httpx.Limits(max_connections=settings.max_parallel),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=settings.max_parallel),
             follow_redirects=False,
             trust_env=False,
             # one caller's cookie must not go along with the next caller's token
@@ -166,9 +168,10 @@ class IdentityService:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         body = bytearray()
         try:
-            # the whole of it, the wait for a free connection too: under load a caller is told to come again, not kept
+            # the whole of it, the wait for its turn too: under load a caller is told to come again, not kept
             async with (
                 asyncio.timeout(self.seconds),
+                self.turns,
                 self.client.stream(method, url, headers=headers, data=form) as response,
             ):
                 async for piece in response.aiter_raw():  # as it comes: nothing is unpacked
@@ -178,7 +181,10 @@ class IdentityService:
         except TimeoutError:
             raise Away("no answer in time") from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            raise Away(type(error).__name__) from None
+            untrusted = "certificate verify failed" in str(error).lower()
+            raise Away(
+                "its certificate is not trusted (--auth-ca-file)" if untrusted else type(error).__name__
+            ) from None
         if response.status_code >= 500:
             raise Away(f"status {response.status_code}")
         return Answer(response.status_code, bytes(body))

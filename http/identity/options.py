@@ -97,7 +97,9 @@ def check_belonging(settings: AuthSettings, mode: AuthMode) -> None:
     for row in fields(settings):
         if getattr(settings, row.name) != row.default and mode not in MODES[row.name]:
             where = " and ".join(one for one in AuthMode if one in MODES[row.name])
-            refuse(row.name, f"means nothing with {flag('mode')} {mode}; it is for {where}")
+            refuse(
+                row.name, f"means nothing with {flag('mode')} {mode}; it is for {where}: choose that, or leave it out"
+            )
 
 
 def check_ranges(settings: AuthSettings) -> None:

@@ -33,7 +33,7 @@ class BadToken(Unauthorized):
     caller: str | None = None  # 8 hex digits, where a credential could be read
 
     def __init__(self, reason: str) -> None:
-        super().__init__("the token is refused: it is malformed, unknown, expired or revoked; send a valid one")
+        super().__init__("the token or key is refused: it is malformed, unknown, expired or revoked; send a valid one")
         self.reason = reason
 
 
