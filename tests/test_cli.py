@@ -304,7 +304,7 @@ def test_ctrl_c_ends_a_completion_without_a_traceback(
 def test_an_engine_that_fails_is_one_line(gnomon: Gnomon, tmp_path: Path) -> None:
     broken = tiny_llama(tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
-    weights["model.norm.weight"][0] = np.nan
+    weights["model.norm.weight"] = np.full(32, 1e308)  # a sound float64, whose products overflow
     save_file(weights, broken / "model.safetensors")
     check_one_line(gnomon("complete", "a", "--model", broken), 1, "the model produced logits that are not finite")
 
@@ -358,7 +358,9 @@ def test_serve_says_where_and_its_example_works_and_ctrl_c_ends_it(model: Path) 
         assert (served["id"], served["max_model_len"]) == ("tiny", 4096)
         assert "server" not in response.headers
         log = interrupt(server.process)
-    post, get, draining = log.splitlines()
+    weights, started, post, get, draining = log.splitlines()
+    assert re.fullmatch(r"weights: 21 tensors, 0\.\d MiB, read in [\d.]+ s, placed in [\d.]+ s", weights)
+    assert re.fullmatch(r"started in [\d.]+ s", started)
     assert re.fullmatch(r'\S+ INFO 127.0.0.1 "POST /v1/completions" 200 \d+B .* answered id=\w{32} .*', post)
     assert re.fullmatch(r'\S+ INFO 127.0.0.1 "GET /v1/models" 200 .*', get)
     assert "nothing new is let in; 0 requests are to be finished" in draining
@@ -644,14 +646,15 @@ def test_serve_runs_jax_by_default_reports_its_start_and_starts_quicker_from_its
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    programs = r"products by .+\n(compiled \w+ in [\d.]+ s\n){5}"
+    weights = r"weights: 21 tensors, [\d.]+ MiB, read in [\d.]+ s, placed in [\d.]+ s\n"
+    programs = rf"products by .+\n{weights}(compiled \w+ in [\d.]+ s\n){{5}}"
     kept = []
     for _ in range(2):
         with serve(model, "--port", 0, "--slots", 2) as server:
             answer = httpx.post(f"{server.url}/v1/completions", json={"model": "tiny", "prompt": "a", "max_tokens": 2})
             assert answer.json()["system_fingerprint"].startswith("gnomon-jax-")
             log = interrupt(server.process)
-            assert re.match(programs + r"key/value pool: [\d,]+ tokens, [\d.]+ MiB; ready in [\d.]+ s\n", log)
+            assert re.match(programs + r"key/value pool: [\d,]+ tokens, [\d.]+ MiB\nstarted in [\d.]+ s\n", log)
         kept.append({path.name for path in (tmp_path / "gnomon" / "jax").glob("*-cache")})
     assert len(kept[0]) >= 5
     assert kept[0] == kept[1]  # the second start found all that it needed
