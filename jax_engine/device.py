@@ -86,7 +86,8 @@ def default_pool_tokens(config: ModelConfig, settings: EngineSettings) -> int:
     if memory is None:  # a CPU has no limit of its own
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     affordable = memory // 4 // bytes_per_token(config, settings)
-    return min(affordable, 4 * settings.slots * config.max_position_embeddings)
+    whole_pages = -(-config.max_position_embeddings // settings.page_size) * settings.page_size
+    return min(affordable, 4 * settings.slots * whole_pages)
 
 
 # ---- the programs
@@ -445,7 +446,7 @@ class Device:
 
     def _probe(self) -> Iterator[Any]:
         s, V = self.settings, self.config.vocab_size
-        ids = [(7 * i + 1) % V for i in range(min(s.chunk, self.config.max_position_embeddings - 2))]
+        ids = [(7 * i + 1) % V for i in range(max(1, min(s.chunk, self.config.max_position_embeddings - 2)))]
         pages = range(1, -(-(len(ids) + 2) // s.page_size) + 1)
         hidden, last = self.prefill(ids, pages, 0)
         yield hidden, last, self.score(hidden, ids[1:])

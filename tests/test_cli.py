@@ -309,6 +309,36 @@ def test_an_engine_that_fails_is_one_line(gnomon: Gnomon, tmp_path: Path) -> Non
     check_one_line(gnomon("complete", "a", "--model", broken), 1, "the model produced logits that are not finite")
 
 
+def test_a_shorter_context_bounds_a_completion(gnomon: Gnomon, model: Path) -> None:
+    fits = gnomon("complete", "--prompt-ids", "[1,2]", "--max-tokens", 6, "--max-model-len", 8, "--model", model)
+    assert fits.code == 0
+    result = gnomon("complete", "--prompt-ids", "[1,2]", "--max-tokens", 7, "--max-model-len", 8, "--model", model)
+    check_one_line(result, 2, "")
+    assert "8" in result.err
+
+
+@pytest.mark.parametrize("command", [["complete", "a", "--model"], ["serve", "--port", "0"]])
+def test_a_context_longer_than_the_models_is_one_line_with_both_numbers(
+    gnomon: Gnomon, model: Path, command: list[str]
+) -> None:
+    result = gnomon(*command, model, "--max-model-len", 4097)
+    check_one_line(result, 1, "max-model-len 4097: the model's context is 4096; allowed: 1 to 4096")
+
+
+@pytest.mark.parametrize("command", [["complete", "a", "--model"], ["serve", "--port", "0"]])
+def test_a_revision_of_a_directory_is_one_line(gnomon: Gnomon, model: Path, command: list[str]) -> None:
+    check_one_line(gnomon(*command, model, "--revision", "v1"), 1, f"{model}: a directory has no revision 'v1'")
+
+
+def test_completing_says_nothing_of_how_it_starts(
+    gnomon: Gnomon, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for engine in ("reference", "jax"):
+        result = gnomon("complete", "a", "--engine", engine, "--max-model-len", 64, "--model", model)
+        assert (result.code, result.err) == (0, "")
+
+
 # ---- serve
 
 
@@ -364,6 +394,21 @@ def test_serve_says_where_and_its_example_works_and_ctrl_c_ends_it(model: Path) 
     assert re.fullmatch(r'\S+ INFO 127.0.0.1 "POST /v1/completions" 200 \d+B .* answered id=\w{32} .*', post)
     assert re.fullmatch(r'\S+ INFO 127.0.0.1 "GET /v1/models" 200 .*', get)
     assert "nothing new is let in; 0 requests are to be finished" in draining
+
+
+def test_a_shorter_context_is_served_and_its_pool_is_smaller(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("GNOMON_MAX_MODEL_LEN", "96")
+    with serve(model, "--port", 0, "--slots", 2) as server:
+        [served] = httpx.get(f"{server.url}/v1/models").json()["data"]
+        assert served["max_model_len"] == 96
+        body = {"model": "tiny", "prompt": [1] * 90, "max_tokens": 6}
+        assert httpx.post(f"{server.url}/v1/completions", json=body).status_code == 200
+        assert httpx.post(f"{server.url}/v1/completions", json={**body, "max_tokens": 7}).status_code == 400
+        log = interrupt(server.process)
+    assert "key/value pool: 768 tokens, " in log  # 4 contexts for each of 2 slots
 
 
 def test_the_servers_options_are_carried_out(model: Path) -> None:
