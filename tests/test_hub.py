@@ -48,16 +48,22 @@ Ask = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def ask(address: Loopback, tmp_path: Path) -> Ask:
-    """Runs a line of Python as a user would who has this hub and an empty cache. Its variables may be replaced."""
+def variables(address: Loopback, tmp_path: Path) -> dict[str, str]:
+    """Those of a user who has this hub and an empty cache, and none of another test's."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+    own = {"HF_ENDPOINT": address.base, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return {**kept, **own}
+
+
+@pytest.fixture
+def ask(variables: dict[str, str], tmp_path: Path) -> Ask:
+    """Runs a line of Python as that user would, in an empty directory. Variables may be replaced."""
     (tmp_path / "elsewhere").mkdir()
 
-    def run(code: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-        own = {"HF_ENDPOINT": address.base, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    def run(code: str, *arguments: str, **replaced: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", code, *arguments]
         return subprocess.run(
-            command, env={**kept, **own, **variables}, capture_output=True, text=True, timeout=120,
+            command, env={**variables, **replaced}, capture_output=True, text=True, timeout=120,
             cwd=tmp_path / "elsewhere",
         )  # fmt: skip
 
@@ -266,15 +272,14 @@ def test_a_revision_of_a_directory_is_refused_and_so_is_an_empty_one(tmp_path: P
 # ---- served
 
 
-def test_a_hub_id_is_served_under_its_own_name(hub: FakeHub, address: Loopback, tmp_path: Path) -> None:
-    environment = {**os.environ, "HF_ENDPOINT": address.base, "HF_HOME": str(tmp_path / "home")}
-    environment |= {"GNOMON_REVISION": "v1", "GNOMON_MODEL": "maker/tiny"}
+def test_a_hub_id_is_served_under_its_own_name(hub: FakeHub, variables: dict[str, str]) -> None:
+    environment = {**variables, "GNOMON_REVISION": "v1", "GNOMON_MODEL": "maker/tiny"}
     command = [sys.executable, "-c", GNOMON, "serve", "--engine", "reference", "--port", "0", "--max-model-len", "40"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         found = re.match(r"maker/tiny is served at (\S+)/v1 ", process.stdout.readline())
-        assert found is not None
+        assert found is not None, process.communicate()[1]
         [model] = httpx.get(f"{found[1]}/v1/models").json()["data"]
         assert (model["id"], model["max_model_len"]) == ("maker/tiny", 40)
         body = {"model": "maker/tiny", "prompt": "a", "max_tokens": 2}
