@@ -51,7 +51,21 @@ class DtypeName(StrEnum):
     bfloat16 = "bfloat16"
 
 
-ENGINE = "Engine"
+MODEL, ENGINE = "Model", "Engine"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """Which form of a model is meant."""
+
+    revision: str | None = option(None, "A branch, tag or commit of a hub id. Default: main.", MODEL, metavar="NAME")
+    max_model_len: int | None = option(
+        None,
+        "Positions of a prompt and its completion together, no more than the model was made for. Default: that.",
+        MODEL,
+        min=1,
+        metavar="N",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,39 +127,51 @@ def fail(message: str, status: int) -> NoReturn:
     raise typer.Exit(status)
 
 
-def _model_name(model: str | None) -> str:
-    """The name a model is served under by default."""
-    return DEFAULTS.served_model_name if model is None else Path(model).resolve().name
+Say = Callable[[str], None]
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def open_model(
-    engine: EngineName,
-    model: str | None,
-    jax_options: JaxOptions = JAX_DEFAULTS,
-    say: Callable[[str], None] = _say,
-) -> tuple[ServedEngine, Tokenizer]:
-    """The engine and its tokenizer; the embedded model if none is named. `say` is told how it goes on."""
-    from gnomon.reference.checkpoint import CheckpointError, default_model_path, load_checkpoint
-    from gnomon.reference.engine import ReferenceEngine
+def _model_name(model: str | None) -> str:
+    """The name a model is served under by default: a hub id itself, of a directory its name."""
+    from gnomon.reference.hub import is_hub_id
+
+    if model is None:
+        return DEFAULTS.served_model_name
+    return model if is_hub_id(model) else Path(model).resolve().name
+
+
+def read_model(model: str | None, which: ModelOptions, say: Say) -> tuple[Checkpoint, Tokenizer]:
+    """The embedded model if none is named. Raises CheckpointError or OSError."""
+    from gnomon.reference.checkpoint import default_model_path, load_checkpoint
+    from gnomon.reference.hub import locate
     from gnomon.reference.tokenizer import load_tokenizer
 
     if model == "":
         fail("the model's directory is an empty string; leave it out for the embedded model", 1)
-    path = default_model_path() if model is None else Path(model)
+    path = locate(default_model_path() if model is None else model, which.revision)
+    checkpoint = load_checkpoint(path, which.max_model_len, say)
+    return checkpoint, load_tokenizer(path, checkpoint.config.vocab_size)
+
+
+def open_model(
+    engine: EngineName, model: str | None, which: ModelOptions, jax_options: JaxOptions, say: Say
+) -> tuple[ServedEngine, Tokenizer]:
+    """The engine and its tokenizer. `say` gets a line for every step of the start."""
+    from gnomon.reference.checkpoint import CheckpointError
+    from gnomon.reference.engine import ReferenceEngine
+
     try:
-        checkpoint = load_checkpoint(path)
-        tokenizer = load_tokenizer(path, checkpoint.config.vocab_size)
-    except (CheckpointError, OSError) as error:
+        checkpoint, tokenizer = read_model(model, which, say)
+        match engine:
+            case EngineName.reference:
+                return ReferenceEngine(checkpoint), tokenizer
+            case EngineName.jax:
+                return _jax_engine(checkpoint, jax_options, say), tokenizer
+    except (CheckpointError, OSError) as error:  # weights are read by the engine
         fail(str(error), 1)
-    match engine:
-        case EngineName.reference:
-            return ReferenceEngine(checkpoint), tokenizer
-        case EngineName.jax:
-            return _jax_engine(checkpoint, jax_options, say), tokenizer
 
 
 def _cache() -> Path:
@@ -153,10 +179,9 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gnomon" / "jax"
 
 
-def _jax_engine(checkpoint: Checkpoint, jax_options: JaxOptions, say: Callable[[str], None]) -> ServedEngine:
+def _jax_engine(checkpoint: Checkpoint, jax_options: JaxOptions, say: Say) -> ServedEngine:
     from gnomon.jax_engine.engine import EngineSettings, JaxEngine, bytes_per_token
 
-    started = time.monotonic()
     settings = EngineSettings(
         slots=jax_options.slots,
         dtype=jax_options.dtype,
@@ -172,7 +197,7 @@ def _jax_engine(checkpoint: Checkpoint, jax_options: JaxOptions, say: Callable[[
     except (ValueError, MemoryError) as error:
         fail(str(error), 1)
     tokens, taken = engine.pool_tokens, engine.pool_tokens * per_token / 2**20
-    say(f"key/value pool: {tokens:,} tokens, {taken:,.1f} MiB; ready in {time.monotonic() - started:.1f} s")
+    say(f"key/value pool: {tokens:,} tokens, {taken:,.1f} MiB")
     return engine
 
 
@@ -186,7 +211,7 @@ class Setting(NamedTuple):
     source: str
 
 
-ROWS = (*options(JaxOptions), *options(Settings), *options(AuthSettings, "auth_"))
+ROWS = (*options(ModelOptions), *options(JaxOptions), *options(Settings), *options(AuthSettings, "auth_"))
 
 
 def serve_command() -> Callable[..., None]:
@@ -212,7 +237,8 @@ def serve_command() -> Callable[..., None]:
             Annotated[
                 str | None,
                 typer.Argument(
-                    help="A model's directory on this machine; left out, the embedded model.",
+                    help="A model's directory on this machine, or its id on the Hugging Face hub; left out, the "
+                    "embedded model.",
                     show_default=False,
                     envvar="GNOMON_MODEL",
                 ),
@@ -317,6 +343,7 @@ def serve(chosen: dict[str, Setting], print_config: bool) -> None:
     name = chosen["served_model_name"].value
     if not name or not name.isprintable():
         fail(f"--served-model-name: {name!r} is not allowed; give printable characters, one at least", 2)
+    which = ModelOptions(**{row.name: chosen[row.name].value for row in options(ModelOptions)})
     jax_options = JaxOptions(**{row.name: chosen[row.name].value for row in options(JaxOptions)})
     auth = AuthSettings(**{row.name[5:]: chosen[row.name].value for row in options(AuthSettings, "auth_")})
     settings = Settings(**{row.name: chosen[row.name].value for row in options(Settings)}, auth=check_auth(auth))
@@ -327,7 +354,7 @@ def serve(chosen: dict[str, Setting], print_config: bool) -> None:
     if print_config:
         show_config(chosen)
     else:
-        run_server(model, engine, jax_options, settings, loopback)
+        run_server(model, engine, which, jax_options, settings, loopback)
 
 
 def _auth_mode(chosen: Mapping[str, Setting], loopback: bool) -> Setting:
@@ -389,7 +416,12 @@ def show_config(chosen: Mapping[str, Setting]) -> None:
 
 
 def run_server(
-    model: str | None, engine: EngineName, jax_options: JaxOptions, settings: Settings, loopback: bool
+    model: str | None,
+    engine: EngineName,
+    which: ModelOptions,
+    jax_options: JaxOptions,
+    settings: Settings,
+    loopback: bool,
 ) -> None:
     import logging
     from logging.config import dictConfig
@@ -399,8 +431,12 @@ def run_server(
     from gnomon.http.server import CannotListen, Server, bind, url
     from gnomon.http.tracing import CannotTrace
 
+    started, say = time.monotonic(), logging.getLogger("gnomon.start").info
+
     def load() -> tuple[ServedEngine, Tokenizer]:
-        return open_model(engine, model, jax_options, logging.getLogger("gnomon.start").info)
+        opened = open_model(engine, model, which, jax_options, say)
+        say(f"started in {time.monotonic() - started:.1f} s")
+        return opened
 
     scheme = "http" if settings.tls_certificate is None else "https"
     try:
@@ -462,6 +498,19 @@ def announce(settings: Settings, base: str) -> None:
 # ---- complete
 
 
+def _plain(of: type, name: str) -> Any:
+    """The option of a row, for a command without variables."""
+    [row] = (row for row in options(of) if row.name == name)
+    return typer.Option(
+        "--" + name.replace("_", "-"), help=row.help, min=row.more.get("min"), metavar=row.more.get("metavar"),
+        show_default=False,
+    )  # fmt: skip
+
+
+REVISION = Annotated[str | None, _plain(ModelOptions, "revision")]
+MAX_MODEL_LEN = Annotated[int | None, _plain(ModelOptions, "max_model_len")]
+
+
 def _field(name: str) -> Any:
     """The option of a request's field, described by the table."""
     field = BY_NAME[name]
@@ -493,8 +542,12 @@ def complete(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="A model's directory. Default: the embedded model.", show_default=False),
+        typer.Option(
+            metavar="MODEL", help="A model's directory or hub id. Default: the embedded model.", show_default=False
+        ),
     ] = None,
+    revision: REVISION = None,
+    max_model_len: MAX_MODEL_LEN = None,
     engine: Annotated[EngineName, typer.Option(help="What runs the model.")] = EngineName.reference,
     max_tokens: Annotated[str | None, _field("max_tokens")] = None,
     temperature: Annotated[str | None, _field("temperature")] = None,
@@ -515,6 +568,7 @@ def complete(
     ] = False,
 ) -> None:
     """Complete a prompt and print the text as it is made. Every field that shapes a completion is an option."""
+    from gnomon.reference.checkpoint import silently
     from gnomon.reference.completion import prepare
 
     if prompt is not None and prompt_ids is not None:
@@ -545,7 +599,7 @@ def complete(
     }
     try:
         request = CompletionRequest.from_json(_body(members))
-        opened, tokenizer = open_model(engine, model)
+        opened, tokenizer = open_model(engine, model, ModelOptions(revision, max_model_len), JAX_DEFAULTS, silently)
         name = _model_name(model)
         request = replace(request, model=name, stream=not as_json and request.candidates == request.n)
         with closing(prepare(request, opened, tokenizer, name)) as run:
@@ -606,10 +660,12 @@ def doctor(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A model's directory on this machine, small enough for float64; left out, the embedded model.",
+            help="A model's directory or hub id, small enough for float64; left out, the embedded model.",
             show_default=False,
         ),
     ] = None,
+    revision: REVISION = None,
+    max_model_len: MAX_MODEL_LEN = None,
     json_file: Annotated[
         str | None,
         typer.Option(
@@ -627,15 +683,11 @@ def doctor(
 
     Tokens against the reference, the same bytes under load, speed. Status 0: sound; 1: unsound, with the reasons.
     """
-    from gnomon.reference.checkpoint import CheckpointError, default_model_path, load_checkpoint
-    from gnomon.reference.tokenizer import load_tokenizer
+    from gnomon.reference.checkpoint import CheckpointError, silently
 
-    if model == "":
-        fail("the model's directory is an empty string; leave it out for the embedded model", 1)
-    path = default_model_path() if model is None else Path(model)
     try:
-        checkpoint = load_checkpoint(path)
-        tokenizer = load_tokenizer(path, checkpoint.config.vocab_size)
+        checkpoint, tokenizer = read_model(model, ModelOptions(revision, max_model_len), silently)
+        checkpoint.params  # noqa: B018 - read now: what is wrong with the weights is no fault of the engine
     except (CheckpointError, OSError) as error:
         fail(str(error), 1)
     file = None if json_file in (None, "-") else Path(json_file)

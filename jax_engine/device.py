@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding
+from numpy.typing import NDArray
 
 from gnomon.jax_engine import sharding
 from gnomon.jax_engine.model import (
@@ -49,6 +50,7 @@ from gnomon.jax_engine.sampler import LOWEST_TEMPERATURE, Rows, Sampled, ranking
 from gnomon.reference.checkpoint import Checkpoint
 from gnomon.reference.model import ModelConfig
 from gnomon.reference.sampler import SamplingParams
+from gnomon.reference.tensors import Place
 
 SERVE_NOTHING = {"bench.py", "doctor.py", "train.py", "train_data.py"}  # sources that decide no served number
 
@@ -84,7 +86,8 @@ def default_pool_tokens(config: ModelConfig, settings: EngineSettings) -> int:
     if memory is None:  # a CPU has no limit of its own
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     affordable = memory // 4 // bytes_per_token(config, settings)
-    return min(affordable, 4 * settings.slots * config.max_position_embeddings)
+    whole_pages = -(-config.max_position_embeddings // settings.page_size) * settings.page_size
+    return min(affordable, 4 * settings.slots * whole_pages)
 
 
 # ---- the programs
@@ -235,6 +238,27 @@ class Products(NamedTuple):
     description: str
 
 
+class Placed(NamedTuple):
+    params: Params
+    digest: bytes  # of the weights' bits
+
+
+def place(checkpoint: Checkpoint, layout: sharding.Layout, dtype: Any) -> Placed:
+    """The weights on their devices, one after the other. They are hashed on their way: reading them back would leave a
+    second copy in the host's memory."""
+    digests: dict[str, bytes] = {}
+
+    def put(place: Place, array: NDArray[Any]) -> Array:
+        host = sharding.ready(array, dtype)
+        digests[repr(place)] = hashlib.sha256(host.view(np.uint8).data).digest()
+        return layout.put(str(place[-1]), host)
+
+    params = checkpoint.read(put)
+    tied = params["lm_head"] is params["embed_tokens"]
+    params["layers"] = [layout.stacked(layer) for layer in params["layers"]]
+    return Placed(params, hashlib.sha256(repr((tied, sorted(digests.items()))).encode()).digest())
+
+
 class Device:
     """A model's weights, pages and slots on the device, and its compiled programs.
 
@@ -253,7 +277,7 @@ class Device:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # type: ignore[no-untyped-call]
         self.layout = sharding.layout(self.config, settings.tensor_parallel)
         self.products = self._products(progress)
-        self.params: Params = self.layout.place(checkpoint.params, jnp.dtype(settings.dtype))
+        self.params, self.weights_digest = place(checkpoint, self.layout, jnp.dtype(settings.dtype))
         self.table_width = -(-self.config.max_position_embeddings // settings.page_size) + 1
         self.clear()
         self.compiled: dict[str, Any] = {}
@@ -429,15 +453,14 @@ class Device:
             "model": self.config,
         }
         digest.update(repr(decides).encode())
-        for leaf in jax.tree.leaves(self.params):
-            digest.update(np.asarray(leaf).tobytes())
+        digest.update(self.weights_digest)
         for bits in jax.tree.leaves(list(self._probe())):
             digest.update(np.asarray(bits).tobytes())
         return "gnomon-jax-" + digest.hexdigest()[:16]
 
     def _probe(self) -> Iterator[Any]:
         s, V = self.settings, self.config.vocab_size
-        ids = [(7 * i + 1) % V for i in range(min(s.chunk, self.config.max_position_embeddings - 2))]
+        ids = [(7 * i + 1) % V for i in range(max(1, min(s.chunk, self.config.max_position_embeddings - 2)))]
         pages = range(1, -(-(len(ids) + 2) // s.page_size) + 1)
         hidden, last = self.prefill(ids, pages, 0)
         yield hidden, last, self.score(hidden, ids[1:])

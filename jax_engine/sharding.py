@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from gnomon.reference.model import ModelConfig
+from gnomon.reference.tensors import aligned
 
 # logical axis → axis of the mesh; an axis that is not named here is whole on every device
 RULES = {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
@@ -67,27 +69,32 @@ class Layout:
         axes = [None if axis in self.whole_axes else RULES.get(axis) for axis in AXES.get(name, ())]
         return NamedSharding(self.mesh, PartitionSpec(*([None] if is_stacked else []), *axes))  # type: ignore[no-untyped-call]
 
-    def place(self, params: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
-        """Weights on their devices: matrices in `dtype`, norms in float32. Tied weights stay one array."""
-
-        def put(path: tuple[Any, ...], leaf: NDArray[Any]) -> Array:
-            host = leaf.astype(dtype if leaf.ndim > 1 else np.float32)
-            return jax.device_put(host, self.sharding(path[-1].key, is_stacked=leaf.ndim > 2))
-
-        tied = params["lm_head"] is params["embed_tokens"]
-        own = {key: leaf for key, leaf in params.items() if not (tied and key == "lm_head")}
-        own["layers"] = [stacked(layer) for layer in own["layers"]]
-        placed: dict[str, Any] = jax.tree_util.tree_map_with_path(put, own)
-        return {**placed, "lm_head": placed["embed_tokens"]} if tied else placed
+    def put(self, name: str, array: NDArray[Any]) -> Array:
+        """A weight on its devices, once it is there. On one CPU it may be the array itself, which nobody may change."""
+        there: Array = jax.block_until_ready(jax.device_put(array, self.sharding(name)))  # type: ignore[no-untyped-call]
+        return there
 
 
-def stacked(layer: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A layer whose experts are one array a projection, [E, out, in], for programs that walk over them."""
-    mlp = layer["mlp"]
-    if "experts" not in mlp:
-        return layer
-    stacks = {name: np.stack([expert[name] for expert in mlp["experts"]]) for name in mlp["experts"][0]}
-    return {**layer, "mlp": {**mlp, "experts": stacks}}
+    def stacked(self, layer: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A layer whose experts are one array a projection, [E, out, in], for programs that walk over them."""
+        mlp = layer["mlp"]
+        if "experts" not in mlp:
+            return layer
+        stacks = {
+            name: jax.device_put(jnp.stack([expert.pop(name) for expert in mlp["experts"]]), self.sharding(name, True))
+            for name in list(mlp["experts"][0])
+        }
+        return {**layer, "mlp": {**mlp, "experts": stacks}}
+
+
+def ready(array: NDArray[Any], dtype: Any) -> NDArray[Any]:
+    """A weight as a device takes it: a matrix in `dtype`, a norm in float32; the array itself if it is that already."""
+    kind = np.dtype(dtype if array.ndim > 1 else np.float32)
+    if array.dtype == kind and array.flags.c_contiguous:
+        return array
+    host = aligned(array.size * kind.itemsize).view(kind).reshape(array.shape)
+    host[...] = array
+    return host
 
 
 def layout(config: ModelConfig, tensor_parallel: int = 1) -> Layout:

@@ -17,6 +17,7 @@ from pathlib import Path
 from gnomon.reference.checkpoint import CheckpointError, UnsupportedModel, default_model_path, load_checkpoint
 from gnomon.reference.completion import prepare
 from gnomon.reference.engine import Engine, ReferenceEngine
+from gnomon.reference.hub import locate
 from gnomon.reference.request import FIELDS, CompletionRequest, InvalidRequest, Limits, RequestError
 from gnomon.reference.response import Completion
 from gnomon.reference.sampler import SamplingParams, Trace, sample, trace
@@ -40,13 +41,14 @@ __all__ = [
     "load",
     "load_checkpoint",
     "load_tokenizer",
+    "locate",
     "prepare",
     "sample",
     "trace",
 ]
 
 
-def load(path: str | Path | None = None) -> tuple[ReferenceEngine, Tokenizer]:
-    """The reference engine and the tokenizer of a model directory; of the embedded model if none is named."""
-    checkpoint = load_checkpoint(default_model_path() if path is None else path)
+def load(model: str | Path | None = None, revision: str | None = None) -> tuple[ReferenceEngine, Tokenizer]:
+    """The reference engine and the tokenizer of a model directory or hub id; of the embedded model if none is named."""
+    checkpoint = load_checkpoint(default_model_path() if model is None else locate(model, revision))
     return ReferenceEngine(checkpoint), load_tokenizer(checkpoint.path, checkpoint.config.vocab_size)

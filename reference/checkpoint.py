@@ -1,48 +1,135 @@
-"""From a Hugging Face directory to a ModelConfig and params: config.json, then safetensors, all in float64.
+"""From a Hugging Face directory to a ModelConfig and params: config.json, then safetensors.
 
     1 config.json decides whether the model is supported: what is not is refused by name before any weight is read
-    2 the config implies one table, tensor name → shape
-    3 the files (model.safetensors, or the shards of model.safetensors.index.json) are held against the table:
-      everything missing, extra or misshapen is listed in one error
-    4 tensors become float64, in the nested dict whose keys are the argument names of model.py
+    2 the config implies one table: the tensors of the checkpoint, and which place in params each part of them has
+    3 the headers of the files are held against the table: everything missing, extra or misshapen is in one error
+    4 tensors are read one after the other and put where they belong, so that no more than one is in memory beside what
+      has been made of them: float64 for the reference, for another engine what it likes
 
 generation_config.json gives end-of-sequence ids and nothing else: no sampling default is ever read from a model's
-files.
+files. How files are read is in tensors.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import ml_dtypes  # noqa: F401 — gives NumPy the bfloat16 that safetensors asks it for
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
-from gnomon.reference.entries import CheckpointError, UnsupportedModel, read_json
+from gnomon.reference.entries import UnsupportedModel
 from gnomon.reference.families import model_config, stored_tensors
 from gnomon.reference.model import ModelConfig
+from gnomon.reference.tensors import CheckpointError, Place, TensorFiles, read_json
 
-DTYPES = ("F64", "F32", "F16", "BF16")
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "UnsupportedModel",
+    "default_model_path",
+    "expected_tensors",
+    "load_checkpoint",
+    "read_config",
+    "read_json",
+    "stored_tensors",
+]
+
+PROGRESS_SECONDS = 5.0  # between two lines while weights are being read
+
+T = TypeVar("T")
+Say = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
+def silently(line: str) -> None:
+    """Says nothing."""
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """A model ready to run: its shape and its weights, float64, as the nested dict that model.py takes."""
+    """A model ready to run: its shape, and its weights in checked files or, in tests, as params."""
 
     path: Path
     config: ModelConfig
-    params: Mapping[str, Any]
+    weights: TensorFiles | Mapping[str, Any]
+    say: Say = silently  # gets a line every few seconds while weights are read, and one when they are
 
     @property
     def parameter_count(self) -> int:
-        shapes = expected_tensors(self.config).values()
-        return sum(int(np.prod(shape)) for shape in shapes)
+        return sum(int(np.prod(stored.shape)) for stored in stored_tensors(self.config))
+
+    @cached_property
+    def params(self) -> Mapping[str, Any]:
+        """The weights in float64, as the nested dict that model.py takes. Read when they are first asked for, and
+        kept."""
+        if isinstance(self.weights, TensorFiles):
+            return self.read(lambda place, array: array.astype(np.float64, copy=False))
+        return self.weights
+
+    def read(self, put: Callable[[Place, NDArray[Any]], T]) -> dict[str, Any]:
+        """What `put` makes of every array of the params, nested as they are. Raises CheckpointError.
+
+        `put` is given the array's place and the array as it is stored, which is let go afterwards. A head tied to the
+        embedding is the embedding's result.
+        """
+        if isinstance(self.weights, TensorFiles):
+            leaves = self._read(self.weights, put)
+        else:
+            leaves, params = {}, self.weights
+            tied = params["lm_head"] is params["embed_tokens"]
+            for place, array in _leaves(params):
+                if not (tied and place == ("lm_head",)):
+                    leaves[place] = put(place, array)
+        leaves.setdefault(("lm_head",), leaves["embed_tokens",])
+        nested: dict[str, Any] = _nested(leaves)
+        return nested
+
+    def _read(self, source: TensorFiles, put: Callable[[Place, NDArray[Any]], T]) -> dict[Place, T]:
+        table = stored_tensors(self.config)
+        whole, done, reading = sum(source.size(stored.name) for stored in table), 0, 0.0
+        started = said = time.monotonic()
+        leaves: dict[Place, T] = {}
+        for count, stored in enumerate(table):
+            began = time.monotonic()
+            if began - said >= PROGRESS_SECONDS:
+                said = began
+                self.say(f"weights: {count} of {len(table)} tensors, {_mib(done)} of {_mib(whole)}")
+            array = source.read(stored.name)
+            reading += time.monotonic() - began
+            for place, part in stored.parts:
+                leaves[place] = put(place, part(array))
+            done += source.size(stored.name)
+            del array  # or it would still be there while the next one is read
+        putting = time.monotonic() - started - reading
+        self.say(f"weights: {len(table)} tensors, {_mib(whole)}, read in {reading:.1f} s, placed in {putting:.1f} s")
+        return leaves
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
+
+
+def _leaves(tree: Any, place: Place = ()) -> Iterator[tuple[Place, NDArray[Any]]]:
+    """The arrays of nested params with their places."""
+    if isinstance(tree, Mapping | list):
+        for key, node in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+            yield from _leaves(node, (*place, key))
+    else:
+        yield place, tree
+
+
+def _nested(leaves: Mapping[Place, T]) -> Any:
+    """Nested dicts from the leaves by their places; where the keys are numbers, lists."""
+    groups: dict[str | int, dict[Place, T]] = {}
+    for (key, *rest), leaf in leaves.items():
+        groups.setdefault(key, {})[tuple(rest)] = leaf
+    nodes = {key: group[()] if () in group else _nested(group) for key, group in groups.items()}
+    return [nodes[i] for i in range(len(nodes))] if all(isinstance(key, int) for key in nodes) else nodes
 
 
 def default_model_path() -> Path:
@@ -50,36 +137,25 @@ def default_model_path() -> Path:
     return Path(str(files("gnomon.reference") / "default_model"))
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Loads a local Hugging Face directory. Raises CheckpointError, or UnsupportedModel for what this version does
-    not run."""
+def load_checkpoint(path: str | Path, max_model_len: int | None = None, say: Say = silently) -> Checkpoint:
+    """Opens a local Hugging Face directory: its config is read and its files are checked, weights are read later.
+
+    max_model_len: a shorter context than the model's own. Raises CheckpointError, or UnsupportedModel for what this
+    version does not run.
+    """
     directory = Path(path).absolute()  # so that every message says which one
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory on this machine, and nothing is downloaded")
-    config = read_config(directory)
-    tensors = _read_tensors(directory, expected_tensors(config))
-    params: dict[str, Any] = {}
-    for stored in stored_tensors(config):
-        for place, cut in stored.parts:
-            put(params, place, cut(tensors[stored.name]))
-    params.setdefault("lm_head", params["embed_tokens"])
-    return Checkpoint(directory, config, params)
-
-
-def put(tree: Any, place: tuple[str | int, ...], leaf: Any) -> None:
-    """Puts a leaf into nested dicts and lists, which grow as they must; a list's places come in order."""
-    for part, following in zip(place, (*place[1:], None), strict=True):
-        inner: Any = leaf if following is None else [] if isinstance(following, int) else {}
-        if isinstance(part, int):
-            if part == len(tree):
-                tree.append(inner)
-        elif part not in tree or following is None:
-            tree[part] = inner
-        tree = tree[part]
+    config = read_config(directory, max_model_len)
+    source = TensorFiles.open(directory)
+    expected = {stored.name: stored.shape for stored in stored_tensors(config)}
+    source.check(expected, lambda name: _may_be_left_out(name, expected))
+    return Checkpoint(directory, config, source, say)
 
 
 def read_config(directory: Path, max_model_len: int | None = None) -> ModelConfig:
-    """config.json as a ModelConfig. Raises CheckpointError, or UnsupportedModel, naming the entry that decided."""
+    """config.json as a ModelConfig. max_model_len: a shorter context than the model's own. Raises CheckpointError, or
+    UnsupportedModel, naming the entry that decided."""
     raw = read_json(directory / "config.json")
     generation = read_json(directory / "generation_config.json", missing={}).get("eos_token_id")
     try:
@@ -93,51 +169,6 @@ def read_config(directory: Path, max_model_len: int | None = None) -> ModelConfi
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name in the checkpoint → shape."""
     return {stored.name: stored.shape for stored in stored_tensors(config)}
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if single.exists():
-        return [single]
-    if not index.exists():
-        pickled = sorted(path.name for path in directory.glob("*.bin"))
-        hint = f"; {pickled[0]} is a pickle, which can run code when read, and is refused" if pickled else ""
-        raise CheckpointError(f"{directory}: neither {single.name} nor {index.name}{hint}")
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{index}: weight_map is missing")
-    names = sorted(set(map(str, weight_map.values())))
-    for name in names:
-        if Path(name).name != name:
-            raise CheckpointError(f"{index}: {name!r} is no plain file name")
-        if not (directory / name).is_file():
-            raise CheckpointError(f"{index} names {name}, which is missing")
-    return [directory / name for name in names]
-
-
-def _read_tensors(directory: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.float64]]:
-    with ExitStack() as stack:
-        found: dict[str, Any] = {}
-        wrong: list[str] = []
-        for path in _weight_files(directory):
-            try:
-                opened = stack.enter_context(safe_open(path, framework="np"))
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{path}: not a sound safetensors file: {error}") from None
-            here = {name: opened for name in opened.keys() if not _may_be_left_out(name, expected)}  # noqa: SIM118
-            wrong += [f"{name} is in {path.name} and in another file" for name in here.keys() & found.keys()]
-            found |= here
-        wrong += [f"{name} is missing" for name in expected if name not in found]
-        wrong += [f"{name} is not part of this architecture" for name in found if name not in expected]
-        for name in expected.keys() & found.keys():
-            entry = found[name].get_slice(name)
-            if tuple(entry.get_shape()) != expected[name]:
-                wrong.append(f"{name} has shape {entry.get_shape()}, not {list(expected[name])}")
-            if entry.get_dtype() not in DTYPES:
-                wrong.append(f"{name} has dtype {entry.get_dtype()}, not one of {', '.join(DTYPES)}")
-        if wrong:
-            raise CheckpointError(f"{directory}: " + "; ".join(sorted(wrong)))
-        return {name: found[name].get_tensor(name).astype(np.float64) for name in expected}
 
 
 def _may_be_left_out(name: str, expected: Mapping[str, tuple[int, ...]]) -> bool:

@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from gnomon.reference.request import shown
+from gnomon.reference.tensors import CheckpointError
 
 Entries = Mapping[str, Any]
 
 LARGEST = 2**24  # of any size in a config: beyond every model
 
 
-class CheckpointError(ValueError):
-    """A model directory that cannot be loaded, with the reason."""
-
-
 class UnsupportedModel(CheckpointError):
     """A sound checkpoint of a model this version does not run."""
-
-
-def read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The JSON object in a file; `missing`, if given, where there is no such file. Raises CheckpointError."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if missing is not None:
-            return missing
-        raise CheckpointError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: not a JSON object")
-    return value
 
 
 def size(raw: Entries, name: str, default: int | None = None, most: int = LARGEST) -> int:

@@ -18,7 +18,6 @@ from typing import Any, Literal, NamedTuple
 from numpy.typing import NDArray
 
 from gnomon.reference.entries import (
-    CheckpointError,
     Entries,
     UnsupportedModel,
     flag,
@@ -31,20 +30,12 @@ from gnomon.reference.entries import (
 from gnomon.reference.model import ModelConfig, RopeScaling
 from gnomon.reference.request import shown
 from gnomon.reference.rope import rope_of
+from gnomon.reference.tensors import CheckpointError, Place, Stored
 from gnomon.reference.transformer import Experts, Family, Layer, family_of
 
 Array = NDArray[Any]
 Cut = Callable[[Array], Array]
-Place = tuple[str | int, ...]
 OfLayer = Callable[[int, Entries], bool]
-
-
-class Stored(NamedTuple):
-    """A tensor of a checkpoint, and the parameters that are in it: where each goes, and how it is cut out."""
-
-    name: str
-    shape: tuple[int, ...]
-    parts: tuple[tuple[Place, Cut], ...]
 
 
 # ---- what a row can say
@@ -407,8 +398,8 @@ def model_config(raw: Entries, eos_token_ids: list[int] | None, max_model_len: i
     if heads % kv_heads:
         raise CheckpointError(f"num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}")
     vocab_size, longest = size(raw, "vocab_size"), size(raw, "max_position_embeddings")
-    if max_model_len is not None and max_model_len > longest:
-        raise CheckpointError(f"a context of {max_model_len} is longer than the model's own, {longest}")
+    if max_model_len is not None and not 1 <= max_model_len <= longest:
+        raise CheckpointError(f"max-model-len {max_model_len}: the model's context is {longest}; allowed: 1 to {longest}")
     bos = raw.get("bos_token_id")
     config = ModelConfig(
         vocab_size=vocab_size,

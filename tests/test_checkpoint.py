@@ -6,7 +6,13 @@ No other library's model is needed here; test_parity_transformers.py holds the w
 from __future__ import annotations
 
 import json
+import os
+import re
 import struct
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +23,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from gnomon.jax_engine.sharding import ready
 from gnomon.reference.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -37,6 +44,7 @@ from gnomon.reference.model import (
     swiglu,
 )
 from gnomon.reference.sampler import SamplingParams, report
+from gnomon.reference.tensors import Stored, TensorFiles
 from helpers.models import TINY, tiny_llama
 
 F64 = NDArray[np.float64]
@@ -123,6 +131,7 @@ def test_weights_of_every_dtype_are_upcast_exactly(tmp_path: Path, dtype: Any) -
 def test_the_sharded_form_loads_as_the_single_file(tmp_path: Path) -> None:
     path = tiny_llama(tmp_path / "m")
     whole = load_checkpoint(path)
+    assert whole.params  # read while its file is there
     tensors = weights(path)
     (path / "model.safetensors").unlink()
     weight_map = {name: f"model-0000{1 + i % 3}-of-00003.safetensors" for i, name in enumerate(tensors)}
@@ -153,6 +162,170 @@ def test_a_tied_head_stored_twice_and_old_rotary_tables_are_left_out(tmp_path: P
     checkpoint = load_checkpoint(path)
     assert checkpoint.params["lm_head"] is checkpoint.params["embed_tokens"]
     assert checkpoint.params["lm_head"].any()
+
+
+# ---- a tensor at a time
+
+
+def test_weights_are_read_when_they_are_first_asked_for_and_kept(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "m")
+    checkpoint, other = load_checkpoint(path), load_checkpoint(path)
+    params = checkpoint.params
+    (path / "model.safetensors").unlink()
+    assert checkpoint.params is params
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: No such file"):
+        _ = other.params
+
+
+def test_read_puts_every_array_once_as_it_is_stored_with_its_place(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "m", tie_word_embeddings=True)
+    stored = {name: tensor.astype(np.float16) for name, tensor in weights(path).items()}
+    rewrite(path, stored)
+    seen: dict[str, NDArray[Any]] = {}
+
+    def put(place: tuple[str | int, ...], array: NDArray[Any]) -> str:
+        name = ".".join(map(str, place))
+        assert name not in seen
+        seen[name] = array
+        return name
+
+    tree = load_checkpoint(path).read(put)
+    short = {name.removeprefix("model.").removesuffix(".weight"): tensor for name, tensor in stored.items()}
+    assert seen.keys() == short.keys()
+    for name, tensor in short.items():
+        assert seen[name].dtype == np.float16
+        np.testing.assert_array_equal(seen[name], tensor)
+    assert tree["layers"][1]["mlp"]["up_proj"] == "layers.1.mlp.up_proj"
+    assert tree["lm_head"] is tree["embed_tokens"]
+    given = load_checkpoint(path)
+    again = Checkpoint(given.path, given.config, given.params).read(lambda place, _: ".".join(map(str, place)))
+    assert again == tree
+
+
+def test_a_tensor_is_let_go_before_the_next_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tiny_llama(tmp_path / "m")
+    held: list[weakref.ref[NDArray[Any]]] = []
+    alive = []
+    plain = TensorFiles.read
+
+    def read(files: TensorFiles, name: str) -> NDArray[Any]:
+        alive.append(sum(ref() is not None for ref in held))
+        array = plain(files, name)
+        held.append(weakref.ref(array))
+        return array
+
+    monkeypatch.setattr(TensorFiles, "read", read)
+    load_checkpoint(path).read(lambda place, array: place)
+    assert alive == [0] * 21
+
+
+def test_a_stored_tensor_may_have_several_parts_each_with_its_own_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As GPT-2's c_attn, [D, 3 D], is three transposed projections."""
+    path = tiny_llama(tmp_path / "m")
+    fused = np.arange(2 * 6, dtype=np.float32).reshape(2, 6)
+    rewrite(path, {"c_attn": fused, "wte": np.ones((3, 2), np.float32)})
+
+    def third(i: int) -> Callable[[NDArray[Any]], NDArray[Any]]:
+        return lambda array: np.split(array, 3, axis=1)[i].T
+
+    parts = tuple((("layers", 0, "attn", name), third(i)) for i, name in enumerate(("q", "k", "v")))
+    table = [
+        Stored("c_attn", (2, 6), parts),
+        Stored("wte", (3, 2), ((("embed_tokens",), lambda array: array),)),
+    ]
+    monkeypatch.setattr("gnomon.reference.checkpoint.stored_tensors", lambda config: table)
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.parameter_count == 18
+    attn = checkpoint.params["layers"][0]["attn"]
+    np.testing.assert_array_equal(attn["q"], [[0, 6], [1, 7]])
+    np.testing.assert_array_equal(attn["k"], [[2, 8], [3, 9]])
+    np.testing.assert_array_equal(attn["v"], [[4, 10], [5, 11]])
+    ready_made = checkpoint.read(lambda _, array: ready(array, np.float32))["layers"][0]["attn"]
+    np.testing.assert_array_equal(ready_made["k"], [[2, 8], [3, 9]])
+    assert ready_made["k"].flags.c_contiguous
+
+
+def test_reading_says_what_it_has_read_and_on_the_way_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    path = tiny_llama(tmp_path / "m")
+    _ = load_checkpoint(path, say=lines.append).params
+    [line] = lines
+    assert re.fullmatch(r"weights: 21 tensors, 0\.1 MiB, read in \d+\.\d s, placed in \d+\.\d s", line)
+    monkeypatch.setattr("gnomon.reference.checkpoint.PROGRESS_SECONDS", 0.0)
+    _ = load_checkpoint(path, say=lines.append).params
+    assert lines[4] == "weights: 3 of 21 tensors, 0.0 MiB of 0.1 MiB"
+
+
+PEAK = """
+import sys
+from pathlib import Path
+import jax, numpy as np
+from gnomon.jax_engine.device import place
+from gnomon.jax_engine.sharding import layout
+from gnomon.reference.checkpoint import load_checkpoint
+
+def memory(what):
+    [line] = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    return int(line.split()[1]) * 1024
+
+path, dtype = sys.argv[1:]
+mesh = layout(load_checkpoint(path).config)
+jax.block_until_ready(jax.device_put(np.zeros(8, np.float32), mesh.whole))
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+before = memory("VmRSS")
+checkpoint = load_checkpoint(path)
+if dtype == "float64":
+    held = checkpoint.params
+else:
+    held = place(checkpoint, mesh, jax.numpy.dtype(dtype))
+print(memory("VmHWM") - before)
+"""
+LARGE = {"vocab_size": 16384, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 12,
+           "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True}  # fmt: skip
+SLACK = 16 * 2**20  # what the allocator and the reader keep
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 MB of float32, of which the embedding is 32 MiB."""
+    return tiny_llama(tmp_path_factory.mktemp("large"), **LARGE)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_loading_takes_the_memory_of_the_weights_and_of_one_tensor(large: Path, dtype: str) -> None:
+    """In a process of its own, by the system's count of it: in no engine is there ever a second copy."""
+    command = [sys.executable, "-c", PEAK, str(large), dtype]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
+    )
+    count, largest = load_checkpoint(large).parameter_count, 16384 * 512 * 4
+    assert 4 * count > 190e6
+    weights = count * {"float64": 8, "float32": 4, "bfloat16": 2}[dtype]
+    assert 0.95 * weights < int(done.stdout) < weights + largest + SLACK
+
+
+# ---- a shorter context
+
+
+def test_the_context_can_be_lowered(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "m")
+    whole = load_checkpoint(path)
+    for length in (1, 40, 128):
+        checkpoint = load_checkpoint(path, max_model_len=length)
+        assert checkpoint.config == replace(whole.config, max_position_embeddings=length)
+        assert ReferenceEngine(checkpoint).context == length
+
+
+@pytest.mark.parametrize("length", [0, -1, 129, 10**9])
+def test_the_context_cannot_be_raised(tmp_path: Path, length: int) -> None:
+    with pytest.raises(
+        CheckpointError, match=rf"max-model-len {length}: the model's context is 128; allowed: 1 to 128"
+    ):
+        load_checkpoint(tiny_llama(tmp_path / "m"), max_model_len=length)
 
 
 # ---- what does not
@@ -503,7 +676,7 @@ def test_logits_of_a_position_change_with_every_earlier_token_and_its_own(tiny: 
 def spoiled(checkpoint: Checkpoint, value: float) -> Checkpoint:
     norm = checkpoint.params["norm"].copy()
     norm[3] = value
-    return replace(checkpoint, params={**checkpoint.params, "norm": norm})
+    return replace(checkpoint, weights={**checkpoint.params, "norm": norm})
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -519,7 +692,7 @@ def test_logits_that_are_not_finite_end_the_job_with_failed(tiny: Checkpoint, va
 def test_logits_that_overflow_end_the_job_with_failed_and_no_warning(tiny: Checkpoint) -> None:
     layers = [{**layer, "mlp": {k: v * 1e200 for k, v in layer["mlp"].items()}} for layer in tiny.params["layers"]]
     head = np.full_like(tiny.params["lm_head"], 1e308)
-    engine = ReferenceEngine(replace(tiny, params={**tiny.params, "lm_head": head, "layers": layers}))
+    engine = ReferenceEngine(replace(tiny, weights={**tiny.params, "lm_head": head, "layers": layers}))
     events = list(engine.submit([[7]], [0], SamplingParams(max_tokens=1), 1, 0, False).events())
     assert [type(event) for event in events] == [Failed]
 
@@ -527,7 +700,7 @@ def test_logits_that_overflow_end_the_job_with_failed_and_no_warning(tiny: Check
 def test_a_failed_job_does_not_touch_its_neighbour(tiny: Checkpoint) -> None:
     embed = tiny.params["embed_tokens"].copy()
     embed[7] = np.nan
-    engine = ReferenceEngine(replace(tiny, params={**tiny.params, "embed_tokens": embed}))
+    engine = ReferenceEngine(replace(tiny, weights={**tiny.params, "embed_tokens": embed}))
     params = SamplingParams(max_tokens=3)
     alone = list(engine.submit([[1, 2]], [0], params, 1, 0, False).events())
     good = engine.submit([[1, 2]], [0], params, 1, 0, False).events()

@@ -304,9 +304,39 @@ def test_ctrl_c_ends_a_completion_without_a_traceback(
 def test_an_engine_that_fails_is_one_line(gnomon: Gnomon, tmp_path: Path) -> None:
     broken = tiny_llama(tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
-    weights["model.norm.weight"][0] = np.nan
+    weights["model.norm.weight"] = np.full(32, 1e308)  # a sound float64, whose products overflow
     save_file(weights, broken / "model.safetensors")
     check_one_line(gnomon("complete", "a", "--model", broken), 1, "the model produced logits that are not finite")
+
+
+def test_a_shorter_context_bounds_a_completion(gnomon: Gnomon, model: Path) -> None:
+    fits = gnomon("complete", "--prompt-ids", "[1,2]", "--max-tokens", 6, "--max-model-len", 8, "--model", model)
+    assert fits.code == 0
+    result = gnomon("complete", "--prompt-ids", "[1,2]", "--max-tokens", 7, "--max-model-len", 8, "--model", model)
+    check_one_line(result, 2, "")
+    assert "8" in result.err
+
+
+@pytest.mark.parametrize("command", [["complete", "a", "--model"], ["serve", "--port", "0"]])
+def test_a_context_longer_than_the_models_is_one_line_with_both_numbers(
+    gnomon: Gnomon, model: Path, command: list[str]
+) -> None:
+    result = gnomon(*command, model, "--max-model-len", 4097)
+    check_one_line(result, 1, "max-model-len 4097: the model's context is 4096; allowed: 1 to 4096")
+
+
+@pytest.mark.parametrize("command", [["complete", "a", "--model"], ["serve", "--port", "0"]])
+def test_a_revision_of_a_directory_is_one_line(gnomon: Gnomon, model: Path, command: list[str]) -> None:
+    check_one_line(gnomon(*command, model, "--revision", "v1"), 1, f"{model}: a directory has no revision 'v1'")
+
+
+def test_completing_says_nothing_of_how_it_starts(
+    gnomon: Gnomon, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for engine in ("reference", "jax"):
+        result = gnomon("complete", "a", "--engine", engine, "--max-model-len", 64, "--model", model)
+        assert (result.code, result.err) == (0, "")
 
 
 # ---- serve
@@ -358,11 +388,28 @@ def test_serve_says_where_and_its_example_works_and_ctrl_c_ends_it(model: Path) 
         assert (served["id"], served["max_model_len"]) == ("tiny", 4096)
         assert "server" not in response.headers
         log = interrupt(server.process)
-    post, get, draining, stopped = log.splitlines()
+    weights, started, post, get, draining, stopped = log.splitlines()
+    assert re.fullmatch(r"\S+ INFO weights: 21 tensors, 0\.\d MiB, read in [\d.]+ s, placed in [\d.]+ s", weights)
+    assert re.fullmatch(r"\S+ INFO started in [\d.]+ s", started)
     assert re.fullmatch(r'\S+ INFO 127.0.0.1 "POST /v1/completions" 200 \d+B .* answered id=\w{32} .*', post)
     assert re.fullmatch(r'\S+ INFO 127.0.0.1 "GET /v1/models" 200 .*', get)
     assert "nothing new is let in; 0 requests are to be finished" in draining
     assert stopped.endswith(" INFO stopped")
+
+
+def test_a_shorter_context_is_served_and_its_pool_is_smaller(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("GNOMON_MAX_MODEL_LEN", "96")
+    with serve(model, "--port", 0, "--slots", 2) as server:
+        [served] = httpx.get(f"{server.url}/v1/models").json()["data"]
+        assert served["max_model_len"] == 96
+        body = {"model": "tiny", "prompt": [1] * 90, "max_tokens": 6}
+        assert httpx.post(f"{server.url}/v1/completions", json=body).status_code == 200
+        assert httpx.post(f"{server.url}/v1/completions", json={**body, "max_tokens": 7}).status_code == 400
+        log = interrupt(server.process)
+    assert "key/value pool: 768 tokens, " in log  # 4 contexts for each of 2 slots
 
 
 def test_the_servers_options_are_carried_out(model: Path) -> None:
@@ -728,14 +775,15 @@ def test_serve_runs_jax_by_default_reports_its_start_and_starts_quicker_from_its
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    programs = r"\S+ INFO products by .+\n(\S+ INFO compiled \w+ in [\d.]+ s\n){5}\S+ INFO "
+    weights = r"\S+ INFO weights: 21 tensors, [\d.]+ MiB, read in [\d.]+ s, placed in [\d.]+ s\n"
+    programs = rf"\S+ INFO products by .+\n{weights}(\S+ INFO compiled \w+ in [\d.]+ s\n){{5}}\S+ INFO "
     kept = []
     for _ in range(2):
         with serve(model, "--port", 0, "--slots", 2) as server:
             answer = httpx.post(f"{server.url}/v1/completions", json={"model": "tiny", "prompt": "a", "max_tokens": 2})
             assert answer.json()["system_fingerprint"].startswith("gnomon-jax-")
             log = interrupt(server.process)
-            assert re.match(programs + r"key/value pool: [\d,]+ tokens, [\d.]+ MiB; ready in [\d.]+ s\n", log)
+            assert re.match(programs + r"key/value pool: [\d,]+ tokens, [\d.]+ MiB\n\S+ INFO started in [\d.]+ s\n", log)
         kept.append({path.name for path in (tmp_path / "gnomon" / "jax").glob("*-cache")})
     assert len(kept[0]) >= 5
     assert kept[0] == kept[1]  # the second start found all that it needed

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from gnomon.http.cli import main
 from gnomon.jax_engine import device, doctor, model, sampler
@@ -385,6 +387,31 @@ def test_what_cannot_be_read_or_written_is_one_line_before_anything_is_examined(
         assert result.out == ""
         assert result.err.startswith(beginning)
         assert result.err.count("\n") == 1
+
+
+def test_the_command_examines_a_shorter_context(gnomon: Gnomon, only: Only, tiny: Path) -> None:
+    def context(patient: doctor.Patient, found: doctor.Report, say: doctor.Say) -> list[str]:
+        say(f"context {patient.config.max_position_embeddings}")
+        return []
+
+    only(glance=context)
+    assert "context 24\n" in gnomon(tiny, "--max-model-len", 24).out
+    result = gnomon(tiny, "--revision", "v1")
+    assert (result.code, result.out) == (1, "")
+    assert result.err == f"gnomon: {tiny}: a directory has no revision 'v1'; only a hub id has\n"
+
+
+def test_weights_that_are_not_finite_are_refused_before_anything_is_examined(
+    gnomon: Gnomon, only: Only, tmp_path: Path
+) -> None:
+    only(glance=looked)
+    path = tiny_llama(tmp_path / "m")
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.norm.weight"][1] = np.inf
+    save_file(tensors, path / "model.safetensors")
+    result = gnomon(path)
+    assert (result.code, result.out) == (1, "")
+    assert result.err.endswith("model.norm.weight has weights that are NaN or infinite\n")
 
 
 def test_its_help_needs_no_jax() -> None:

@@ -238,6 +238,41 @@ def test_stopping_ends_jobs_with_failed(model: tuple[Checkpoint, Tokenizer]) -> 
     assert isinstance(list(events)[-1], Failed)
 
 
+@pytest.mark.parametrize("context", [1, 2, 3, 33])
+def test_a_context_of_a_few_positions_is_served_from_the_default_pool(
+    model: tuple[Checkpoint, Tokenizer], context: int
+) -> None:
+    checkpoint = load_checkpoint(model[0].path, max_model_len=context)
+    params = SamplingParams(max_tokens=context - 1, temperature=0)
+    engine = JaxEngine(checkpoint, EngineSettings(slots=2, native=False))
+    try:
+        assert engine.context == context
+        ids = [
+            event.id for event in engine.submit([[1]], [0], params, 1, 0, False).events() if isinstance(event, Token)
+        ]
+    finally:
+        engine.stop()
+    events = ReferenceEngine(checkpoint).submit([[1]], [0], params, 1, 0, False).events()
+    assert ids == [event.id for event in events if isinstance(event, Token)]
+    assert len(ids) == context - 1
+
+
+def test_the_fingerprint_is_of_the_weights_as_they_are_placed(model: tuple[Checkpoint, Tokenizer]) -> None:
+    """From a file in float32 and from params in float64, which become the same numbers; and with one changed."""
+    checkpoint, _ = model
+    down = checkpoint.params["layers"][1]["mlp"]["down_proj"].copy()
+    down[3, 5] += 1e-3
+    layers = [checkpoint.params["layers"][0], {**checkpoint.params["layers"][1]}]
+    layers[1]["mlp"] = {**layers[1]["mlp"], "down_proj": down}
+    seen = []
+    for weights in (checkpoint.weights, checkpoint.params, {**checkpoint.params, "layers": layers}):
+        other = Checkpoint(checkpoint.path, checkpoint.config, weights)
+        engine = JaxEngine(other, EngineSettings(slots=2, page_size=8, chunk=32, native=False))
+        engine.stop()
+        seen.append(engine.fingerprint)
+    assert seen[0] == seen[1] != seen[2]
+
+
 @pytest.mark.long
 def test_a_context_of_4096_is_the_references_up_to_its_last_position(tmp_path: Path) -> None:
     path = tiny_llama(tmp_path, scale=0.15, max_position_embeddings=4096)

@@ -1,0 +1,112 @@
+"""From what a user calls a model to a directory of this machine: a path, or an id of the Hugging Face hub.
+
+    1 a directory that exists is itself
+    2 what looks like a path (./x, /x, ~/x, ../x, a/b/c) and does not exist is an error, and is never sent anywhere
+    3 anything else of the form `name` or `owner/name` is an id, and huggingface_hub finds or fetches it
+
+Cache, token, offline switch, endpoint and progress bars are huggingface_hub's own affair: HF_HOME, HF_TOKEN,
+HF_HUB_OFFLINE, HF_ENDPOINT and the others mean here what they mean to every program that uses it. Of a model's files
+only those are fetched that are read here; a pickle never. Whatever goes wrong is one line.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+
+from gnomon.reference.tensors import CheckpointError
+
+PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+ID = re.compile(rf"(?:{PART}/)?{PART}")
+
+WANTED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "*.safetensors",
+    "model.safetensors.index.json",
+)
+UNWANTED = (
+    "*/*",  # other forms of the same model
+    "consolidated*",  # the same weights once more, under other names
+    "*.bin",
+)
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether a name is asked of the hub: it is nothing on this machine, and has the form of an id."""
+    return ID.fullmatch(model) is not None and not os.path.lexists(model)
+
+
+def locate(model: str | Path, revision: str | None = None) -> Path:
+    """The directory of a model, fetched if it is neither on this machine nor in the hub's cache.
+
+    revision: a branch, tag or commit of a hub id. A Path is never an id. Raises CheckpointError.
+    """
+    if revision == "":
+        raise CheckpointError("the revision is an empty string; leave it out for the default one")
+    if isinstance(model, str) and is_hub_id(model):
+        return _fetched(model, revision)
+    path = Path(model)
+    if not path.is_dir():
+        what = "a file; give the directory that it is in" if path.is_file() else "no such directory on this machine"
+        raise CheckpointError(f"{path.absolute()}: {what}")
+    if revision is not None:
+        raise CheckpointError(f"{path.absolute()}: a directory has no revision {revision!r}; only a hub id has")
+    return path
+
+
+def _fetched(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot = snapshot_download(
+            model, revision=revision, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)
+        )
+    except Exception as error:  # of the HTTP client, the disk, the file transfer: each has errors of its own
+        raise CheckpointError(f"{model}: {_reason(error, revision)}") from None
+    directory = Path(snapshot)
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(f"{model}: the hub has no config.json of it, so it is no model of a kind known here")
+    if not any(directory.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{model}: the hub has no safetensors weights of it; a pickle (.bin) can run code when read, and is refused"
+        )
+    return directory
+
+
+def _reason(error: Exception, revision: str | None) -> str:
+    """In words of our own: an error's own text may be long, and the URLs in it may have been signed for one user."""
+    from huggingface_hub import constants, errors
+
+    hub, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
+    cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
+    status = cause.response.status_code if isinstance(cause, errors.HfHubHTTPError) else None
+    match cause:
+        case errors.HFValidationError():
+            return "no such directory on this machine, and no form that an id of the hub can have"
+        case errors.GatedRepoError():
+            return f"gated: ask its owners for access at {hub}, then set HF_TOKEN or run `hf auth login`"
+        case errors.RepositoryNotFoundError():
+            return (
+                f"no such directory on this machine, and {hub} shows no such model; if it is private, set HF_TOKEN "
+                "or run `hf auth login`"
+            )
+        case errors.RevisionNotFoundError():
+            return f"{hub} has no revision {revision or constants.DEFAULT_REVISION!r} of it"
+        case errors.OfflineModeIsEnabled():
+            what = "an incomplete copy" if isinstance(error, errors.IncompleteSnapshotError) else "no copy"
+            return f"HF_HUB_OFFLINE is set, and the cache {cache} has {what} of this revision"
+        case _ if status in (401, 403):
+            return f"{hub} refused the token, or the lack of one, with {status}; see HF_TOKEN and `hf auth login`"
+        case _ if status is not None:
+            return f"{hub} answered {status}; a copy in the cache would have served"
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return f"no space left for it in the cache {cache}; HF_HOME moves it"
+        case OSError(strerror=str(text)):
+            return f"the cache {cache}: {text}"
+        case _:
+            return f"{hub} cannot be reached, and the cache has no complete copy ({type(cause).__name__})"

@@ -1,0 +1,248 @@
+"""Safetensors files: which ones there are, what is in them, and one tensor at a time.
+
+    1 the files: model.safetensors, or the shards that model.safetensors.index.json names; a pickle never
+    2 their headers, and nothing more: the safetensors library judges whether they are sound, we add what it lets pass
+    3 what is there against what a model needs: everything that is wrong is in one error
+    4 a tensor, in the dtype it is stored in; NaN and infinity are refused by name
+
+A file of the index lies in the directory itself, but may be a link to anywhere: a Hugging Face cache is made of links.
+Which tensors a model needs and what becomes of them is decided in checkpoint.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class CheckpointError(ValueError):
+    """A model directory that cannot be loaded, with the reason."""
+
+
+class Format(NamedTuple):
+    """A dtype of weights: as NumPy knows it, as unsigned integers, and the bits that are all set in NaN and ∞ only."""
+
+    dtype: Any
+    integers: Any
+    exponent: int
+
+
+FORMATS = {
+    "F64": Format(np.float64, np.uint64, 0x7FF0_0000_0000_0000),
+    "F32": Format(np.float32, np.uint32, 0x7F80_0000),
+    "F16": Format(np.float16, np.uint16, 0x7C00),
+    "BF16": Format(ml_dtypes.bfloat16, np.uint16, 0x7F80),
+}
+BLOCK = 2**16  # weights looked at together for NaN and infinity
+ALIGNMENT = 64  # bytes; what XLA's CPU backend asks for, so that it takes an array as it is, without a copy
+
+Place = tuple[str | int, ...]
+Transform = Callable[[NDArray[Any]], NDArray[Any]]
+
+
+class Stored(NamedTuple):
+    """A tensor of a checkpoint and what the model makes of it: each part has its place in the nested params and the
+    function that takes it out of the stored array."""
+
+    name: str
+    shape: tuple[int, ...]
+    parts: tuple[tuple[Place, Transform], ...]
+
+
+class Entry(NamedTuple):
+    """Where a tensor is."""
+
+    file: Path
+    state: tuple[int, ...]  # of the file when its header was read
+    dtype: str
+    shape: tuple[int, ...]
+    start: int  # of its bytes in the file
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFiles:
+    """The tensors of a directory, by name. A name has several entries where several files have such a tensor."""
+
+    directory: Path
+    entries: Mapping[str, tuple[Entry, ...]]
+
+    @classmethod
+    def open(cls, directory: Path) -> TensorFiles:
+        """Finds the files and reads their headers. Raises CheckpointError."""
+        entries: dict[str, tuple[Entry, ...]] = {}
+        for file in _files(directory):
+            for name, entry in _header(file).items():
+                entries[name] = (*entries.get(name, ()), entry)
+        return cls(directory, entries)
+
+    def check(self, expected: Mapping[str, tuple[int, ...]], left_out: Callable[[str], bool]) -> None:
+        """Raises CheckpointError with everything that is missing, extra, there twice, misshapen or of another dtype.
+        left_out: names that are nobody's business."""
+        wrong = [f"{name} is missing" for name in expected if name not in self.entries]
+        for name, entries in self.entries.items():
+            if name not in expected:
+                if not left_out(name):
+                    wrong.append(f"{_printable(name)} is not part of this architecture")
+                continue
+            if len(entries) > 1:
+                wrong.append(f"{name} is in {' and in '.join(entry.file.name for entry in entries)}")
+            for entry in entries:
+                if entry.shape != expected[name]:
+                    wrong.append(f"{name} has shape {list(entry.shape)}, not {list(expected[name])}")
+                if entry.dtype not in FORMATS:
+                    wrong.append(f"{name} has dtype {entry.dtype}, not one of {', '.join(FORMATS)}")
+        if wrong:
+            raise CheckpointError(f"{self.directory}: " + "; ".join(sorted(wrong)))
+
+    def size(self, name: str) -> int:
+        """Bytes of a tensor."""
+        return self.entries[name][0].size
+
+    def read(self, name: str) -> NDArray[Any]:
+        """A tensor that has been checked, as it is stored. Raises CheckpointError."""
+        entry = self.entries[name][0]
+        kind, stored = FORMATS[entry.dtype], aligned(entry.size)
+        try:
+            with entry.file.open("rb") as file:
+                if _state(file.fileno()) != entry.state:
+                    raise CheckpointError(f"{entry.file}: changed since its header was read")
+                file.seek(entry.start)
+                count = file.readinto(stored)  # type: ignore[arg-type]
+        except OSError as error:
+            raise CheckpointError(f"{entry.file}: {error.strerror or error}") from None
+        if count != entry.size:
+            raise CheckpointError(f"{entry.file}: ended within {name}")
+        if not _is_finite(stored.view(kind.integers), kind.exponent):
+            raise CheckpointError(f"{entry.file}: {name} has weights that are NaN or infinite")
+        return stored.view(kind.dtype).reshape(entry.shape)
+
+
+def aligned(size: int) -> NDArray[np.uint8]:
+    """Bytes of memory that begin at a multiple of ALIGNMENT; NumPy's own begin anywhere."""
+    memory = np.empty(size + ALIGNMENT - 1, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size]
+
+
+def _is_finite(integers: NDArray[Any], exponent: int) -> bool:
+    """Block by block, so that this costs no memory to speak of."""
+    mask = integers.dtype.type(exponent)
+    blocks = (integers[i : i + BLOCK] for i in range(0, len(integers), BLOCK))
+    return not any(((block & mask) == mask).any() for block in blocks)
+
+
+def _printable(name: str) -> str:
+    """A name out of a file, fit for a line of a terminal."""
+    return name if name.isprintable() and len(name) <= 200 else ascii(name[:200])
+
+
+# ---- the files
+
+
+def _files(directory: Path) -> list[Path]:
+    single, index = directory / SINGLE, directory / INDEX
+    if os.path.lexists(single):
+        _refuse_irregular(single, str(single))
+        return [single]
+    if not os.path.lexists(index):
+        pickled = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt") for path in directory.glob(f"*.{suffix}"))
+        hint = f"; {pickled[0]} is a pickle, which can run code when read, and is refused" if pickled else ""
+        raise CheckpointError(f"{directory}: neither {SINGLE} nor {INDEX}{hint}")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: weight_map is missing or empty")
+    names = list(weight_map.values())
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+            raise CheckpointError(f"{index}: {name!r:.200} is no plain file name")
+    for name in sorted(set(names)):
+        if not name.endswith(".safetensors"):
+            raise CheckpointError(f"{index}: {name!r:.200} is no safetensors file, and no other kind is read")
+        _refuse_irregular(directory / name, f"{index} names {name!r:.200}")
+    return [directory / name for name in sorted(set(names))]
+
+
+def _refuse_irregular(file: Path, who: str) -> None:
+    """A link that leads nowhere or in a circle, a directory, a pipe that would be waited for."""
+    try:
+        mode = os.stat(file).st_mode
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{who}: {getattr(error, 'strerror', None) or error}") from None
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(f"{who}: not a regular file")
+
+
+def _state(descriptor: int) -> tuple[int, ...]:
+    """What differs when a file has been replaced or written to."""
+    s = os.fstat(descriptor)
+    return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns
+
+
+def _header(file: Path) -> dict[str, Entry]:
+    """The tensors of one file. The library checks the header's form and that offsets follow one another from the
+    header's end to the file's; a name that is there twice with equal offsets it lets pass."""
+    try:
+        with safe_open(file, framework="np") as sound:
+            names = set(sound.keys())
+        with file.open("rb") as opened:
+            state, length = _state(opened.fileno()), int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(length), object_pairs_hook=_without_repeats)
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        reason = "a pointer of Git LFS; fetch the file itself" if _is_pointer(file) else _printable(str(error))
+        raise CheckpointError(f"{file}: not a sound safetensors file: {reason}") from None
+    header.pop("__metadata__", None)
+    if header.keys() != names:
+        raise CheckpointError(f"{file}: changed while it was being read")
+    entries = {}
+    for name, about in header.items():
+        start, end = about["data_offsets"]
+        shape = tuple(about["shape"])
+        entries[name] = Entry(file, state, about["dtype"], shape, 8 + length + start, end - start)
+    return entries
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in members:
+            raise ValueError(f"{name[:200]!a} is there twice")
+        members[name] = value
+    return members
+
+
+def _is_pointer(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(19) == b"version https://git"
+    except OSError:
+        return False
+
+
+def read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The JSON object in a file; `missing`, if given, where there is no such file. Raises CheckpointError."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if missing is not None and not path.is_symlink():
+            return missing
+        raise CheckpointError(f"{path}: no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: not a JSON object")
+    return value
