@@ -81,6 +81,36 @@ class JaxOptions:
 JAX_DEFAULTS = JaxOptions()
 
 
+@dataclass(frozen=True, slots=True)
+class InfillOptions:
+    """The tokens for a prompt with a suffix, instead of those that the model's files tell."""
+
+    fim_prefix: str | None = option(
+        None,
+        "The fill-in-the-middle token before the prompt, as its literal; with --fim-suffix and --fim-middle. "
+        "Default: as the model's files say.",
+        ENGINE,
+        metavar="TOKEN",
+    )
+    fim_suffix: str | None = option(
+        None, "The one before the suffix. Default: as the files say.", ENGINE, metavar="TOKEN"
+    )
+    fim_middle: str | None = option(
+        None, "The one before the middle. Default: as the files say.", ENGINE, metavar="TOKEN"
+    )
+
+    def markers(self) -> tuple[str, str, str] | None:
+        """The three, if they are given. All or none: anything else ends the command."""
+        given = {row.name: getattr(self, row.name) for row in options(InfillOptions)}
+        if len({literal is None for literal in given.values()}) == 2:
+            missing = [_flag(name) for name, literal in given.items() if literal is None]
+            fail(f"--fim-prefix, --fim-suffix and --fim-middle go together; missing: {', '.join(missing)}", 2)
+        return None if self.fim_prefix is None else (given["fim_prefix"], given["fim_suffix"], given["fim_middle"])
+
+
+INFILL_DEFAULTS = InfillOptions()
+
+
 def main() -> None:
     """The entry point of the command."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -118,7 +148,10 @@ def _model_name(model: str | None) -> str:
 
 
 def open_model(
-    engine: EngineName, model: str | None, jax_options: JaxOptions = JAX_DEFAULTS
+    engine: EngineName,
+    model: str | None,
+    jax_options: JaxOptions = JAX_DEFAULTS,
+    infill: InfillOptions = INFILL_DEFAULTS,
 ) -> tuple[ServedEngine, Tokenizer]:
     """The engine and its tokenizer; the embedded model if none is named."""
     from gnomon.reference.checkpoint import CheckpointError, default_model_path, load_checkpoint
@@ -130,7 +163,7 @@ def open_model(
     path = default_model_path() if model is None else Path(model)
     try:
         checkpoint = load_checkpoint(path)
-        tokenizer = load_tokenizer(path, checkpoint.config.vocab_size)
+        tokenizer = load_tokenizer(path, checkpoint.config.vocab_size, infill.markers())
     except (CheckpointError, OSError) as error:
         fail(str(error), 1)
     match engine:
@@ -181,7 +214,7 @@ class Setting(NamedTuple):
     source: str
 
 
-ROWS = (*options(JaxOptions), *options(Settings), *options(AuthSettings, "auth_"))
+ROWS = (*options(JaxOptions), *options(InfillOptions), *options(Settings), *options(AuthSettings, "auth_"))
 
 
 def serve_command() -> Callable[..., None]:
@@ -242,13 +275,17 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def _variable(name: str) -> str:
     return f"GNOMON_{name.upper()}"
 
 
 def _typer_option(row: Option) -> tuple[Any, Any]:
     """A row as typer wants it: a type with its description, and a default."""
-    flag, several = "--" + row.name.replace("_", "-"), row.type == tuple[str, ...]
+    flag, several = _flag(row.name), row.type == tuple[str, ...]
     if row.type is bool:
         flag = f"{flag}/--no-{flag[2:]}" if row.default else flag
     option = typer.Option(
@@ -296,6 +333,8 @@ def serve(chosen: dict[str, Setting], print_config: bool) -> None:
         fail(str(error), 1)
     chosen["auth_mode"] = _auth_mode(chosen, loopback)
     jax_options = JaxOptions(**{row.name: chosen[row.name].value for row in options(JaxOptions)})
+    infill = InfillOptions(**{row.name: chosen[row.name].value for row in options(InfillOptions)})
+    infill.markers()
     auth = AuthSettings(**{row.name[5:]: chosen[row.name].value for row in options(AuthSettings, "auth_")})
     settings = Settings(**{row.name: chosen[row.name].value for row in options(Settings)}, auth=auth)
     check_auth(auth)
@@ -306,7 +345,7 @@ def serve(chosen: dict[str, Setting], print_config: bool) -> None:
     if print_config:
         show_config(chosen)
     else:
-        run_server(model, engine, jax_options, settings, loopback)
+        run_server(model, engine, jax_options, infill, settings, loopback)
 
 
 def _auth_mode(chosen: Mapping[str, Setting], loopback: bool) -> Setting:
@@ -362,7 +401,12 @@ def show_config(chosen: Mapping[str, Setting]) -> None:
 
 
 def run_server(
-    model: str | None, engine: EngineName, jax_options: JaxOptions, settings: Settings, loopback: bool
+    model: str | None,
+    engine: EngineName,
+    jax_options: JaxOptions,
+    infill: InfillOptions,
+    settings: Settings,
+    loopback: bool,
 ) -> None:
     from logging.config import dictConfig
 
@@ -372,7 +416,7 @@ def run_server(
     from gnomon.http.tracing import CannotTrace
 
     def load() -> tuple[ServedEngine, Tokenizer]:
-        return open_model(engine, model, jax_options)
+        return open_model(engine, model, jax_options, infill)
 
     scheme = "http" if settings.tls_certificate is None else "https"
     try:
@@ -446,6 +490,14 @@ def _field(name: str) -> Any:
     )
 
 
+def _infill_option(name: str) -> Any:
+    """The option of `serve` of that name, for a command whose options are written out."""
+    row = next(row for row in options(InfillOptions) if row.name == name)
+    return typer.Option(
+        _flag(name), envvar=_variable(name), help=row.help, metavar=row.more["metavar"], show_default=False
+    )
+
+
 def complete(
     prompt: Annotated[
         str | None,
@@ -479,6 +531,9 @@ def complete(
     frequency_penalty: Annotated[str | None, _field("frequency_penalty")] = None,
     presence_penalty: Annotated[str | None, _field("presence_penalty")] = None,
     suffix: Annotated[str | None, _field("suffix")] = None,
+    fim_prefix: Annotated[str | None, _infill_option("fim_prefix")] = None,
+    fim_suffix: Annotated[str | None, _infill_option("fim_suffix")] = None,
+    fim_middle: Annotated[str | None, _infill_option("fim_middle")] = None,
     user: Annotated[str | None, _field("user")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the whole response as JSON, as the server would send it.")
@@ -515,7 +570,8 @@ def complete(
     }
     try:
         request = CompletionRequest.from_json(_body(members))
-        opened, tokenizer = open_model(engine, model)
+        infill = InfillOptions(fim_prefix, fim_suffix, fim_middle)
+        opened, tokenizer = open_model(engine, model, infill=infill)
         name = _model_name(model)
         request = replace(request, model=name, stream=not as_json and request.candidates == request.n)
         with closing(prepare(request, opened, tokenizer, name)) as run:
