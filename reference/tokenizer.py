@@ -273,7 +273,8 @@ def _family(config: Mapping[str, Any], ids: Mapping[str, int], markers: Sequence
         raise CheckpointError(
             f"{', '.join(where)} are {shown(list(where.values()))}; three different tokens are needed"
         )
-    chosen = Family("declared", *where.values())
+    prefix, suffix, middle = where.values()
+    chosen = Family("declared", prefix, suffix, middle)
     alike = (row for row in FAMILIES if row.markers == chosen.markers and ids.keys() >= set(row.ends))
     return next(alike, chosen)
 

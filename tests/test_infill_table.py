@@ -56,7 +56,7 @@ PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": F
 FIRST = 266  # the id of the first added token: 256 bytes and ten merges are before it
 
 
-def byte_level(directory: Path, literals: Sequence[str], special: bool = True, **config: object) -> Tokenizer:
+def byte_level(directory: Path, literals: Sequence[str], special: bool = True, **config: Any) -> Tokenizer:
     """A byte-level tokenizer with these added tokens, and a tokenizer_config.json that says no more than `config`."""
     spec = json.loads((tokenizer_files(directory) / "tokenizer.json").read_text())
     spec["model"]["vocab"] = {token: v for token, v in spec["model"]["vocab"].items() if v < FIRST}
@@ -211,7 +211,11 @@ def test_what_a_file_declares_goes_before_the_table_and_the_operator_before_both
     literals = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|file_separator|>", "<p>", "<s>", "<m>", "<q>"]
     byte_level(tmp_path, literals)
     assert load_tokenizer(tmp_path, 300).infill == (FIRST, FIRST + 1, FIRST + 2)
-    declared = {"fim_prefix_token": "<p>", "fim_suffix_token": "<s>", "fim_middle_token": {"content": "<m>"}}
+    declared: dict[str, Any] = {
+        "fim_prefix_token": "<p>",
+        "fim_suffix_token": "<s>",
+        "fim_middle_token": {"content": "<m>"},
+    }
     tokenizer = byte_level(tmp_path, literals, **declared)
     assert (tokenizer.infill, len(tokenizer.infill_ends)) == ((FIRST + 4, FIRST + 5, FIRST + 6), 3)
     told = load_tokenizer(tmp_path, 300, ("<q>", "<s>", "<m>"))
