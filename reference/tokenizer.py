@@ -27,7 +27,7 @@ from gnomon.reference.request import shown
 
 KINDS = ("BPE", "Unigram")
 RESERVED = ("bytes:", "token_id:")
-NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
+NAMED = ("bos_token", "eos_token")  # not pad_token: some files name an ordinary "!" there
 MARKERS = ("fim_prefix_token", "fim_suffix_token", "fim_middle_token")
 OTHER_FORMATS = ("tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "tiktoken.model")
 

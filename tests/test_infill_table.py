@@ -4,7 +4,8 @@ published, what ends its middles, and how a file or the command line says otherw
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import models, normalizers, processors
 
-from gnomon.reference.checkpoint import CheckpointError
+from gnomon.http.cli import main
+from gnomon.reference.checkpoint import CheckpointError, load_checkpoint
 from gnomon.reference.completion import prepare
+from gnomon.reference.engine import ReferenceEngine
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.tokenizer import FAMILIES, Tokenizer, load_tokenizer
-from helpers.fake import SPECIALS, FakeEngine, always, fake_tokenizer, tokenizer_files
+from helpers.fake import MID, PRE, SPECIALS, SUF, FakeEngine, always, fake_tokenizer, tokenizer_files
+from helpers.models import tiny_llama
 
 # what stands before and between the two texts, and the tokens that end a middle
 PUBLISHED = {
@@ -244,3 +248,67 @@ def test_a_literal_that_is_not_one_token_is_refused_by_the_options_name(
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         load_tokenizer(tokenizer_files(tmp_path), 300, markers)
+
+
+# ---- the command line
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("models") / "tiny")
+
+
+Gnomon = Callable[..., tuple[object, str, str]]
+
+
+@pytest.fixture
+def gnomon(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Gnomon:
+    """The command in this process → its status, what it wrote, what it complained of."""
+
+    def run(*arguments: object) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["gnomon", *map(str, arguments)])
+        monkeypatch.setattr("logging.config.dictConfig", lambda config: None)  # this process logs to pytest
+        with pytest.raises(SystemExit) as exit:
+            main()
+        return exit.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+SWAPPED = ("--fim-prefix", SPECIALS[2], "--fim-suffix", SPECIALS[1], "--fim-middle", SPECIALS[3])
+
+
+def test_the_flags_decide_what_complete_gives_the_model_and_so_do_the_variables(
+    gnomon: Gnomon, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = load_checkpoint(model)
+    tokenizer = load_tokenizer(model, checkpoint.config.vocab_size, SWAPPED[1::2])
+    assert tokenizer.infill == (SUF, PRE, MID)
+    fields = {"model": "tiny", "prompt": "a", "suffix": "b", "temperature": 0, "max_tokens": 8, "logprobs": 1}
+    request = CompletionRequest.from_fields(fields)
+    answer = json.loads(prepare(request, ReferenceEngine(checkpoint), tokenizer, "tiny").whole().to_bytes())
+    options = ["--model", model, "--suffix", "b", "--temperature", 0, "--max-tokens", 8, "--logprobs", 1, "--json"]
+    told = json.loads(gnomon("complete", "a", *options, *SWAPPED)[1])
+    assert told["choices"] == answer["choices"]
+    assert json.loads(gnomon("complete", "a", *options)[1])["choices"] != answer["choices"]
+    for flag, literal in zip(SWAPPED[::2], SWAPPED[1::2], strict=True):
+        monkeypatch.setenv("GNOMON_" + flag[2:].upper().replace("-", "_"), literal)
+    assert json.loads(gnomon("complete", "a", *options)[1])["choices"] == answer["choices"]
+
+
+@pytest.mark.parametrize("given", [SWAPPED[:2], SWAPPED[2:4], SWAPPED[:4], SWAPPED[2:]])
+def test_one_or_two_of_the_flags_are_refused_with_those_that_are_missing(
+    gnomon: Gnomon, model: Path, given: tuple[str, ...]
+) -> None:
+    missing = ", ".join(flag for flag in SWAPPED[::2] if flag not in given)
+    for command in (("complete", "a", "--model", model), ("serve", model, "--port", 0, "--engine", "reference")):
+        status, out, error = gnomon(*command, *given)
+        assert (status, out) == (2, "")
+        assert error == f"gnomon: --fim-prefix, --fim-suffix and --fim-middle go together; missing: {missing}\n"
+
+
+def test_a_flag_that_names_no_token_ends_both_commands_with_one_line(gnomon: Gnomon, model: Path) -> None:
+    for command in (("complete", "a", "--model", model), ("serve", model, "--port", 0, "--engine", "reference")):
+        status, out, error = gnomon(*command, *SWAPPED[:5], "<mid>")
+        assert (status, out) == (1, "")
+        assert error == f'gnomon: {model}: --fim-middle is "<mid>", which is no token of this tokenizer\n'

@@ -342,36 +342,54 @@ TEMPLATE = {
 BYTE_STEP = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
 
 
-@pytest.mark.parity
-@pytest.mark.parametrize(
-    ("post_processor", "config", "expected"),
-    [
-        (None, {}, None),
-        (BYTE_STEP, {}, None),
-        (TEMPLATE, {}, EOT),
-        ({"type": "Sequence", "processors": [BYTE_STEP, TEMPLATE]}, {}, EOT),
-        (None, {"add_bos_token": True}, EOT),
-        (BYTE_STEP, {"add_bos_token": True}, EOT),
-        (BYTE_STEP, {"add_bos_token": False}, None),
-        (TEMPLATE, {"add_bos_token": True}, EOT),
-        (TEMPLATE, {"add_bos_token": False}, None),
-        (BYTE_STEP, {"add_bos_token": True, "bos_token": None}, None),
-        (TEMPLATE, {"add_bos_token": None}, EOT),
-    ],
+BOS_CASES: tuple[tuple[Any, dict[str, Any], int | None], ...] = (
+    (None, {}, None),
+    (BYTE_STEP, {}, None),
+    (TEMPLATE, {}, EOT),
+    ({"type": "Sequence", "processors": [BYTE_STEP, TEMPLATE]}, {}, EOT),
+    (None, {"add_bos_token": True}, EOT),
+    (BYTE_STEP, {"add_bos_token": True}, EOT),
+    (BYTE_STEP, {"add_bos_token": False}, None),
+    (TEMPLATE, {"add_bos_token": True}, EOT),
+    (TEMPLATE, {"add_bos_token": False}, None),
+    (BYTE_STEP, {"add_bos_token": True, "bos_token": None}, None),
+    (TEMPLATE, {"add_bos_token": None}, EOT),
 )
+
+
+def with_bos(directory: Path, post_processor: Any, config: dict[str, Any]) -> Tokenizer:
+    tokenizer_files(directory, post_processor=post_processor)
+    said = {"bos_token": SPECIALS[0], "eos_token": SPECIALS[0], **config}
+    (directory / "tokenizer_config.json").write_text(json.dumps(said))
+    return load_tokenizer(directory, FAKE_VOCAB)
+
+
+@pytest.mark.parametrize(("post_processor", "config", "expected"), BOS_CASES)
 def test_the_bos_is_what_the_config_says_and_else_what_the_post_processor_does(
+    tmp_path: Path, post_processor: Any, config: dict[str, Any], expected: int | None
+) -> None:
+    tokenizer = with_bos(tmp_path, post_processor, config)
+    first = () if expected is None else (expected,)
+    assert tokenizer.bos_id == expected
+    assert tokenizer.encode("né") == ((*first, ord("n"), 0xC3, 0xA9), (0,) * len(first) + (0, 1, 1))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("post_processor", "config", "expected"), BOS_CASES)
+def test_the_bos_is_that_of_transformers_which_is_told_add_bos_token(
     tmp_path: Path, theirs: Any, post_processor: Any, config: dict[str, Any], expected: int | None
 ) -> None:
-    """The judge is told add_bos_token where it is said."""
-    tokenizer_files(tmp_path, post_processor=post_processor)
-    said = {"bos_token": SPECIALS[0], "eos_token": SPECIALS[0], **config}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
-    tokenizer = load_tokenizer(tmp_path, FAKE_VOCAB)
-    assert tokenizer.bos_id == expected
-    assert tokenizer.encode("né").starts[0] == 0
+    tokenizer = with_bos(tmp_path, post_processor, config)
     told = {name: value for name, value in config.items() if name == "add_bos_token" and value is not None}
     for text in ("né", "a<|endoftext|>b"):
-        assert list(tokenizer.encode(text).ids) == theirs(tmp_path, **told)(text).input_ids
+        ids = theirs(tmp_path, **told)(text).input_ids
+        assert list(tokenizer.encode(text).ids) == ids
+        assert (ids[0] == expected) == (expected is not None)
+
+
+def test_a_pad_token_that_is_an_ordinary_one_keeps_its_text(tmp_path: Path) -> None:
+    tokenizer = with_bos(tmp_path, None, {"pad_token": "!"})
+    assert tokenizer.token_bytes[ord("!")] == b"!"
 
 
 def test_a_named_token_that_the_file_does_not_list_as_added_is_special(tmp_path: Path) -> None:
