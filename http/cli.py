@@ -66,6 +66,27 @@ class ModelOptions:
         min=1,
         metavar="N",
     )
+    fim_prefix: str | None = option(
+        None,
+        "The fill-in-the-middle token before the prompt, as its literal; with --fim-suffix and --fim-middle. "
+        "Default: as the model's files say.",
+        MODEL,
+        metavar="TOKEN",
+    )
+    fim_suffix: str | None = option(
+        None, "The one before the suffix. Default: as the files say.", MODEL, metavar="TOKEN"
+    )
+    fim_middle: str | None = option(
+        None, "The one before the middle. Default: as the files say.", MODEL, metavar="TOKEN"
+    )
+
+    def markers(self) -> tuple[str, str, str] | None:
+        """The three, if they are given. All or none: anything else ends the command."""
+        given = {name: getattr(self, name) for name in ("fim_prefix", "fim_suffix", "fim_middle")}
+        if len({literal is None for literal in given.values()}) == 2:
+            missing = [_flag(name) for name, literal in given.items() if literal is None]
+            fail(f"--fim-prefix, --fim-suffix and --fim-middle go together; missing: {', '.join(missing)}", 2)
+        return None if self.fim_prefix is None else (given["fim_prefix"], given["fim_suffix"], given["fim_middle"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +174,7 @@ def read_model(model: str | None, which: ModelOptions, say: Say) -> tuple[Checkp
         fail("the model's directory is an empty string; leave it out for the embedded model", 1)
     path = locate(default_model_path() if model is None else model, which.revision)
     checkpoint = load_checkpoint(path, which.max_model_len, say)
-    return checkpoint, load_tokenizer(path, checkpoint.config.vocab_size)
+    return checkpoint, load_tokenizer(path, checkpoint.config.vocab_size, which.markers())
 
 
 def open_model(
@@ -273,13 +294,17 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def _variable(name: str) -> str:
     return f"GNOMON_{name.upper()}"
 
 
 def _typer_option(row: Option) -> tuple[Any, Any]:
     """A row as typer wants it: a type with its description, and a default."""
-    flag, several = "--" + row.name.replace("_", "-"), row.type == tuple[str, ...]
+    flag, several = _flag(row.name), row.type == tuple[str, ...]
     if row.type is bool:
         flag = f"{flag}/--no-{flag[2:]}" if row.default else flag
     option = typer.Option(
@@ -345,6 +370,7 @@ def serve(chosen: dict[str, Setting], print_config: bool) -> None:
         fail(f"--served-model-name: {name!r} is not allowed; give printable characters, one at least", 2)
     which = ModelOptions(**{row.name: chosen[row.name].value for row in options(ModelOptions)})
     jax_options = JaxOptions(**{row.name: chosen[row.name].value for row in options(JaxOptions)})
+    which.markers()
     auth = AuthSettings(**{row.name[5:]: chosen[row.name].value for row in options(AuthSettings, "auth_")})
     settings = Settings(**{row.name: chosen[row.name].value for row in options(Settings)}, auth=check_auth(auth))
     check_tls(settings)
@@ -525,6 +551,14 @@ def _field(name: str) -> Any:
     )
 
 
+def _infill_option(name: str) -> Any:
+    """The option of `serve` of that name, for a command whose options are written out."""
+    row = next(row for row in options(ModelOptions) if row.name == name)
+    return typer.Option(
+        _flag(name), envvar=_variable(name), help=row.help, metavar=row.more["metavar"], show_default=False
+    )
+
+
 def complete(
     prompt: Annotated[
         str | None,
@@ -562,6 +596,9 @@ def complete(
     frequency_penalty: Annotated[str | None, _field("frequency_penalty")] = None,
     presence_penalty: Annotated[str | None, _field("presence_penalty")] = None,
     suffix: Annotated[str | None, _field("suffix")] = None,
+    fim_prefix: Annotated[str | None, _infill_option("fim_prefix")] = None,
+    fim_suffix: Annotated[str | None, _infill_option("fim_suffix")] = None,
+    fim_middle: Annotated[str | None, _infill_option("fim_middle")] = None,
     user: Annotated[str | None, _field("user")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the whole response as JSON, as the server would send it.")
@@ -599,7 +636,8 @@ def complete(
     }
     try:
         request = CompletionRequest.from_json(_body(members))
-        opened, tokenizer = open_model(engine, model, ModelOptions(revision, max_model_len), JAX_DEFAULTS, silently)
+        which = ModelOptions(revision, max_model_len, fim_prefix, fim_suffix, fim_middle)
+        opened, tokenizer = open_model(engine, model, which, JAX_DEFAULTS, silently)
         name = _model_name(model)
         request = replace(request, model=name, stream=not as_json and request.candidates == request.n)
         with closing(prepare(request, opened, tokenizer, name)) as run:

@@ -74,7 +74,6 @@ class Layout:
         there: Array = jax.block_until_ready(jax.device_put(array, self.sharding(name)))  # type: ignore[no-untyped-call]
         return there
 
-
     def stacked(self, layer: Mapping[str, Any]) -> Mapping[str, Any]:
         """A layer whose experts are one array a projection, [E, out, in], for programs that walk over them."""
         mlp = layer["mlp"]

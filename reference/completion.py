@@ -62,7 +62,7 @@ def prepare(request: CompletionRequest, engine: Engine, tokenizer: Tokenizer, mo
     end_ids = engine.eos_ids
     if request.suffix:
         prompts = tuple(encode_infill(prompt, request, tokenizer) for prompt in request.prompts)
-        end_ids |= frozenset(tokenizer.infill or ())
+        end_ids |= tokenizer.infill_ends
     else:
         prompts = tuple(encode_prompt(prompt, engine, tokenizer) for prompt in request.prompts)
     for prompt in prompts:
@@ -118,7 +118,7 @@ def encode_infill(prompt: Prompt, request: CompletionRequest, tokenizer: Tokeniz
     if request.echo:
         raise InvalidRequest("suffix", "suffix: not together with echo")
     bos = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
-    before, after = tokenizer.encode_literal(prompt), tokenizer.encode_literal(request.suffix)
+    before, after = tokenizer.encode_literal(prompt), tokenizer.encode_following(request.suffix)
     # some vocabularies hold the literals of special tokens as ordinary pieces too
     if not tokenizer.special.keys().isdisjoint(before.ids + after.ids):
         raise InvalidRequest(

@@ -399,7 +399,8 @@ def model_config(raw: Entries, eos_token_ids: list[int] | None, max_model_len: i
         raise CheckpointError(f"num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}")
     vocab_size, longest = size(raw, "vocab_size"), size(raw, "max_position_embeddings")
     if max_model_len is not None and not 1 <= max_model_len <= longest:
-        raise CheckpointError(f"max-model-len {max_model_len}: the model's context is {longest}; allowed: 1 to {longest}")
+        allowed = f"the model's context is {longest}; allowed: 1 to {longest}"
+        raise CheckpointError(f"max-model-len {max_model_len}: {allowed}")
     bos = raw.get("bos_token_id")
     config = ModelConfig(
         vocab_size=vocab_size,

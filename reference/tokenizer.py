@@ -6,8 +6,8 @@
     Decoder       bytes → text piece by piece, never showing a character before all of its bytes are there
 
 The bytes come from the vocabulary itself, not from the library's `decode`, which answers for whole texts and hides
-what a single token is. Two vocabularies are known: byte-level BPE (GPT-2 and most since) and SentencePiece's with
-byte fallback.
+what a single token is. Two kinds are known: byte-level BPE (GPT-2 and most since), and SentencePiece's BPE or Unigram
+with byte fallback. Which tokens fill in the middle is one table, FAMILIES.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +23,13 @@ from typing import Any, NamedTuple
 import tokenizers
 
 from gnomon.reference.checkpoint import CheckpointError, UnsupportedModel, read_json
+from gnomon.reference.request import shown
 
 KINDS = ("BPE", "Unigram")
 RESERVED = ("bytes:", "token_id:")
-DECLARED = ("bos_token", "eos_token", "fim_prefix_token", "fim_suffix_token", "fim_middle_token")
+NAMED = ("bos_token", "eos_token")  # not pad_token: some files name an ordinary "!" there
+MARKERS = ("fim_prefix_token", "fim_suffix_token", "fim_middle_token")
+OTHER_FORMATS = ("tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "tiktoken.model")
 
 
 class Encoding(NamedTuple):
@@ -45,12 +48,48 @@ class Infill(NamedTuple):
     middle: int
 
 
+class Family(NamedTuple):
+    """How the models of a family were taught to fill in the middle: the literals of their tokens."""
+
+    name: str
+    prefix: str
+    suffix: str
+    middle: str
+    ends: tuple[str, ...] = ()  # what they write after a middle, besides the three and the end-of-sequence ids
+
+    @property
+    def markers(self) -> tuple[str, str, str]:
+        return self.prefix, self.suffix, self.middle
+
+
+# All of these were trained in the order `prefix PRE`, `SUF`, `MID` without spaces between (StarCoder and Code Llama
+# in another order too); a BOS comes first where the tokenizer puts one before strings anyway. A tokenizer belongs to
+# the first row of which it has every token, so that of rows with the same markers the one with more ends stands first.
+FAMILIES = (
+    Family("CodeGemma", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", ("<|file_separator|>",)),
+    Family(
+        "Qwen2.5-Coder",
+        "<|fim_prefix|>",
+        "<|fim_suffix|>",
+        "<|fim_middle|>",
+        ("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|im_end|>", "<|endoftext|>"),
+    ),
+    Family("gnomon", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", ("<|endoftext|>",)),
+    Family("StarCoder2", "<fim_prefix>", "<fim_suffix>", "<fim_middle>", ("<fim_pad>", "<file_sep>", "<|endoftext|>")),
+    Family("StarCoder", "<fim_prefix>", "<fim_suffix>", "<fim_middle>", ("<fim_pad>", "<|endoftext|>")),
+    Family("SantaCoder", "<fim-prefix>", "<fim-suffix>", "<fim-middle>", ("<fim-pad>", "<|endoftext|>")),
+    Family("Code Llama", "▁<PRE>", "▁<SUF>", "▁<MID>", ("▁<EOT>",)),
+    Family("DeepSeek-Coder", "<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>", ("<｜end▁of▁sentence｜>",)),
+)
+
+
 @dataclass(frozen=True)
 class Tokenizer:
     """A model's tokenizer. `vocab_size` is the model's V, which may be larger than the tokenizer's own."""
 
     literal: tokenizers.Tokenizer  # parses no special tokens
     parsing: tokenizers.Tokenizer  # parses the literals of special tokens as those tokens
+    following: tokenizers.Tokenizer  # as `literal`, for a text that follows another: no space is put before it
     vocab_size: int
     token_bytes: tuple[bytes, ...]  # [V]: what id v adds to a completion's text; b"" for special tokens and gaps
     special: Mapping[int, str]  # id → literal
@@ -58,6 +97,7 @@ class Tokenizer:
     bos_id: int | None  # what the tokenizer puts before a string by itself
     end_of_text_id: int | None
     infill: Infill | None
+    infill_ends: frozenset[int]  # they end a middle as end-of-sequence ids do; the markers are among them
     fingerprint: str  # of its files and of the library: part of what decides an answer's bytes
 
     def encode(self, text: str) -> Encoding:
@@ -73,6 +113,11 @@ class Tokenizer:
     def encode_literal(self, text: str) -> Encoding:
         """A text in which nothing is special and to which nothing is added."""
         return _encode(self.literal, text)
+
+    def encode_following(self, text: str) -> Encoding:
+        """The same for a text that follows another one, as a suffix does: SentencePiece puts a space before texts,
+        which here would stand between the two."""
+        return _encode(self.following, text)
 
     def prompt_bytes(self, v: int) -> bytes:
         """The bytes of id v in a prompt of ids: there a special token shows its literal."""
@@ -91,59 +136,110 @@ def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> Encoding:
 # ---- loading
 
 
-def load_tokenizer(path: str | Path, vocab_size: int) -> Tokenizer:
+def load_tokenizer(path: str | Path, vocab_size: int, markers: Sequence[str] | None = None) -> Tokenizer:
     """Reads tokenizer.json (and tokenizer_config.json, if there) of a directory. Raises CheckpointError.
 
     vocab_size: the model's V; a tokenizer with an id beyond it does not belong to the model.
+    markers: the literals of the fill-in-the-middle tokens (prefix, suffix, middle) instead of those the files tell.
     """
     directory = Path(path)
     file = directory / "tokenizer.json"
-    spec, config = read_json(file), read_json(directory / "tokenizer_config.json", missing={})
-    declared = {_content(config.get(name)) for name in DECLARED}
+    spec, config = _read(file), read_json(directory / "tokenizer_config.json", missing={})
     try:
-        for token in spec.get("added_tokens") or []:  # some files leave their end-of-text or infill tokens ordinary
-            token["special"] = token["special"] or token["content"] in declared
+        ids = _ids(spec)
+        family = _family(config, ids, markers)
+        _complete(spec, config, ids, family)
         _keep_spaces(spec.get("post_processor"))
         text = json.dumps(spec)
         parsing, literal = tokenizers.Tokenizer.from_str(text), tokenizers.Tokenizer.from_str(text)
-        kind = spec["model"].get("type", "BPE")
+        joined = _without_prefix_space(spec)
+        following = literal if joined == spec else tokenizers.Tokenizer.from_str(json.dumps(joined))
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory}: {error}") from None
     except Exception as error:  # the library raises a bare Exception for a malformed file
         raise CheckpointError(f"{file}: {error}") from None
-    if kind not in KINDS:
-        raise UnsupportedModel(f"{file}: a {kind} vocabulary is not supported; supported: {', '.join(KINDS)}")
-    for tokenizer in (parsing, literal):
+    for tokenizer in (parsing, literal, following):
         tokenizer.no_truncation()
         tokenizer.no_padding()
-    literal.encode_special_tokens = True
+    literal.encode_special_tokens = following.encode_special_tokens = True
 
-    vocabulary = {v: token for token, v in parsing.get_vocab(with_added_tokens=True).items()}
+    read = parsing.get_vocab(with_added_tokens=True)
+    moved = [f"{shown(token)} from {v} to {read.get(token)}" for token, v in ids.items() if read.get(token) != v]
+    if moved:  # the library numbers added tokens itself, whatever the file says
+        raise CheckpointError(f"{file}: ids of added tokens that are not the next free ones: {', '.join(moved[:3])}")
+    vocabulary = {v: token for token, v in ids.items()}
     if max(vocabulary, default=0) >= vocab_size:
         raise CheckpointError(f"{file} has id {max(vocabulary)}, but the model's vocabulary has {vocab_size} ids")
     added: dict[int, tokenizers.AddedToken] = dict(parsing.get_added_tokens_decoder())
     special = {v: token.content for v, token in added.items() if token.special}
     byte_level = _is_byte_level(spec)
-    to_bytes = _byte_level if byte_level else _sentencepiece
     token_bytes = [b""] * vocab_size
     fallback = set()
     for v, token in vocabulary.items():
         if v in special:
             continue
-        token_bytes[v] = token.encode() if v in added else to_bytes(token)
-        if v not in added and not byte_level and _FALLBACK.fullmatch(token):
-            fallback.add(v)
-    ids = {token: v for v, token in vocabulary.items()}
+        if byte_level:
+            token_bytes[v] = token.encode() if v in added else _byte_level(token)
+        else:  # an added token too is written with ▁ for its spaces
+            token_bytes[v] = _sentencepiece(token)
+            if v not in added and _FALLBACK.fullmatch(token):
+                fallback.add(v)
+    infill = None if family is None else Infill(*(ids[literal] for literal in family.markers))
+    ends = () if family is None else (*family.markers, *family.ends)
     return Tokenizer(
         literal,
         parsing,
+        following,
         vocab_size,
         tuple(token_bytes),
         special,
         _labels(token_bytes, special, fallback),
-        bos_id=_added_before(parsing),
+        bos_id=_bos_id(config, ids, parsing),
         end_of_text_id=ids.get(_content(config.get("eos_token")), ids.get(_content(config.get("bos_token")))),
-        infill=_infill(config, ids),
-        fingerprint=hashlib.sha256(f"{tokenizers.__version__} {config} {text}".encode()).hexdigest()[:8],
+        infill=infill,
+        infill_ends=frozenset(ids[literal] for literal in ends),
+        fingerprint=hashlib.sha256(f"{tokenizers.__version__} {config} {text} {family}".encode()).hexdigest()[:8],
     )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """tokenizer.json, if it is of a kind that is known here; another format is refused with what to do."""
+    others = [name for name in OTHER_FORMATS if (file.parent / name).exists()]
+    if others and not file.exists():
+        raise UnsupportedModel(
+            f"{file}: no such file; {others[0]} alone is not read here. Write a tokenizer.json beside it, with "
+            f"transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+        )
+    spec = read_json(file)
+    model = spec.get("model")
+    kind = model.get("type", "BPE") if isinstance(model, dict) else None
+    if kind not in KINDS:
+        raise UnsupportedModel(
+            f"{file}: a vocabulary of type {shown(kind)} is not supported; supported: {', '.join(KINDS)}"
+        )
+    return spec
+
+
+def _ids(spec: Mapping[str, Any]) -> dict[str, int]:
+    """Token → id, of the file as it is."""
+    vocab = spec["model"]["vocab"]
+    pieces = vocab.items() if isinstance(vocab, dict) else ((piece, v) for v, (piece, _) in enumerate(vocab))
+    return {**dict(pieces), **{token["content"]: token["id"] for token in spec.get("added_tokens") or []}}
+
+
+def _complete(spec: dict[str, Any], config: Mapping[str, Any], ids: Mapping[str, int], family: Family | None) -> None:
+    """Some files leave their named tokens ordinary, or do not list them among the added ones: such a token would be
+    cut into pieces in a prompt, or show in a completion's text."""
+    tokens = spec["added_tokens"] = list(spec.get("added_tokens") or [])
+    wanted = {_content(config.get(name)) for name in NAMED} - {""}
+    if family is not None:
+        wanted |= {*family.markers, *family.ends}
+    for token in tokens:
+        token["special"] = token["special"] or token["content"] in wanted
+    missing = (wanted & ids.keys()) - {token["content"] for token in tokens}
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    tokens += [{"id": ids[content], "content": content, **plain} for content in missing]
+    tokens.sort(key=lambda token: int(token["id"]))
 
 
 def _keep_spaces(post_processor: Any) -> None:
@@ -160,9 +256,39 @@ def _content(token: Any) -> str:
     return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
 
 
-def _infill(config: Mapping[str, Any], ids: Mapping[str, int]) -> Infill | None:
-    literals = [_content(config.get(f"fim_{part}_token")) for part in ("prefix", "suffix", "middle")]
-    return Infill(*(ids[literal] for literal in literals)) if all(literal in ids for literal in literals) else None
+def _family(config: Mapping[str, Any], ids: Mapping[str, int], markers: Sequence[str] | None) -> Family | None:
+    """The model's fill-in-the-middle tokens: as the operator says, else as tokenizer_config.json says, else by the
+    table."""
+    declared = {name: _content(config.get(name)) for name in MARKERS}
+    if markers is not None:
+        where = dict(zip(("--fim-prefix", "--fim-suffix", "--fim-middle"), markers, strict=True))
+    elif any(declared.values()):
+        where = declared
+    else:
+        return next((family for family in FAMILIES if ids.keys() >= {*family.markers, *family.ends}), None)
+    for name, literal in where.items():
+        if literal not in ids:
+            raise CheckpointError(f"{name} is {shown(literal)}, which is no token of this tokenizer")
+    if len(set(where.values())) < len(where):
+        raise CheckpointError(
+            f"{', '.join(where)} are {shown(list(where.values()))}; three different tokens are needed"
+        )
+    prefix, suffix, middle = where.values()
+    chosen = Family("declared", prefix, suffix, middle)
+    alike = (row for row in FAMILIES if row.markers == chosen.markers and ids.keys() >= set(row.ends))
+    return next(alike, chosen)
+
+
+def _bos_id(config: Mapping[str, Any], ids: Mapping[str, int], tokenizer: tokenizers.Tokenizer) -> int | None:
+    """The BOS that is put before every string. tokenizer_config.json decides if it says add_bos_token: in the files of
+    DeepSeek, for one, tokenizer.json puts nothing first. Else the post-processor of tokenizer.json does."""
+    match config.get("add_bos_token"):
+        case True:
+            return ids.get(_content(config.get("bos_token")))
+        case False:
+            return None
+        case _:
+            return _added_before(tokenizer)
 
 
 def _added_before(tokenizer: tokenizers.Tokenizer) -> int | None:
@@ -173,6 +299,25 @@ def _added_before(tokenizer: tokenizers.Tokenizer) -> int | None:
     if len(before) > 1:
         raise UnsupportedModel(f"a tokenizer that puts {len(before)} tokens before a string is not supported")
     return before[0] if before else None
+
+
+def _without_prefix_space(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The same tokenizer, but one that puts no space before a text."""
+    return {name: _unprefixed(part) if name in ("normalizer", "pre_tokenizer") else part for name, part in spec.items()}
+
+
+def _unprefixed(part: Any) -> Any:
+    if isinstance(part, list):
+        return [step for step in map(_unprefixed, part) if step is not None]
+    if not isinstance(part, dict):
+        return part
+    if part.get("type") == "Prepend":
+        return None
+    without = {"prepend_scheme": "never", "add_prefix_space": False}
+    return {
+        name: _unprefixed(value) if isinstance(value, list) else without.get(name, value)
+        for name, value in part.items()
+    }
 
 
 def _is_byte_level(spec: Mapping[str, Any]) -> bool:

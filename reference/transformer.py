@@ -41,7 +41,8 @@ class Layer(NamedTuple):
     has_experts: bool = False
 
 
-class Experts(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Experts:
     count: int  # E
     per_token: int  # how many of them a token is sent to
     is_normalized: bool  # whether the weights of those sum to 1

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from gnomon.reference.completion import prepare
 from gnomon.reference.request import CompletionRequest, InvalidRequest
 from gnomon.reference.response import Completion
-from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
+from gnomon.reference.tokenizer import Tokenizer
 from helpers.fake import (
     EOT,
     FAKE_VOCAB,
     MID,
     PRE,
-    SPECIALS,
     SUF,
     FakeEngine,
     always,
@@ -196,11 +195,12 @@ def test_suffix_with_ids_or_echo_is_refused(tokenizer: Tokenizer, prompt: object
 
 
 def test_suffix_is_refused_for_a_model_without_fill_in_the_middle_tokens(tmp_path: Path) -> None:
-    tokenizer_files(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": SPECIALS[0]}))
+    spec = json.loads((tokenizer_files(tmp_path) / "tokenizer.json").read_text())
+    model = {**spec["model"], "vocab": {token: v for token, v in spec["model"]["vocab"].items() if v < EOT}}
+    tokenizer = fake_tokenizer(tmp_path, model=model, added_tokens=spec["added_tokens"][:1])
     engine = FakeEngine(hashed_logits)
     with pytest.raises(InvalidRequest, match="fill-in-the-middle") as error:
-        ask(engine, load_tokenizer(tmp_path, FAKE_VOCAB), "a", suffix="b")
+        ask(engine, tokenizer, "a", suffix="b")
     assert (error.value.status, error.value.param) == (400, "suffix")
     assert engine.calls == 0
 

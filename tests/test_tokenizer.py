@@ -462,15 +462,18 @@ def test_fill_in_the_middle_needs_all_three_tokens(tmp_path: Path) -> None:
     all_three: dict[str, object] = dict(zip(names, SPECIALS[1:], strict=True))
     assert configured(tmp_path, **all_three).infill == (PRE, SUF, MID)
     for name in names:
-        assert configured(tmp_path, **{**all_three, name: None}).infill is None
-        assert configured(tmp_path, **{**all_three, name: "<|unheard of|>"}).infill is None
+        for wrong in (None, "<|unheard of|>"):
+            with pytest.raises(CheckpointError, match=f"{name} is .*no token of this tokenizer"):
+                configured(tmp_path, **{**all_three, name: wrong})
+    with pytest.raises(CheckpointError, match="three different"):
+        configured(tmp_path, **{**all_three, names[0]: SPECIALS[2]})
 
 
 def test_a_directory_without_tokenizer_config_json_loads(tmp_path: Path) -> None:
     tokenizer_files(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
     tokenizer = load_tokenizer(tmp_path, FAKE_VOCAB)
-    assert (tokenizer.end_of_text_id, tokenizer.infill) == (None, None)
+    assert (tokenizer.end_of_text_id, tokenizer.bos_id) == (None, None)
 
 
 def test_a_vocabulary_without_the_letter_a_loads(tmp_path: Path) -> None:

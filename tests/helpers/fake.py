@@ -76,7 +76,7 @@ def tokenizer_files(directory: Path, **changes: object) -> Path:
     tokens = [char for char, _ in alphabet] + [merge.replace(" ", "") for merge in MERGES] + list(SPECIALS)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    spec = {
+    spec: dict[str, Any] = {
         "version": "1.0",
         "added_tokens": [{"id": EOT + i, "content": literal, **special} for i, literal in enumerate(SPECIALS)],
         "normalizer": None,
@@ -92,7 +92,9 @@ def tokenizer_files(directory: Path, **changes: object) -> Path:
     }
     names = ("eos_token", "fim_prefix_token", "fim_suffix_token", "fim_middle_token")
     (directory / "tokenizer.json").write_text(json.dumps(spec))
-    (directory / "tokenizer_config.json").write_text(json.dumps(dict(zip(names, SPECIALS, strict=True))))
+    has = {*spec["model"]["vocab"], *(token["content"] for token in spec["added_tokens"])}
+    declared = {name: literal for name, literal in zip(names, SPECIALS, strict=True) if has.issuperset(SPECIALS)}
+    (directory / "tokenizer_config.json").write_text(json.dumps(declared))
     return directory
 
 

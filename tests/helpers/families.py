@@ -144,7 +144,8 @@ def save_random(directory: Path, variant: Variant, seed: int) -> Path:
 
     entries = {**variant.base, **variant.entries}
     config = getattr(transformers, variant.config)(**entries)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    auto: Any = transformers.AutoModelForCausalLM
+    model = auto.from_config(config, dtype=torch.float32)
     torch.manual_seed(seed)
     offset = variant.config.startswith("Gemma")
     for name, parameter in model.named_parameters():
