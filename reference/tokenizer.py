@@ -62,9 +62,9 @@ class Family(NamedTuple):
         return self.prefix, self.suffix, self.middle
 
 
-# All of these were trained in the order `prefix PRE`, `SUF`, `MID` without spaces between (StarCoder and Code Llama
-# in another order too); a BOS comes first where the tokenizer puts one before strings anyway. A tokenizer belongs to
-# the first row of which it has every token, so that of rows with the same markers the one with more ends stands first.
+# All of these are prompted in the order PRE prompt SUF suffix MID, with no spaces between (Code Llama knows another
+# order too); a BOS comes first where the tokenizer puts one before strings anyway. A tokenizer belongs to the first row
+# of which it has every token, so that of rows with the same markers the one with more ends stands first.
 FAMILIES = (
     Family("CodeGemma", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", ("<|file_separator|>",)),
     Family(
