@@ -170,7 +170,8 @@ class Server(uvicorn.Server):
         cut = loop.call_later(self.settings.shutdown_seconds, self.cut)
         await super().shutdown(sockets)
         cut.cancel()
-        log.info("stopped")
+        if self.failure is None:
+            log.info("stopped")
 
     def cut(self) -> None:
         """Ends the connections of clients that neither read nor finish what they send."""
