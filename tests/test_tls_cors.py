@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import ssl
-from pathlib import Path
 
 import httpx
 import openai
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from starlette.applications import Starlette
 
 from gnomon.http.app import create_app
 from gnomon.http.settings import Settings
 from gnomon.reference.tokenizer import Tokenizer
+from helpers.certificate import certificate as make_certificate
 from helpers.fake import FakeEngine, always, fake_tokenizer
 from helpers.live import MODEL, call, check_error, request_body, serving
+from helpers.loopback import Tls
 
 ORIGIN = "https://pages.example"
 
@@ -31,38 +26,14 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A self-signed certificate for 127.0.0.1, and its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "gnomon test")])
-    now = datetime.datetime.now(datetime.UTC)
-    built = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "cert.pem").write_bytes(built.public_bytes(serialization.Encoding.PEM))
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )  # fmt: skip
-    (folder / "key.pem").write_bytes(pem)
-    return folder / "cert.pem", folder / "key.pem"
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Tls:
+    return make_certificate(tmp_path_factory.mktemp("tls"), "gnomon", "127.0.0.1")
 
 
-def test_https_is_served_by_certificate_and_key_streams_too(
-    tokenizer: Tokenizer, certificate: tuple[Path, Path]
-) -> None:
-    settings = Settings(tls_certificate=certificate[0], tls_key=certificate[1])
+def test_https_is_served_by_certificate_and_key_streams_too(tokenizer: Tokenizer, certificate: Tls) -> None:
+    settings = Settings(tls_certificate=certificate.certificate, tls_key=certificate.key)
     app = create_app(FakeEngine(always(*b"abc")), tokenizer, settings)
-    trust = ssl.create_default_context(cafile=str(certificate[0]))
+    trust = ssl.create_default_context(cafile=str(certificate.certificate))
     with serving(app, settings) as base:
         secure = base.replace("http:", "https:")
         with openai.OpenAI(

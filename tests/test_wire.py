@@ -6,8 +6,6 @@ free of warnings whatever a client sends. Clocks that must not strike are set fa
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import json
 import logging
 import random
@@ -19,14 +17,9 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 
@@ -35,8 +28,10 @@ from gnomon.http.server import Server, bind
 from gnomon.http.settings import Settings
 from gnomon.http.wire import protocol
 from gnomon.reference.tokenizer import Tokenizer
+from helpers.certificate import certificate as make_certificate
 from helpers.fake import EOT, FakeEngine, always, fake_tokenizer
 from helpers.live import Gate, eventually, request_body, serving
+from helpers.loopback import Tls
 
 SECONDS = 20  # a socket's patience: no answer within it is a hang
 CONTEXT = 10_000
@@ -917,38 +912,18 @@ def test_a_client_that_reads_slowly_is_not_cut(tokenizer: Tokenizer, stream: boo
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for 127.0.0.1 and its key, in one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "gnomon")])
-    now = datetime.datetime.now(datetime.UTC)
-    signed = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    path = tmp_path_factory.mktemp("tls") / "pair.pem"
-    path.write_bytes(signed.public_bytes(serialization.Encoding.PEM) + private)
-    return path
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Tls:
+    return make_certificate(tmp_path_factory.mktemp("tls"), "gnomon", "127.0.0.1")
 
 
 @contextmanager
 def serving_tls(
-    app: Starlette, settings: Settings, certificate: Path, refusals: list[int] | None = None
+    app: Starlette, settings: Settings, certificate: Tls, refusals: list[int] | None = None
 ) -> Iterator[int]:
     listener = bind("127.0.0.1", 0)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     ready = threading.Event()
-    settings = replace(settings, tls_certificate=certificate, tls_key=certificate)  # one file has both
+    settings = replace(settings, tls_certificate=certificate.certificate, tls_key=certificate.key)
     server = Server(app, settings, ready.set)
     server.config.http = protocol(settings, refusals.append) if refusals is not None else server.config.http
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -963,8 +938,8 @@ def serving_tls(
 
 
 @contextmanager
-def tls_client(port: int, certificate: Path) -> Iterator[Client]:
-    context = ssl.create_default_context(cafile=certificate)
+def tls_client(port: int, certificate: Tls) -> Iterator[Client]:
+    context = ssl.create_default_context(cafile=certificate.certificate)
     with socket.socket() as plain:
         plain.settimeout(SECONDS)
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -974,7 +949,7 @@ def tls_client(port: int, certificate: Path) -> Iterator[Client]:
 
 
 def test_under_tls_requests_refusals_and_slow_heads_are_answered_and_refusals_counted(
-    app: Starlette, certificate: Path
+    app: Starlette, certificate: Tls
 ) -> None:
     refusals: list[int] = []
     with serving_tls(app, Settings(header_seconds=1, shutdown_seconds=1), certificate, refusals) as port:
@@ -1005,7 +980,7 @@ def test_under_tls_requests_refusals_and_slow_heads_are_answered_and_refusals_co
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0"], ids=["keep-alive", "closing"])
 def test_under_tls_a_client_that_takes_nothing_is_cut(
-    tokenizer: Tokenizer, certificate: Path, stream: bool, version: bytes
+    tokenizer: Tokenizer, certificate: Tls, stream: bool, version: bytes
 ) -> None:
     app = create_app(FakeEngine(always(*b"abc"), context=1000), tokenizer, Settings())
     settings = Settings(max_connections=1, write_seconds=0.5, idle_seconds=60, shutdown_seconds=1)
@@ -1024,7 +999,7 @@ def test_under_tls_a_client_that_takes_nothing_is_cut(
 
 @pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0"], ids=["keep-alive", "closing"])
 def test_under_tls_a_client_that_reads_slowly_is_not_cut(
-    tokenizer: Tokenizer, certificate: Path, version: bytes
+    tokenizer: Tokenizer, certificate: Tls, version: bytes
 ) -> None:
     app = create_app(FakeEngine(always(*b"abc"), context=1000), tokenizer, Settings())
     with serving_tls(app, Settings(write_seconds=1.5), certificate) as port, tls_client(port, certificate) as slow:
@@ -1040,7 +1015,7 @@ def test_under_tls_a_client_that_reads_slowly_is_not_cut(
 
 
 @pytest.mark.parametrize("sent", [b"", HEALTH, bytes(100), bytes.fromhex("1603010005010000")], ids=repr)
-def test_a_broken_handshake_disturbs_nobody(app: Starlette, certificate: Path, sent: bytes) -> None:
+def test_a_broken_handshake_disturbs_nobody(app: Starlette, certificate: Tls, sent: bytes) -> None:
     with ExitStack() as stack:
         port = stack.enter_context(serving_tls(app, Settings(shutdown_seconds=1), certificate))
         stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=SECONDS)).sendall(sent)
