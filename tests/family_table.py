@@ -74,7 +74,7 @@ def events(engine: Any, ids: list[int], temperature: float) -> tuple[list[float]
     return lps, tokens
 
 
-def against_jax(directory: Path, ids: list[int]) -> tuple[float, bool]:
+def against_jax(directory: Path, ids: list[int], devices: int = 1) -> tuple[float, bool]:
     """The largest difference of a log-probability, and whether greedy and sampled tokens are the same.
 
     Margins settle what floats leave open (section 4 of the law); texts here are such that none is needed.
@@ -82,7 +82,9 @@ def against_jax(directory: Path, ids: list[int]) -> tuple[float, bool]:
     from gnomon.jax_engine.engine import EngineSettings, JaxEngine
 
     checkpoint = load_checkpoint(directory)
-    engine = JaxEngine(checkpoint, EngineSettings(slots=2, page_size=16, chunk=32, native=False))
+    engine = JaxEngine(
+        checkpoint, EngineSettings(slots=2, page_size=16, chunk=32, native=False, tensor_parallel=devices)
+    )
     try:
         worst, equal = 0.0, True
         for temperature in (0.0, 1.0):
@@ -132,5 +134,15 @@ def main() -> None:
     FILE.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
+def cut(arguments: list[str]) -> None:
+    """For the tests: `seed=directory` for each of some checkpoints, computed by two devices."""
+    for argument in arguments:
+        seed, directory = argument.split("=", 1)
+        print("cut", *against_jax(Path(directory), text(int(seed)), devices=2), flush=True)
+
+
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--tensor-parallel"]:
+        cut(sys.argv[2:])
+    else:
+        main()

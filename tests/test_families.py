@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +22,11 @@ pytest.importorskip("transformers", reason=needs)
 
 from family_table import BEGIN, FILE, against_jax, against_transformers, text  # noqa: E402
 
+from gnomon.jax_engine.engine import EngineSettings, JaxEngine  # noqa: E402
 from gnomon.reference import model  # noqa: E402
 from gnomon.reference.checkpoint import CheckpointError, load_checkpoint, read_config  # noqa: E402
 from gnomon.reference.families import ARCHITECTURES, stored_tensors  # noqa: E402
+from gnomon.reference.sampler import SamplingParams  # noqa: E402
 from gnomon.reference.transformer import family_of, forward  # noqa: E402
 from helpers.families import CONTEXT, VARIANTS, architecture_in, save_random  # noqa: E402
 from helpers.models import tiny_llama  # noqa: E402
@@ -76,6 +83,50 @@ def check_jax(directory: Path, name: str) -> None:
     worst, tokens_equal = against_jax(directory, text(seed_of(name)))
     assert worst < JAX_TOLERANCE
     assert tokens_equal
+
+
+UNLIKE_LLAMA = ("Mixtral", "Qwen3-MoE", "Gemma 3", "Phi-3, long", "OLMo 2", "GPT-2")  # in what a row might share
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("name", UNLIKE_LLAMA)
+def test_neighbours_change_no_byte(directories: dict[str, Path], native_cache: Path, name: str, native: bool) -> None:
+    settings = EngineSettings(slots=4, page_size=16, chunk=32, native=native, compilation_cache=native_cache)
+    engine = JaxEngine(load_checkpoint(directories[name]), settings)
+    params, stop = SamplingParams(max_tokens=25, temperature=0.9), threading.Event()
+
+    def answer(seed: int, length: int) -> list[str]:
+        ids = text(seed)[:length]
+        return sorted(map(repr, engine.submit([ids], [seed], params, candidates=2, top=3, score=True).events()))
+
+    def disturb(number: int) -> None:
+        while not stop.is_set():
+            answer(number, 20 + number * 17 % 100)
+
+    with ThreadPoolExecutor() as pool:
+        alone = answer(5, 60)
+        noise = [pool.submit(disturb, number) for number in range(6)]
+        try:
+            assert [answer(5, 60) == alone for _ in range(6)] == [True] * 6
+        finally:
+            stop.set()
+        assert all(task.result(60) is None for task in noise)
+    engine.stop()
+
+
+@pytest.mark.families
+def test_a_family_that_is_cut_over_two_devices_computes_the_same(directories: dict[str, Path]) -> None:
+    """In a process of its own, which is told before it begins that it has two."""
+    names = ("Llama, biases", *UNLIKE_LLAMA, "GPT-NeoX", "Phi-2", "StarCoder2")
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = [sys.executable, str(Path(__file__).with_name("family_table.py")), "--tensor-parallel"]
+    arguments = [f"{seed_of(name)}={directories[name]}" for name in names]
+    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith("cut ")]
+    assert len(rows) == len(names)
+    assert all(float(worst) < JAX_TOLERANCE and equal == "True" for _, worst, equal in rows), done.stdout
 
 
 def test_every_architecture_of_the_table_has_a_variant(directories: dict[str, Path]) -> None:
