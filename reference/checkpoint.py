@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnomon.reference.entries import UnsupportedModel
-from gnomon.reference.families import model_config, stored_tensors
+from gnomon.reference.families import model_config, names_of, stored_tensors
 from gnomon.reference.model import ModelConfig
 from gnomon.reference.tensors import CheckpointError, Place, TensorFiles, read_json
 
@@ -147,9 +147,9 @@ def load_checkpoint(path: str | Path, max_model_len: int | None = None, say: Say
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory on this machine, and nothing is downloaded")
     config = read_config(directory, max_model_len)
-    source = TensorFiles.open(directory)
-    expected = {stored.name: stored.shape for stored in stored_tensors(config)}
-    source.check(expected, lambda name: _may_be_left_out(name, expected))
+    names, expected = names_of(config), expected_tensors(config)
+    source = TensorFiles.open(directory).with_prefix(names.optional_prefix, expected)
+    source.check(expected, lambda name: name.endswith(names.buffers) or _may_be_left_out(name, expected))
     return Checkpoint(directory, config, source, say)
 
 

@@ -60,6 +60,7 @@ class Names:
     fused: tuple[Fused, ...] = ()
     are_transposed: bool = False  # matrices of layers are stored [in, out]
     optional_prefix: str = ""  # that older files leave out
+    buffers: tuple[str, ...] = ()  # ends of names that hold nothing of their own, in older files
 
 
 def _never(i: int, raw: Entries) -> bool:
@@ -149,6 +150,7 @@ GPT2 = Names(
     (Fused("attn.c_attn", tuple(f"self_attn.{name}" for name in QKV)),),
     are_transposed=True,
     optional_prefix="transformer.",
+    buffers=(".attn.bias", ".attn.masked_bias"),
 )  # fmt: skip
 NEOX = Names(
     "gpt_neox.layers.{i}.",
@@ -156,6 +158,7 @@ NEOX = Names(
     {**_same("input_layernorm", "post_attention_layernorm"), "self_attn.o_proj": "attention.dense",
      "mlp.up_proj": "mlp.dense_h_to_4h", "mlp.down_proj": "mlp.dense_4h_to_h"},
     (Fused("attention.query_key_value", tuple(f"self_attn.{name}" for name in QKV), by_heads=True),),
+    buffers=(".attention.bias", ".attention.masked_bias"),
 )  # fmt: skip
 STARCODER2 = Names(
     LLAMA.layers,
@@ -565,10 +568,14 @@ def _biased(row: Architecture, raw: Entries) -> Iterator[str]:
 # ---- ModelConfig → the tensors of its checkpoint
 
 
+def names_of(config: ModelConfig) -> Names:
+    return ARCHITECTURES[family_of(config).architecture].names
+
+
 def stored_tensors(config: ModelConfig) -> list[Stored]:
     """The one table of a model's tensors: name in the checkpoint, shape, and the parameters that are in it."""
     family = family_of(config)
-    names = ARCHITECTURES[family.architecture].names
+    names = names_of(config)
     stored: list[Stored] = []
     for our, their in names.outer.items():
         if our == "lm_head" and config.tie_word_embeddings:
@@ -620,7 +627,7 @@ def _shape(our: str, config: ModelConfig) -> tuple[int, ...]:
 def _with_bias(place: Place, their: str, shape: tuple[int, ...], config: ModelConfig) -> list[Stored]:
     """A weight, and its bias where it has one."""
     family, leaf = family_of(config), str(place[-1])
-    transposed = len(shape) == 2 and "layers" in place and ARCHITECTURES[family.architecture].names.are_transposed
+    transposed = len(shape) == 2 and "layers" in place and names_of(config).are_transposed
     stored = [Stored(f"{their}.weight", shape[::-1] if transposed else shape, ((place, _T if transposed else _as_is),))]
     if leaf in family.biases or (family.norm == "layer" and len(shape) == 1):
         stored.append(Stored(f"{their}.bias", shape[:1], (((*place[:-1], f"{leaf}_bias"), _as_is),)))
@@ -629,7 +636,7 @@ def _with_bias(place: Place, their: str, shape: tuple[int, ...], config: ModelCo
 
 def _taken_apart(fused: Fused, place: Place, prefix: str, config: ModelConfig) -> list[Stored]:
     family = family_of(config)
-    transposed = ARCHITECTURES[family.architecture].names.are_transposed
+    transposed = names_of(config).are_transposed
     shapes = [_shape(our, config) for our in fused.of]
     rows = [shape[0] for shape in shapes]
     whole = (sum(rows), shapes[0][1])

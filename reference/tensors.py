@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,6 +87,16 @@ class TensorFiles:
             for name, entry in _header(file).items():
                 entries[name] = (*entries.get(name, ()), entry)
         return cls(directory, entries)
+
+    def with_prefix(self, prefix: str, expected: Collection[str]) -> TensorFiles:
+        """The same where files have the prefix; where none of their names has it, it is put before those that are
+        expected to."""
+        if not prefix or any(name.startswith(prefix) for name in self.entries):
+            return self
+        return TensorFiles(
+            self.directory,
+            {prefix + name if prefix + name in expected else name: found for name, found in self.entries.items()},
+        )
 
     def check(self, expected: Mapping[str, tuple[int, ...]], left_out: Callable[[str], bool]) -> None:
         """Raises CheckpointError with everything that is missing, extra, there twice, misshapen or of another dtype.
