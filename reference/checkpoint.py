@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gnomon.reference.entries import UnsupportedModel
+from gnomon.reference.entries import ContextError, UnsupportedModel
 from gnomon.reference.families import model_config, names_of, stored_tensors
 from gnomon.reference.model import ModelConfig
 from gnomon.reference.tensors import CheckpointError, Place, TensorFiles, read_json
@@ -160,7 +160,7 @@ def read_config(directory: Path, max_model_len: int | None = None) -> ModelConfi
     generation = read_json(directory / "generation_config.json", missing={}).get("eos_token_id")
     try:
         return model_config(raw, generation, max_model_len)
-    except UnsupportedModel:
+    except (UnsupportedModel, ContextError):
         raise
     except CheckpointError as error:
         raise CheckpointError(f"{directory / 'config.json'}: {error}") from None

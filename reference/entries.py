@@ -13,6 +13,10 @@ Entries = Mapping[str, Any]
 LARGEST = 2**24  # of any size in a config: beyond every model
 
 
+class ContextError(CheckpointError):
+    """A context is asked for that the model does not have."""
+
+
 class UnsupportedModel(CheckpointError):
     """A sound checkpoint of a model this version does not run."""
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 from numpy.typing import NDArray
 
 from gnomon.reference.entries import (
+    ContextError,
     Entries,
     UnsupportedModel,
     flag,
@@ -403,7 +404,7 @@ def model_config(raw: Entries, eos_token_ids: list[int] | None, max_model_len: i
     vocab_size, longest = size(raw, "vocab_size"), size(raw, "max_position_embeddings")
     if max_model_len is not None and not 1 <= max_model_len <= longest:
         allowed = f"the model's context is {longest}; allowed: 1 to {longest}"
-        raise CheckpointError(f"max-model-len {max_model_len}: {allowed}")
+        raise ContextError(f"max-model-len {max_model_len}: {allowed}")
     bos = raw.get("bos_token_id")
     config = ModelConfig(
         vocab_size=vocab_size,

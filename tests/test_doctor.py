@@ -24,7 +24,6 @@ from gnomon.jax_engine import device, doctor, model, sampler
 from gnomon.reference.checkpoint import default_model_path, load_checkpoint
 from gnomon.reference.completion import prepare
 from gnomon.reference.engine import Failed, PromptScored, ReferenceEngine, Token
-from gnomon.reference.model import inverse_frequencies
 from gnomon.reference.parity import Recording, RecordingEngine, Tally, judge_recording
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.tokenizer import load_tokenizer
@@ -170,10 +169,10 @@ def test_a_wrong_engine_is_unsound_in_parity(
     broken: str, tiny: Path, only: Only, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     only("parity")
-    frequencies, noise = inverse_frequencies, sampler.noise
+    rotate, noise = model.rotate, sampler.noise
     match broken:
         case "rope":
-            monkeypatch.setattr(model, "inverse_frequencies", lambda config: 1.01 * frequencies(config))
+            monkeypatch.setattr(model, "rotate", lambda x, rope, positions: rotate(x, rope, 1.01 * positions))
         case "noise":
             monkeypatch.setattr(sampler, "noise", lambda rows, V: noise(rows._replace(step=rows.step + 1), V))
         case "nucleus":
