@@ -50,7 +50,7 @@ Ask = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture
 def variables(address: Loopback, tmp_path: Path) -> dict[str, str]:
     """Those of a user who has this hub and an empty cache, and none of another test's."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_", "TQDM_"))}
     own = {"HF_ENDPOINT": address.base, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
     return {**kept, **own}
 
