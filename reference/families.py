@@ -515,6 +515,7 @@ def _with_family(name: str, row: Architecture, raw: Entries, config: ModelConfig
         experts=experts,
         biases=frozenset(_biased(row, raw)),
         expert_size=size(raw, "moe_intermediate_size", config.intermediate_size) if experts else 0,
+        learned_positions=longest if "embed_positions" in row.names.outer else 0,
         **{"score_scale": config.head_dim**-0.5, "placement": row.placement, **row.more(raw, config)},
     )
     return config if family == family_of(config) else replace(config, family=family)
@@ -609,7 +610,7 @@ def _shape(our: str, config: ModelConfig) -> tuple[int, ...]:
     whole = family.query_key_norm == "whole"
     shapes = {
         "embed_tokens": (V, D),
-        "embed_positions": (config.max_position_embeddings, D),
+        "embed_positions": (family.learned_positions, D),
         "lm_head": (V, D),
         "q_proj": (NH, D),
         "k_proj": (KH, D),

@@ -36,6 +36,7 @@ from helpers.models import tiny_llama  # noqa: E402
 pytestmark = pytest.mark.parity
 
 SHORT = ("SmolLM3, every other layer", "Mixtral", "Gemma 2", "Phi-3, long", "OLMo 2", "GPT-2", "GPT-NeoX")
+LONG_ROPE = ("Phi-3, long", "Phi-4-mini, partly rotated")  # which change their factors with the context
 TOLERANCE = 2e-5  # of logits of scale 0.3 to 0.9; what transformers computes in float32 is off by up to 7e-6
 JAX_TOLERANCE = 1e-4
 
@@ -186,6 +187,14 @@ def test_a_llama_by_the_general_code_is_the_llama_of_model_py(tmp_path: Path) ->
     expected = model.forward(config, checkpoint.params, ids)
     assert np.allclose(forward(declared, checkpoint.params, ids), expected, rtol=0, atol=1e-12)
     assert (forward(config, checkpoint.params, ids) == expected).all()
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in LONG_ROPE])
+def test_a_shorter_context_loads_and_computes_the_same(directories: dict[str, Path], name: str) -> None:
+    whole, short = load_checkpoint(directories[name]), load_checkpoint(directories[name], max_model_len=24)
+    assert (short.config.max_position_embeddings, whole.config.max_position_embeddings) == (24, CONTEXT)
+    ids = text(1)[:24]
+    assert (forward(short.config, short.params, ids) == forward(whole.config, whole.params, ids)).all()
 
 
 def test_long_rope_takes_the_factors_of_the_context_that_is_served(directories: dict[str, Path]) -> None:

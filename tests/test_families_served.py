@@ -37,7 +37,7 @@ def served(directory: Path, engine: str, cache: Path) -> Iterator[str]:
             assert process.stdout is not None
             line = process.stdout.readline()
             found = re.search(r" is served at (http://\S+)/v1 ", line)
-            assert found, (line, process.communicate()[1] if process.poll() is not None else "")
+            assert found, line or process.communicate(timeout=60)[1]
             yield found[1]
         finally:
             process.terminate()
