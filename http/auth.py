@@ -20,7 +20,7 @@ from gnomon.http.identity.bearer import BearerTokens, digest_of
 from gnomon.http.identity.clock import SYSTEM, Clock
 from gnomon.http.identity.options import ConfigError, api_keys, check, tls_context
 from gnomon.http.identity.principal import ANYONE, SCOPE_KEY, Principal, principal_of
-from gnomon.http.identity.refusals import REFUSALS, BadToken
+from gnomon.http.identity.refusals import BadToken, Refusal
 from gnomon.http.identity.tokens import credential
 from gnomon.http.record import record_of
 from gnomon.http.settings import AuthMode, AuthSettings
@@ -37,7 +37,7 @@ class Authenticator(Protocol):
     async def stop(self) -> None: ...
 
     async def authenticate(self, headers: Headers) -> Principal:
-        """Who calls; raises one of REFUSALS."""
+        """Who calls; raises a Refusal."""
 
 
 def authenticator(settings: AuthSettings, clock: Clock = SYSTEM) -> Authenticator:
@@ -110,7 +110,7 @@ class Authentication:
         record = record_of(scope)
         try:
             principal = await self.authenticator.authenticate(Headers(scope=scope))
-        except REFUSALS as refusal:
+        except Refusal as refusal:
             record.auth, record.caller, record.reason = refusal.outcome, refusal.caller, refusal.reason
             raise
         record.auth, record.caller = "off" if principal is ANYONE else "accepted", principal.digest

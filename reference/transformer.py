@@ -63,7 +63,7 @@ class Family:
     score_cap: float | None = None
     logit_cap: float | None = None
     embedding_scale: float = 1.0
-    residual_scale: float = 1.0  # of what a half of a layer adds
+    residual_scale: float = 1.0  # of what a half of a layer adds, where norms come before
     logit_scale: float = 1.0
     experts: Experts | None = None
     expert_size: int = 0  # an expert's feed-forward width

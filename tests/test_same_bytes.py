@@ -40,6 +40,7 @@ def engine(
     *native, dtype = request.param.split()
     engine = JaxEngine(model[0], settings(dtype=dtype, compilation_cache=native_cache if native else None))
     if native and engine._device.products.description == "XLA":
+        engine.stop()
         pytest.skip("no C++ compiler here")
     yield engine
     engine.stop()

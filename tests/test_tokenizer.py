@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import string
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from gnomon.reference.checkpoint import CheckpointError
 from gnomon.reference.tokenizer import Decoder, Tokenizer, decoded, load_tokenizer, pending
+from helpers.data import real_tokenizer
 from helpers.fake import EOT, FAKE_VOCAB, MERGES, MID, PRE, SPECIALS, SUF, fake_tokenizer, tokenizer_files
 
 bounded = settings(max_examples=60, deadline=None, derandomize=True)
@@ -497,27 +497,19 @@ def test_missing_malformed_and_oversized_tokenizers_are_refused(tmp_path: Path) 
 # ---- real tokenizers, where there are some at hand
 
 
-def real_directory(name: str) -> Path:
-    beside = Path(__file__).resolve().parents[1].parent / "shared" / "data"
-    directory = Path(os.environ.get("GNOMON_DATA", beside)) / "tokenizers" / name
-    if not directory.is_dir():
-        pytest.skip(f"no real tokenizers at hand: set GNOMON_DATA to a folder with tokenizers/{name}")
-    return directory
-
-
 REAL_VOCAB = {"gpt2": 50257, "phi2": 51200, "phi3": 32064, "deepseek-r1": 129280}
 REAL: dict[str, Tokenizer] = {}
 
 
 def real(name: str) -> Tokenizer:
     if name not in REAL:
-        REAL[name] = load_tokenizer(real_directory(name), REAL_VOCAB[name])
+        REAL[name] = load_tokenizer(real_tokenizer(name), REAL_VOCAB[name])
     return REAL[name]
 
 
 def vectors(file: str) -> list[tuple[str, list[int]]]:
     """(text, ids) of a file of published vectors; the large ones carry their texts as what the ids decode to."""
-    directory = real_directory("vectors")
+    directory = real_tokenizer("vectors")
     entries = json.loads((directory / file).read_text(encoding="utf-8"))["entries"]
     if isinstance(entries, list):
         return [(entry["decoded_skip_special"], entry["input_ids"]) for entry in entries]

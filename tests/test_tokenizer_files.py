@@ -22,6 +22,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from gnomon.reference.checkpoint import CheckpointError, UnsupportedModel
 from gnomon.reference.tokenizer import Tokenizer, decoded, load_tokenizer
+from helpers.data import real_tokenizer
 from helpers.fake import EOT, FAKE_VOCAB, SPECIALS, fake_tokenizer, tokenizer_files
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -446,15 +447,12 @@ DEEPSEEK = {
 def real(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Tokenizer]]:
     """A copy of a real tokenizer's files, as the hub has them, and the tokenizer."""
     opened: dict[str, tuple[Path, Tokenizer]] = {}
-    beside = Path(__file__).resolve().parents[1].parent / "shared" / "data"
-    data = Path(os.environ.get("GNOMON_DATA", beside)) / "tokenizers"
 
     def open_real(name: str) -> tuple[Path, Tokenizer]:
-        if not (data / name).is_dir():
-            pytest.skip(f"no real tokenizers at hand: set GNOMON_DATA to a folder with tokenizers/{name}")
+        source = real_tokenizer(name)
         if name not in opened:
             directory = tmp_path_factory.mktemp(name)
-            for file in (data / name).iterdir():
+            for file in source.iterdir():
                 (directory / file.name).write_bytes(file.read_bytes())
             if name == "deepseek-r1":  # as published; the copy at hand lacks it
                 (directory / "tokenizer_config.json").write_text(json.dumps(DEEPSEEK))

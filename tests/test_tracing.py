@@ -178,12 +178,17 @@ def test_a_caller_that_does_not_sample_its_trace_gets_no_span() -> None:
 
 
 @given(st.binary(max_size=80) | st.just(PARENT), st.lists(st.binary(max_size=80), max_size=3))
-def test_no_header_breaks_a_request(parent: bytes, states: list[bytes]) -> None:
+def test_no_header_breaks_a_request_or_costs_it_its_span(parent: bytes, states: list[bytes]) -> None:
     record = Record("id", "GET", "/ok", status=200, outcome="answered")
+    KEPT.clear()
     SHARED.request(record, [(b"traceparent", parent), *((b"tracestate", state) for state in states)])
+    SHARED._provider.force_flush()
+    (span,) = KEPT.get_finished_spans()
+    assert (format_trace_id(span.context.trace_id) == TRACE) == (parent == PARENT)
 
 
-SHARED = Tracer(InMemorySpanExporter(), "mine")
+KEPT = InMemorySpanExporter()
+SHARED = Tracer(KEPT, "mine")
 
 
 # ---- sending

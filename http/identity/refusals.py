@@ -12,59 +12,56 @@ log; it is made of fixed words and holds nothing of what was sent.
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
-from gnomon.http.errors import BadAuthorization, Forbidden, Unauthorized, Unavailable
+from gnomon.http.errors import BadAuthorization, Forbidden, HttpError, Unauthorized, Unavailable
 
 RETRY_SECONDS = 2  # an identity service that is away comes back in seconds, or somebody is called
 
 
-class Missing(Unauthorized):
-    outcome = "missing"
+class Refusal(HttpError):
+    """Any of the five."""
+
+    outcome: str  # its word for metrics
+    reason: str  # for the log
     caller: str | None = None  # 8 hex digits, where a credential could be read
+
+
+class Missing(Refusal, Unauthorized):
+    outcome = "missing"
 
     def __init__(self, reason: str) -> None:
         super().__init__("no token was sent; send one in the header Authorization: Bearer <token>", error=None)
         self.reason = reason
 
 
-class BadToken(Unauthorized):
+class BadToken(Refusal, Unauthorized):
     outcome = "invalid"
-    caller: str | None = None  # 8 hex digits, where a credential could be read
 
     def __init__(self, reason: str) -> None:
         super().__init__("the token or key is refused: it is malformed, unknown, expired or revoked; send a valid one")
         self.reason = reason
 
 
-class Malformed(BadAuthorization):
+class Malformed(Refusal, BadAuthorization):
     outcome = "malformed"
-    caller: str | None = None  # 8 hex digits, where a credential could be read
 
     def __init__(self, reason: str, most: int) -> None:
         super().__init__(f"send exactly one Authorization header, with a token of at most {most} bytes")
         self.reason = reason
 
 
-class Denied(Forbidden):
+class Denied(Refusal, Forbidden):
     outcome = "forbidden"
-    caller: str | None = None  # 8 hex digits, where a credential could be read
 
     def __init__(self, reason: str) -> None:
         super().__init__("the token is valid, but its account has no right to use this server")
         self.reason = reason
 
 
-class Away(Unavailable):
+class Away(Refusal, Unavailable):
     outcome = "unavailable"
-    caller: str | None = None  # 8 hex digits, where a credential could be read
 
     def __init__(self, reason: str) -> None:
         super().__init__(
             "the token cannot be checked at this moment; send the request again", "identity_unavailable", RETRY_SECONDS
         )
         self.reason = reason
-
-
-Refusal: TypeAlias = Missing | BadToken | Malformed | Denied | Away
-REFUSALS = (Missing, BadToken, Malformed, Denied, Away)
