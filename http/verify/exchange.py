@@ -1,4 +1,4 @@
-"""Requests to a server that may do anything, and what came back: never an exception but `CannotReach` and `OutOfBudget`.
+"""Requests to a server that may do anything, and what came back: no exception but `CannotReach` and `OutOfBudget`.
 
     Client    sends; bounds the time, the bytes and, with `Budget`, the tokens; follows no redirect
     Exchange  one request with its reply or the words for why there is none, and the curl command that repeats it

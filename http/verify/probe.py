@@ -28,7 +28,7 @@ ABSENT = object()
 """A value that takes a default out of a request."""
 
 FORCE = 60.0
-"""The bias of the two tokens of a coin: far above all others, and far enough below 100 to set them against each other."""
+"""The bias of the two tokens of a coin: far above all others, and below 100 by enough to set one against the other."""
 
 TIE_PRECISION = 0.05
 
@@ -141,7 +141,7 @@ class Subject:
         """What `find` finds; once for all cases, its exception included."""
         known = self._facts.get(key)
         if known is None:
-            known = self._facts[key] = asyncio.ensure_future(find())  # type: ignore[arg-type]
+            known = self._facts[key] = asyncio.ensure_future(find())
         try:
             return await asyncio.shield(known)
         finally:
