@@ -32,6 +32,8 @@ FORCE = 60.0
 
 TIE_PRECISION = 0.05
 
+NO_TIE = "the biases of two forced tokens, moved against each other by 30 either way, do not change which one wins"
+
 
 class Refused(Exception):
     """The server answered a request of a case with an error of 400 to 499."""
@@ -189,19 +191,27 @@ class Probe:
 
     # ---- what is known of the model
 
+    async def forceable(self) -> list[Forced]:
+        """Tokens with different, visible ASCII texts that a bias of +100 makes the model repeat; maybe none."""
+        return await self.subject.fact("forced tokens", lambda: _find_forced(Probe(self.subject)))
+
     async def forced_tokens(self, wanted: int = 2) -> list[Forced]:
-        """`wanted` tokens with different, visible ASCII texts that a bias of +100 makes the model repeat."""
-        found = await self.subject.fact("forced tokens", lambda: _find_forced(Probe(self.subject)))
+        """`wanted` of these. Raises Unclear where there are fewer."""
+        found = await self.forceable()
         if len(found) < wanted:
             raise Unclear(f"only {len(found)} of the tokens tried could be forced by a bias of 100")
         return found[:wanted]
 
-    async def coin(self, context: str | tuple[int, ...] = PROMPT) -> Coin:
-        """Two forced tokens and where they tie after a prompt."""
-        first, second = await self.forced_tokens(2)
-        key = ("tie", first.id, second.id, context)
-        tie = await self.subject.fact(key, lambda: _find_tie(Probe(self.subject), first, second, context))
-        return Coin(first, second, context, tie)
+    async def coin(
+        self, context: str | tuple[int, ...] = PROMPT, first: Forced | None = None, second: Forced | None = None
+    ) -> Coin:
+        """Two tokens, the first two that can be forced if none are given, and where they tie after a prompt."""
+        if first is None or second is None:
+            first, second = await self.forced_tokens(2)
+        one, other = first, second
+        key = ("tie", one.id, other.id, context)
+        tie = await self.subject.fact(key, lambda: _find_tie(Probe(self.subject), one, other, context))
+        return Coin(one, other, context, tie)
 
     async def toss(self, coin: Coin, lead: float, seeds: Sequence[int | None], **fields: Any) -> list[bool]:
         """One draw a seed: whether the first of the coin's tokens came. Raises Broken for any other token."""
@@ -251,14 +261,18 @@ async def _find_forced(probe: Probe) -> list[Forced]:
 
 
 async def _force(probe: Probe, v: int) -> Forced | None:
+    """What two tokens more add to the text: so neither a wrong count of tokens nor a wrong usage can mislead."""
     try:
-        answer = await probe.complete(logit_bias={str(v): 100}, max_tokens=4)
+        two, four = [(await probe.complete(logit_bias={str(v): 100}, max_tokens=k)).text for k in (2, 4)]
     except (Refused, Broken):
         return None
-    text, piece = answer.text, answer.text[: len(answer.text) // 4]
-    if text != piece * 4 or not piece.isascii() or not piece.isprintable() or not piece.strip():
+    if not four.startswith(two):
         return None
-    return Forced(v, piece)
+    added = four[len(two) :]
+    piece = added[: len(added) // 2]
+    if added != piece * 2 or two != piece * (len(two) // max(len(piece), 1)):
+        return None
+    return Forced(v, piece) if piece.strip() and piece.isascii() and piece.isprintable() else None
 
 
 async def _find_tie(probe: Probe, first: Forced, second: Forced, context: str | tuple[int, ...]) -> float:
@@ -267,9 +281,12 @@ async def _find_tie(probe: Probe, first: Forced, second: Forced, context: str | 
         answer = await probe.complete(prompt=context, logit_bias=bias)
         return side(Coin(first, second, context, gap), answer)
 
+    guess = await _reported_tie(probe, first, second, context)
+    if guess is not None and await first_wins(guess + TIE_PRECISION) and not await first_wins(guess - TIE_PRECISION):
+        return guess
     low, high = -FORCE / 2, FORCE / 2
     if await first_wins(low) or not await first_wins(high):
-        raise Unclear("two forced tokens do not tie within the range of biases: the bias is not added as it is")
+        raise Unclear(NO_TIE)
     while high - low > TIE_PRECISION:
         middle = (low + high) / 2
         if await first_wins(middle):
@@ -277,6 +294,21 @@ async def _find_tie(probe: Probe, first: Forced, second: Forced, context: str | 
         else:
             low = middle
     return (low + high) / 2
+
+
+async def _reported_tie(probe: Probe, first: Forced, second: Forced, context: str | tuple[int, ...]) -> float | None:
+    """Where the two tie by the log-probabilities that the server reports, to be believed only if they do tie there."""
+    try:
+        answers = [
+            await probe.complete(prompt=context, logit_bias={str(one.id): 100}, logprobs=1) for one in (first, second)
+        ]
+        values = [answer.logprobs().token_logprobs[0] for answer in answers]
+    except (Refused, Broken, Unclear, IndexError):
+        return None
+    if not all(isinstance(value, int | float) for value in values):
+        return None
+    gap = float(values[1]) - float(values[0])  # type: ignore[arg-type]
+    return gap if abs(gap) < FORCE / 2 else None
 
 
 # ---- reading answers
