@@ -92,7 +92,7 @@ class Answer:
 
 
 class Lists(NamedTuple):
-    """The logprobs of a choice."""
+    """The logprobs of a choice. `text_offset` is empty where there is none: a case of its own says so."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -103,10 +103,11 @@ class Lists(NamedTuple):
     def read(cls, value: Any) -> Lists | None:
         if not isinstance(value, dict):
             return None
-        lists = [value.get(name) for name in cls._fields]
+        lists = [value.get(name) for name in cls._fields[:3]]
         if not all(isinstance(items, list) for items in lists):
             return None
-        return cls(*lists)  # type: ignore[arg-type]
+        offsets = value.get("text_offset")
+        return cls(*lists, text_offset=offsets if isinstance(offsets, list) else [])  # type: ignore[arg-type]
 
 
 class Forced(NamedTuple):
