@@ -103,11 +103,10 @@ class Lists(NamedTuple):
     def read(cls, value: Any) -> Lists | None:
         if not isinstance(value, dict):
             return None
-        lists = [value.get(name) for name in cls._fields[:3]]
-        if not all(isinstance(items, list) for items in lists):
+        tokens, values, tops, offsets = (value.get(name) for name in cls._fields)
+        if not (isinstance(tokens, list) and isinstance(values, list) and isinstance(tops, list)):
             return None
-        offsets = value.get("text_offset")
-        return cls(*lists, text_offset=offsets if isinstance(offsets, list) else [])  # type: ignore[arg-type]
+        return cls(tokens, values, tops, offsets if isinstance(offsets, list) else [])
 
 
 class Forced(NamedTuple):

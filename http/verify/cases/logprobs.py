@@ -390,11 +390,14 @@ def raw(field: str, changes: tuple[dict[str, Any], ...]) -> Case:
         needs=("logprobs.lists", f"{field}.accepted"),
     )
     async def judge(p: Probe) -> Outcome:
-        plain = top_of((await p.complete(logprobs=MOST)).logprobs())
-        if max(plain.values()) - min(plain.values()) < 4 * NOISE:
-            return unclear("the five most probable tokens are too close to one another", top=plain)
+        for prompt in (PROMPT, OTHER, "1, 2, 3,", "def f(x):"):
+            plain = top_of((await p.complete(prompt=prompt, logprobs=MOST)).logprobs())
+            if max(plain.values()) - min(plain.values()) >= 4 * NOISE:
+                break
+        else:
+            return unclear("the five most probable tokens are too close to one another, whatever the prompt")
         for fields in changes:
-            top = top_of((await p.complete(logprobs=MOST, **fields)).logprobs())
+            top = top_of((await p.complete(prompt=prompt, logprobs=MOST, **fields)).logprobs())
             difference = moved(plain, top)
             if difference is not None:
                 return wrong(f"with {json.dumps(fields)[1:-1]}: {difference}", raw=plain, seen=top)
@@ -518,9 +521,7 @@ async def labels_are_texts(p: Probe) -> Outcome:
         labels = labels[:-1]  # an end token adds no text
     telling = bool(labels) and all(map(is_plain, labels))
     if telling and "".join(labels) != answer.text:
-        return wrong(
-            f"the labels {json.dumps(labels)[:80]} do not make the text {answer.text!r:.60}"
-        )
+        return wrong(f"the labels {json.dumps(labels)[:80]} do not make the text {answer.text!r:.60}")
     for token in await p.forced_tokens(2):
         labels = (await p.complete(logit_bias=forcing(token), logprobs=1)).logprobs().tokens
         if labels != [token.text]:
@@ -551,6 +552,8 @@ async def labels_differ(p: Probe) -> Outcome:
         if label in seen and seen[label][1] == answer.text:
             return wrong(f"ids {seen[label][0]} and {v} both have the label {label!r:.40}")
         seen[label] = (v, answer.text)
+        if told_apart and len(seen) > 2:
+            break
     if told_apart is None:
         return unclear("no two ids were found whose text alone is no character")
     return honoured(f"{len(seen)} ids whose text alone is no character, as many labels: {', '.join(seen)[:60]}")
