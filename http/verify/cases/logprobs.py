@@ -91,9 +91,12 @@ def moved(one: Mapping[str, float], other: Mapping[str, float]) -> str | None:
     needs=("logprobs.accepted",),
 )
 async def lists_of_one_length(p: Probe) -> Outcome:
-    value = (await p.complete(max_tokens=3, logprobs=2)).choices[0].get("logprobs")
+    answer = await p.complete(max_tokens=3, logprobs=2)
+    value = answer.choices[0].get("logprobs")
     if value is None:
         return ignored("logprobs 2 gives none")
+    if answer.text.lstrip().startswith(PROMPT):
+        return unclear("the prompt is echoed, unasked for, and perhaps its entries too")
     lists = Lists.read(value)
     if lists is None:
         return wrong(f"logprobs has not the lists tokens, token_logprobs and top_logprobs: {json.dumps(value)[:80]}")
@@ -134,7 +137,7 @@ async def off(p: Probe) -> Outcome:
     needs=("logprobs.lists",),
 )
 async def zero(p: Probe) -> Outcome:
-    choice = (await p.complete(max_tokens=2, logprobs=0)).choices[0]
+    choice = (await p.complete(max_tokens=4, logprobs=0, temperature=2)).choices[0]
     if choice.get("logprobs") is None:
         return ignored("logprobs 0 gives none")
     lists = Lists.read(choice["logprobs"])
@@ -715,7 +718,13 @@ async def echo_first(p: Probe) -> Outcome:
     "echo",
     law="7",
     says="a prompt's token has the value that it has when it is sampled after the same tokens",
-    needs=("echo.lengths", "logprobs.not_of_logit_bias", "logprobs.not_of_temperature"),
+    needs=(
+        "echo.lengths",
+        "logprobs.greedy_is_first",
+        "logprobs.larger_k",
+        "logprobs.not_of_logit_bias",
+        "logprobs.not_of_temperature",
+    ),
 )
 async def echo_scores(p: Probe) -> Outcome:
     a, b = await p.forced_tokens(2)
@@ -752,7 +761,7 @@ async def _echoed(p: Probe, ids: list[int], **fields: Any) -> Lists:
     "echo",
     law="7",
     says="a prompt's token has the list that it has when it is sampled after the same tokens",
-    needs=("echo.scores", "logprobs.count"),
+    needs=("echo.scores", "logprobs.count", "logprobs.same_number"),
 )
 async def echo_tops(p: Probe) -> Outcome:
     a, b = await p.forced_tokens(2)

@@ -170,7 +170,7 @@ async def stream_text(p: Probe) -> Outcome:
     "stream",
     law="11",
     says="joined, the lists of the chunks are those of the answer that is not streamed",
-    needs=("stream.text", "logprobs.lists"),
+    needs=("stream.text", "logprobs.lists", "logprobs.no_effect"),
 )
 async def stream_logprobs(p: Probe) -> Outcome:
     return await compared(p, max_tokens=4, logprobs=MOST) or honoured("four tokens")
@@ -238,7 +238,7 @@ async def stream_echo(p: Probe) -> Outcome:
     "stream",
     law="11",
     says="the lists of an echoed prompt are in the stream",
-    needs=("stream.echo", "stream.logprobs", "echo.first_is_null"),
+    needs=("stream.echo", "stream.logprobs", "echo.first_is_null", "echo.repeats"),
 )
 async def stream_echo_logprobs(p: Probe) -> Outcome:
     return await compared(p, max_tokens=2, echo=True, logprobs=1) or honoured("the prompt's places and two more")
@@ -301,7 +301,7 @@ async def stream_stop_logprobs(p: Probe) -> Outcome:
     "stream",
     law="11",
     says="a chunk carries whole tokens: its text is that of the tokens it lists",
-    needs=("stream.logprobs", "logprobs.labels_are_texts", "logit_bias.forces"),
+    needs=("stream.logprobs", "logprobs.labels_are_texts", "logprobs.length"),
 )
 async def tokens_with_text(p: Probe) -> Outcome:
     token = (await p.forced_tokens(1))[0]
@@ -364,7 +364,7 @@ async def refusal(p: Probe) -> Outcome:
     "best_of",
     law="1",
     says="best_of above n cannot be streamed, and is refused by name",
-    needs=("stream.accepted", "best_of.accepted"),
+    needs=("stream.refusal", "best_of.accepted"),
 )
 async def stream_best_of(p: Probe) -> Outcome:
     exchange = await p.send(p.body(best_of=2, temperature=1, stream=True))
