@@ -94,7 +94,7 @@ class Answer:
 
 
 class Lists(NamedTuple):
-    """The logprobs of a choice."""
+    """The logprobs of a choice. `text_offset` is empty where there is none: a case of its own says so."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -105,10 +105,10 @@ class Lists(NamedTuple):
     def read(cls, value: Any) -> Lists | None:
         if not isinstance(value, dict):
             return None
-        lists = [value.get(name) for name in cls._fields]
-        if not all(isinstance(items, list) for items in lists):
+        tokens, values, tops, offsets = (value.get(name) for name in cls._fields)
+        if not (isinstance(tokens, list) and isinstance(values, list) and isinstance(tops, list)):
             return None
-        return cls(*lists)  # type: ignore[arg-type]
+        return cls(tokens, values, tops, offsets if isinstance(offsets, list) else [])
 
 
 class Forced(NamedTuple):
