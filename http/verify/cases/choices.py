@@ -76,7 +76,7 @@ async def n_with_list(p: Probe) -> Outcome:
     "best_of.returns_the_best",
     "best_of",
     law="8",
-    says="of best_of candidates those with the highest mean log-probability come back, best first",
+    says="of best_of candidates those with the highest mean log-probability come back",
     needs=(
         "best_of.accepted",
         "n.count",
@@ -89,46 +89,46 @@ async def n_with_list(p: Probe) -> Outcome:
     ),
 )
 async def best_of_returns_the_best(p: Probe) -> Outcome:
-    """Candidates of different lengths, since a stop string ends them: so a sum in place of the mean is seen too."""
-    coin = await p.coin()
-    telling = 0
-    for seed in range(1, 13):
-        fields = _race(coin, seed)
+    """Ordinary candidates, then such as a stop string ends after one to six tokens: there a sum picks another."""
+    first, second = await p.forced_tokens(2)
+    coins = await p.coin(PROMPT, first, second), await p.coin(PROMPT, second, first)
+    ordinary: list[dict[str, Any]] = [{"max_tokens": 6, "seed": seed} for seed in range(1, 7)]
+    races = [_race(coin, seed) for seed in range(1, 9) for coin in coins]
+    seen = ""
+    for fields in ({"temperature": 1, "logprobs": 0, **fields} for fields in ordinary + races):
         candidates = await p.complete(n=4, **fields)
-        scores = [_mean(candidates, c) for c in range(4)]
-        order = sorted(range(4), key=lambda c: -scores[c])
-        totals = [_mean(candidates, c) * len(candidates.logprobs(c).token_logprobs) for c in range(4)]
-        clear = scores[order[0]] - scores[order[1]] > 0.02 and scores[order[1]] - scores[order[2]] > 0.02
-        differs = order[0] != 0 and totals.index(max(totals)) != order[0]
-        if not clear or (telling and not differs):
+        scores = {_essence(candidates, c): _mean(candidates, c) for c in range(4)}
+        totals = {_essence(candidates, c): sum(_values(candidates, c)) for c in range(4)}
+        best, *others = sorted(scores, key=lambda essence: -scores[essence])
+        not_the_sum = max(totals, key=lambda essence: totals[essence]) != best
+        clear = all(scores[best] - scores[other] > 0.02 for other in others)
+        if not clear or best == _essence(candidates, 0) or (seen and not not_the_sum):
             continue
-        best = await p.complete(n=2, best_of=4, **fields)
-        if [_essence(best, 0), _essence(best, 1)] != [_essence(candidates, c) for c in order[:2]]:
-            first_two = [_essence(candidates, 0), _essence(candidates, 1)]
-            if [_essence(best, 0), _essence(best, 1)] == first_two:
-                return ignored("the first two of the candidates come back, not the best two", means=scores)
-            return wrong("other candidates come back than those with the highest mean", means=scores)
-        telling += differs
-        if telling:
-            return honoured(f"the two best of four, by the mean: {scores[order[0]]:.2f} and {scores[order[1]]:.2f}")
-    return unclear("no seed gave candidates whose best could be told from the first and from the shortest")
+        returned = _essence(await p.complete(best_of=4, **fields), 0)
+        if returned == _essence(candidates, 0):
+            return ignored("the first candidate comes back, not the best", means=list(scores.values()))
+        if returned != best:
+            return wrong("another candidate comes back than the one with the highest mean", means=list(scores.values()))
+        seen = f"the best of four comes back: a mean of {scores[best]:.2f}, where the first has less"
+        if not_the_sum:
+            return honoured(f"{seen} and another has the largest sum")
+    return (
+        honoured(f"{seen}; no seed told the mean from the sum") if seen else unclear("no seed's best is not its first")
+    )
 
 
 def _race(coin: Coin, seed: int) -> dict[str, Any]:
-    """A request whose candidates end after one to six tokens, when the second of the coin's tokens comes."""
-    return {
-        "prompt": coin.context,
-        "logit_bias": coin.bias(0.7),
-        "stop": coin.second.text,
-        "max_tokens": 6,
-        "temperature": 1,
-        "seed": seed,
-        "logprobs": 0,
-    }
+    """A request whose candidates end when the second of the coin's tokens comes, after six tokens at the latest."""
+    bias = coin.bias(0.7)
+    return {"prompt": coin.context, "logit_bias": bias, "stop": coin.second.text, "max_tokens": 6, "seed": seed}
+
+
+def _values(answer: Answer, choice: int) -> list[float]:
+    return [value for value in answer.logprobs(choice).token_logprobs if value is not None]
 
 
 def _mean(answer: Answer, choice: int) -> float:
-    values = [value for value in answer.logprobs(choice).token_logprobs if value is not None]
+    values = _values(answer, choice)
     return sum(values) / max(len(values), 1)
 
 
@@ -162,6 +162,30 @@ async def usage_counts_tokens(p: Probe) -> Outcome:
         if billed != k:
             return wrong(f"{k} tokens are billed as {billed}")
     return honoured("1 is billed as 1, and 3 as 3")
+
+
+@case(
+    "usage.counts_nothing",
+    "usage",
+    law="10",
+    says="max_tokens 0 bills no token",
+    needs=("usage.counts_tokens", "max_tokens.zero"),
+)
+async def usage_counts_nothing(p: Probe) -> Outcome:
+    billed = (await p.complete(max_tokens=0)).completion_tokens
+    return honoured("0 are billed as 0") if billed == 0 else wrong(f"max_tokens 0 bills {billed} tokens")
+
+
+@case(
+    "usage.counts_the_empty_prompt",
+    "usage",
+    law="2",
+    says="an empty prompt is one token",
+    needs=("usage.counts_the_prompt", "prompt.empty"),
+)
+async def usage_counts_the_empty_prompt(p: Probe) -> Outcome:
+    billed = (await p.complete(prompt="")).prompt_tokens
+    return honoured("it is billed as 1") if billed == 1 else wrong(f"it is billed as {billed}")
 
 
 @case(
@@ -221,7 +245,9 @@ CASES = (
     best_of_returns_the_best,
     best_of_zero,
     usage_counts_tokens,
+    usage_counts_nothing,
     usage_counts_the_prompt,
+    usage_counts_the_empty_prompt,
     usage_counts_choices,
     usage_counts_discarded,
 )

@@ -136,11 +136,11 @@ async def zero_is_the_largest(p: Probe) -> Outcome:
 async def temperature_divides(p: Probe) -> Outcome:
     coin = await p.coin()
     seen = []
-    for temperature, lead in ((2.0, 4.0), (0.25, 1.0)):
+    for temperature, lead in ((2.0, 2.5), (0.25, 1.0)):
         law, other = share(lead / temperature), share(lead)
-        firsts, draws, odds = await p.share(coin, lead, law, other, temperature=temperature)
+        firsts, draws, odds = await p.share(coin, lead, law, other, temperature=temperature, top_p=1)
         seen.append(f"{firsts}/{draws} at {temperature:g} (the law: {law:.0%}, without: {other:.0%})")
-        if odds < 0:
+        if odds < 0 and plausible(firsts, draws, other):
             return ignored(f"shares as if it were 1: {seen[-1]}")
         if not plausible(firsts, draws, law):
             return wrong(f"another share than the law's: {seen[-1]}")
@@ -283,18 +283,15 @@ class _Ladder(NamedTuple):
     second: Forced
     ties: tuple[float, float, float]
 
-    def gap(self, step: int, moved: tuple[float, ...], offset: float) -> float | None:
-        """The difference of biases that is `offset` beyond the tie at `step`, once the first token has lost `moved`;
-        None if an earlier step would then not give the first token."""
-        gap = self.ties[step] + moved[step] + offset
-        if any(gap < self.ties[k] + moved[k] + SLACK for k in range(step)):
-            return None
-        return gap
+    def reach(self, step: int, moved: tuple[float, float, float]) -> float:
+        """The least difference of biases at which the first token comes at every step before `step`, while a penalty
+        takes `moved` from it."""
+        return max(self.ties[k] + moved[k] for k in range(step)) + SLACK
 
 
 async def _ladders(p: Probe) -> AsyncIterator[_Ladder]:
     a, b, c = await p.forced_tokens(3)
-    for base in ((c.id,) * 3, (c.id,), (c.id,) * 5, (c.id,) * 2):
+    for base in ((c.id,) * 3, (c.id,), (c.id, c.id, a.id, c.id), (c.id, b.id, c.id)):
         for first, second in ((a, b), (b, a)):
             ties = [(await p.coin((*base, *[first.id] * k), first, second)).tie for k in range(3)]
             yield _Ladder(base, first, second, (ties[0], ties[1], ties[2]))
@@ -334,16 +331,23 @@ async def frequency_each(p: Probe) -> Outcome:
 
 
 async def _penalty(p: Probe, field: str, moved: tuple[float, float, float]) -> Outcome:
-    """A penalty of 2 must move the tie by `moved` after none, one and two of the token, no less and no more."""
+    """A penalty of 2 must take `moved` from the token after none, one and two of it: after one no less and no more;
+    after two as well, or, for what is taken once, not twice as much."""
     async for ladder in _ladders(p):
-        steps = [(step, offset, ladder.gap(step, moved, offset)) for step in (1, 2) for offset in (SLACK, -SLACK)]
-        if any(gap is None for _, _, gap in steps):
+        tries = [(1, ladder.ties[1] + moved[1] + offset, offset > 0) for offset in (SLACK, -SLACK)]
+        if moved[2] > moved[1]:
+            tries += [(2, ladder.ties[2] + moved[2] + offset, offset > 0) for offset in (SLACK, -SLACK)]
+        else:
+            gap = max(ladder.ties[2] + moved[2] + SLACK, ladder.reach(2, moved))
+            if gap > ladder.ties[2] + 2 * moved[2] - SLACK:
+                continue
+            tries.append((2, gap, True))
+        if any(gap < ladder.reach(step, moved) for step, gap, _ in tries):
             continue
-        for step, offset, gap in steps:
-            assert gap is not None
-            if await _came(p, ladder, step, gap, **{field: 2}) is not (offset > 0):
-                without = ladder.gap(step, (0, 0, 0), SLACK)
-                if step == 1 and without is not None and await _came(p, ladder, step, without, **{field: 2}):
+        for step, gap, stays in tries:
+            if await _came(p, ladder, step, gap, **{field: 2}) is not stays:
+                without = max(ladder.ties[1] + SLACK, ladder.reach(1, moved))
+                if without < ladder.ties[1] + moved[1] and await _came(p, ladder, 1, without, **{field: 2}):
                     return ignored(f"{field} 2 does not move the logit of a token that was sampled before")
                 return wrong(
                     f"{field} 2 moves the logit of a token that was sampled {step} times by other than {moved[step]:g}"

@@ -89,12 +89,24 @@ async def seed_every_integer(p: Probe) -> Outcome:
         texts = {(await p.complete(seed=seed, **fields)).text for _ in range(2)}
         if len(texts) > 1:
             return wrong(f"seed {seed} does not repeat", texts=sorted(texts))
-    tosses = [await p.toss(await p.coin(), 0, [seed] * 3) for seed in (*EDGES, 2**62, -(2**62), 2**32, 2**33)]
-    if len({tuple(toss) for toss in tosses}) == 1:
-        return unclear(
-            "eight large seeds draw the same one of two tokens, as one in 128 servers would that keep the law"
-        )
     return honoured("−1, 0 and both ends of the range repeat")
+
+
+@case(
+    "seed.all_bits",
+    "seed",
+    law="4",
+    says="all 64 bits of a seed count: seeds that differ by 2³² are two seeds",
+    needs=("seed.every_integer", "seed.differs", "logit_bias.adds"),
+    odds="1 in 1,000,000",
+)
+async def seed_all_bits(p: Probe) -> Outcome:
+    coin = await p.coin()
+    low, high = await p.toss(coin, 0, range(400, 420)), await p.toss(coin, 0, range(2**32 + 400, 2**32 + 420))
+    if low == high:
+        return wrong("20 seeds and those 2³² above them draw the same of two equally probable tokens")
+    agree = sum(one == other for one, other in zip(low, high, strict=True))
+    return honoured(f"20 seeds and those 2³² above them draw the same of two equal tokens {agree} times")
 
 
 @case(
@@ -232,6 +244,7 @@ CASES = (
     seed_differs,
     seed_fresh,
     seed_every_integer,
+    seed_all_bits,
     choice_of_more,
     choices_are_no_seeds,
     seed_is_the_law,

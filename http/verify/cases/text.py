@@ -92,9 +92,7 @@ async def prompt_empty(p: Probe) -> Outcome:
     answers = [await p.complete(prompt=prompt, max_tokens=4) for prompt in ("", None)]
     if answers[0].text != answers[1].text:
         return wrong('"" and null have different texts', texts=[answer.text for answer in answers])
-    if [answer.prompt_tokens for answer in answers] not in ([1, 1], [None, None]):
-        return wrong(f"billed as {[answer.prompt_tokens for answer in answers]} tokens, and not as one")
-    return honoured("one token, and the same text for both")
+    return honoured("the same text for both")
 
 
 # ---- max_tokens
@@ -141,11 +139,14 @@ async def max_tokens_exact(p: Probe) -> Outcome:
     "max_tokens",
     law="1",
     says="without max_tokens 16 are sampled",
-    needs=("max_tokens.exact",),
+    needs=("max_tokens.exact", "stop.over_tokens"),
 )
 async def max_tokens_default(p: Probe) -> Outcome:
+    """With a stop string after 20, since a server could have no bound but its context."""
     token = (await p.forced_tokens(1))[0]
-    answer = await p.complete(logit_bias={str(token.id): 100}, max_tokens=ABSENT)
+    answer = await p.complete(logit_bias={str(token.id): 100}, max_tokens=ABSENT, stop=token.text * 20)
+    if answer.text == "":
+        return wrong("20 tokens, and it would have gone on")
     if answer.text != token.text * 16:
         return wrong(f"{len(answer.text) / len(token.text):g} tokens")
     return honoured("16 of a forced token")
@@ -155,18 +156,16 @@ async def max_tokens_default(p: Probe) -> Outcome:
     "max_tokens.zero",
     "max_tokens",
     law="3",
-    says="max_tokens 0 samples nothing and bills nothing",
+    says="max_tokens 0 samples nothing",
     needs=("max_tokens.bounds",),
 )
 async def max_tokens_zero(p: Probe) -> Outcome:
     answer = await p.complete(max_tokens=0)
     if answer.text:
         return wrong(f"max_tokens 0 gives the text {answer.text!r:.60}")
-    if answer.completion_tokens not in (0, None):
-        return wrong(f"max_tokens 0 bills {answer.completion_tokens} tokens")
     if answer.finish_reason != "length":
         return wrong(f"max_tokens 0 has the finish_reason {answer.finish_reason!r}")
-    return honoured('the text "", 0 tokens, finish_reason length')
+    return honoured('the text "", finish_reason length')
 
 
 @case(
