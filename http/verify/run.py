@@ -6,6 +6,7 @@ A fault is blamed on one case: a case that needs another's sentence says `unclea
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Sequence
 
@@ -69,10 +70,14 @@ async def judge(case: Case, subject: Subject) -> Finding:
 
 
 def refusal(case: Case, exchange: Exchange) -> Outcome:
-    """A legal request of a case was refused: by the name of its field, of another one, or of none."""
+    """A legal request of a case was refused: by the name of its field, of another one that it has, or of none.
+
+    What the case needs is honoured by then, so a refusal that names nothing is about what the case alone sends.
+    """
     said = f"HTTP {exchange.status}: {exchange.message}"
     if exchange.names(case.param):
         return Outcome(Verdict.refused, said)
-    if case.name.endswith(".accepted"):
-        return wrong(f"a legal request was refused, and the error does not name {case.param}: {said}")
-    return unclear(f"a request that this needs was refused: {said}")
+    sent = json.loads(exchange.body or b"{}")
+    if exchange.status in (401, 403, 408, 429) or any(exchange.names(name) for name in sent):
+        return unclear(f"a request that this needs was refused: {said}")
+    return wrong(f"a legal request was refused, and the error does not name {case.param}: {said}")

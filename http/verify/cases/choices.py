@@ -213,7 +213,7 @@ async def usage_counts_the_prompt(p: Probe) -> Outcome:
 )
 async def usage_counts_choices(p: Probe) -> Outcome:
     token = (await p.forced_tokens(1))[0]
-    fields = {"logit_bias": {str(token.id): 100}, "max_tokens": 2}
+    fields = {"logit_bias": {str(token.id): 100}, "max_tokens": 2, "temperature": 1}
     one, three = await p.complete(**fields), await p.complete(**fields, n=3)
     if three.completion_tokens != 6:
         return wrong(f"three choices of 2 tokens are billed as {three.completion_tokens}")
@@ -231,7 +231,7 @@ async def usage_counts_choices(p: Probe) -> Outcome:
 )
 async def usage_counts_discarded(p: Probe) -> Outcome:
     token = (await p.forced_tokens(1))[0]
-    answer = await p.complete(logit_bias={str(token.id): 100}, max_tokens=2, best_of=3)
+    answer = await p.complete(logit_bias={str(token.id): 100}, max_tokens=2, best_of=3, temperature=1)
     if answer.completion_tokens != 6:
         return wrong(f"three candidates of 2 tokens are billed as {answer.completion_tokens}")
     return honoured("three candidates of 2 tokens are billed as 6")

@@ -178,7 +178,7 @@ async def unknown_field(p: Probe) -> Outcome:
 BODIES: tuple[tuple[str, str, bytes], ...] = (
     ("no_json", "a body that is no JSON is refused", b'{"model": '),
     ("no_object", "a body that is no object is refused", b"[1, 2]"),
-    ("nan", "NaN and Infinity are no JSON", b'{%s, "temperature": NaN}'),
+    ("nan", "NaN and Infinity are no JSON", b'{%s, "top_p": NaN}'),
     ("twice", "a key that stands twice is refused", b'{%s, "n": 1, "n": 1}'),
     ("surrogate", "half of a surrogate pair is refused", b'{%s, "user": "\\ud800"}'),
     ("utf8", "a body that is no UTF-8 is refused", b'{%s, "user": "\xff"}'),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gnomon.http.verify.probe import Answer, Coin, Probe, Refused, side
-from gnomon.http.verify.verdict import Outcome, Unclear, case, honoured, ignored, unclear, wrong
+from gnomon.http.verify.verdict import Outcome, Unclear, case, honoured, ignored, wrong
 from gnomon.reference.prng import token_words
 from gnomon.reference.sampler import gumbel
 
@@ -211,9 +211,7 @@ async def _under_load(p: Probe, fields: dict[str, Any]) -> Outcome:
         alone = [await p.complete(**request) for _ in range(3)]
     others = [
         {"prompt": f"{words} number {i}", "max_tokens": 8 + i % 24, "temperature": 1}
-        for i, words in enumerate(
-            ("A short prompt", "The tale of a very old and very tired king " * (1 + len(fields))) * 7
-        )
+        for i, words in enumerate(("A short prompt", "The tale of a very old and very tired king") * 7)
     ]
     crowd = [request if i in (3, 10) else other for i, other in enumerate(others)]
     beside = await asyncio.gather(*(p.complete(**fields, _crowd=True) for fields in crowd))

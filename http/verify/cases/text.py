@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gnomon.http.verify.probe import ABSENT, PROMPT, Forced, Probe, Refused, whole
+from gnomon.http.verify.probe import ABSENT, PROMPT, Answer, Forced, Probe, Refused, whole
 from gnomon.http.verify.verdict import Outcome, case, honoured, ignored, wrong
 from gnomon.reference.completion import StopMatcher
 
@@ -200,17 +200,21 @@ def cut(text: str, stops: list[str]) -> str | None:
     return None
 
 
-async def _stops(p: Probe, token: Forced, stop: Any, tokens: int = 8, **fields: Any) -> Outcome | None:
+async def _stops(p: Probe, token: Forced, stop: Any, tokens: int = 8) -> Outcome | None:
     """None if the answer is the law's for a forced token under these stop strings."""
-    answer = await p.complete(logit_bias={str(token.id): 100}, max_tokens=tokens, stop=stop, **fields)
-    whole_text = token.text * tokens
+    answer = await p.complete(logit_bias={str(token.id): 100}, max_tokens=tokens, stop=stop)
+    return _ended(answer, token.text * tokens, "length", stop)
+
+
+def _ended(answer: Answer, whole_text: str, finish_reason: str, stop: Any) -> Outcome | None:
+    """None if a text that is `whole_text` without stop strings ends with these as the law has it."""
     expected = cut(whole_text, [stop] if isinstance(stop, str) else list(stop))
     shown = json.dumps(stop)
     if answer.text == whole_text and expected is not None:
         return ignored(f"stop {shown} does not end {whole_text!r:.60}")
     if answer.text != (whole_text if expected is None else expected):
         return wrong(f"{whole_text!r:.60} with stop {shown} ends as {answer.text!r:.60}, not as {expected!r:.60}")
-    reason = "length" if expected is None else "stop"
+    reason = finish_reason if expected is None else "stop"
     if answer.finish_reason != reason:
         return wrong(f"stop {shown}: finish_reason is {answer.finish_reason!r}, not {reason!r}")
     return None
@@ -274,7 +278,14 @@ async def stop_earliest(p: Probe) -> Outcome:
             fault = await _stops(p, token, order)
             if fault is not None:
                 return fault
-    return honoured("three pairs of stop strings, in either order")
+    plain = await p.complete(max_tokens=8)
+    text = plain.text
+    for stops in ([text[1:6], text[3:6]], [text[2:5], text[1:7]], [text[:5], text[4:5]]):
+        for order in (stops, stops[::-1]) if len(text) >= 7 else ():
+            fault = _ended(await p.complete(max_tokens=8, stop=order), text, plain.finish_reason, order)
+            if fault is not None:
+                return fault
+    return honoured("pairs of stop strings, in either order")
 
 
 @case(
