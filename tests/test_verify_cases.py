@@ -128,7 +128,8 @@ def failing(name: str) -> Make:
 
         class Status:
             def __get__(self, error: RequestError | None, owner: type) -> int:
-                return 500 if error is not None and str(error.param).startswith(name) else status
+                odd = error is None or "NaN" in error.message or "characters" in error.message
+                return 500 if not odd and str(error.param).startswith(name) else status
 
         patch.setattr(InvalidRequest, "status", Status())
 
@@ -405,7 +406,11 @@ def renamed(patch: Patch) -> None:
 
 def no_usage(patch: Patch) -> None:
     to_json = Completion.to_json
-    patch.setattr(Completion, "to_json", lambda self: {**to_json(self), "usage": None})
+
+    def without(self: Completion) -> dict[str, Any]:
+        return {name: value for name, value in to_json(self).items() if name != "usage" or self.null_usage}
+
+    patch.setattr(Completion, "to_json", without)
 
 
 def refuses(name: str, value: Any) -> Make:

@@ -214,8 +214,10 @@ class Probe:
         return Coin(one, other, context, tie)
 
     async def toss(self, coin: Coin, lead: float, seeds: Sequence[int | None], **fields: Any) -> list[bool]:
-        """One draw a seed: whether the first of the coin's tokens came. Raises Broken for any other token."""
+        """One draw a seed, or as many without where the server has no seeds: whether the coin's first token came."""
         bias = coin.bias(lead)
+        if not await self.subject.fact("seeds", lambda: _takes_seeds(Probe(self.subject))):
+            seeds = [None] * len(seeds)
         answers = await asyncio.gather(
             *(
                 self.complete(prompt=coin.context, logit_bias=bias, seed=seed, **{"temperature": 1, **fields})
@@ -245,6 +247,14 @@ def side(coin: Coin, answer: Answer) -> bool:
     if answer.text == coin.second.text:
         return False
     raise Unclear(f"with both biases at {FORCE:g} neither of the two tokens came, but {answer.text!r:.40}")
+
+
+async def _takes_seeds(probe: Probe) -> bool:
+    try:
+        await probe.complete(seed=1)
+    except (Refused, Broken):
+        return False
+    return True
 
 
 async def _find_forced(probe: Probe) -> list[Forced]:

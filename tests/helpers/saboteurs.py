@@ -31,7 +31,7 @@ from gnomon.http.verify.verdict import Case, Finding
 from gnomon.reference import completion
 from gnomon.reference.completion import Candidate, EncodedPrompt, Run, prepare
 from gnomon.reference.engine import PromptScored, Ranking, ReferenceJob, Token, ranking
-from gnomon.reference.request import CompletionRequest, Limits, RequestError
+from gnomon.reference.request import CompletionRequest, Limits, RequestError, parse_json
 from gnomon.reference.response import Choice, Completion, Logprobs, json_bytes
 from gnomon.reference.tokenizer import Tokenizer
 from helpers.fake import EOT, FakeEngine, fake_tokenizer, hashed_logits
@@ -134,7 +134,13 @@ def body(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Make:
         read = CompletionRequest.from_json
 
         def from_json(body: bytes, limits: Limits | None = None) -> CompletionRequest:
-            return read(json.dumps(change(json.loads(body))).encode(), limits)
+            try:
+                sent = parse_json(body)
+            except RequestError:
+                return read(body, limits)
+            if getattr(sent, "repeated", None):
+                return read(body, limits)
+            return read(json.dumps(change(sent)).encode(), limits)
 
         patch.setattr(CompletionRequest, "from_json", from_json)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gnomon.http.verify.probe import PROMPT, Probe
+from gnomon.http.verify.probe import ABSENT, PROMPT, Probe
 from gnomon.http.verify.verdict import Case, Outcome, case, honoured, wrong
 
 LEGAL: tuple[tuple[str, str, Any], ...] = (
@@ -27,10 +27,13 @@ LEGAL: tuple[tuple[str, str, Any], ...] = (
 )
 """Field, section of the law, a value that any server which has the field takes."""
 
+SENT_ALWAYS = ("max_tokens", "temperature")
+"""What `Probe.body` puts into every request: small answers, and the same ones each time."""
+
 
 @case("answer.is_a_completion", "answer", law="10", says="an answer has the members of the API, with their types")
 async def answer_is_a_completion(p: Probe) -> Outcome:
-    answer = await p.complete(max_tokens=2)
+    answer = await p.complete(max_tokens=ABSENT, temperature=ABSENT)
     body, choice = answer.body, answer.choices[0]
     problems = [
         *([] if isinstance(body.get("id"), str) and body["id"] else ["id is no string"]),
@@ -55,7 +58,7 @@ async def answer_is_a_completion(p: Probe) -> Outcome:
     "usage",
     law="10",
     says="an answer has a usage of three integers, and the total is the sum",
-    needs=("answer.is_a_completion",),
+    needs=("prompt.accepted",),
 )
 async def usage_present(p: Probe) -> Outcome:
     usage = (await p.complete(max_tokens=2)).usage
@@ -68,9 +71,13 @@ async def usage_present(p: Probe) -> Outcome:
 
 
 def accepted(field: str, law: str, value: Any) -> Case:
-    @case(f"{field}.accepted", field, law=law, says=f"{field} is a field: a legal value of it is accepted")
+    """max_tokens and temperature are tried alone, since all further requests have both."""
+    alone = {"max_tokens": ABSENT, "temperature": ABSENT} if field in SENT_ALWAYS else {}
+    needs = () if field in SENT_ALWAYS else ("prompt.accepted",)
+
+    @case(f"{field}.accepted", field, law=law, says=f"{field} is a field: a legal value of it is accepted", needs=needs)
     async def judge(p: Probe) -> Outcome:
-        given: dict[str, Any] = {field: value}
+        given: dict[str, Any] = {**alone, field: value}
         if field in ("n", "best_of"):
             given["temperature"] = 1
         await p.complete(**given)
@@ -79,7 +86,13 @@ def accepted(field: str, law: str, value: Any) -> Case:
     return judge
 
 
-@case("stream.accepted", "stream", law="11", says="stream is a field: true answers with events")
+@case(
+    "stream.accepted",
+    "stream",
+    law="11",
+    says="stream is a field: true answers with events",
+    needs=("prompt.accepted",),
+)
 async def stream_accepted(p: Probe) -> Outcome:
     answer = await p.stream(max_tokens=2)
     return honoured(f"an event stream with {len(answer.choices)} choice")
@@ -100,7 +113,13 @@ async def stream_options_accepted(p: Probe) -> Outcome:
 FIELDS = tuple(accepted(*row) for row in LEGAL)
 
 
-@case("prompt.accepted", "prompt", law="2", says="prompt is a string that is continued")
+@case(
+    "prompt.accepted",
+    "prompt",
+    law="2",
+    says="prompt is a string that is continued",
+    needs=("max_tokens.accepted", "temperature.accepted"),
+)
 async def prompt_accepted(p: Probe) -> Outcome:
     answer = await p.complete(prompt=PROMPT, max_tokens=2)
     if len(answer.choices) != 1:

@@ -88,7 +88,7 @@ def out_of_range(field: str, allowed: str, tries: tuple[dict[str, Any], ...]) ->
         field,
         law="1",
         says=f"{field} is {allowed}; anything else is refused by name, never clamped",
-        needs=(f"{field}.accepted",),
+        needs=(f"{field}.accepted", "n.accepted") if field == "best_of" else (f"{field}.accepted",),
     )
     async def judge(p: Probe) -> Outcome:
         for fields in tries:
@@ -249,7 +249,17 @@ async def errors_form(p: Probe) -> Outcome:
     return unclear("none of three faulty requests is refused")
 
 
-@case("errors.param", "errors", law="12", says="an error carries the field at fault in param", needs=("errors.form",))
+@case(
+    "errors.param",
+    "errors",
+    law="12",
+    says="an error carries the field at fault in param",
+    needs=(
+        "temperature.range",
+        "logit_bias.range",
+        "errors.form",
+    ),
+)
 async def errors_param(p: Probe) -> Outcome:
     faults: tuple[tuple[dict[str, Any], str], ...] = (
         ({"temperature": 3}, "temperature"),

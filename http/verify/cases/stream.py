@@ -98,7 +98,10 @@ async def done(p: Probe) -> Outcome:
     "stream",
     law="11",
     says="every chunk has the form of an answer, and all have one id, created, model and system_fingerprint",
-    needs=("stream.accepted",),
+    needs=(
+        "answer.is_a_completion",
+        "stream.accepted",
+    ),
 )
 async def one_answer(p: Probe) -> Outcome:
     events = (await streamed(p, max_tokens=3)).events
@@ -415,7 +418,10 @@ async def usage_false(p: Probe) -> Outcome:
     "stream_options",
     law="11",
     says="include_usage puts null on every chunk and adds a last one with the usage and no choice",
-    needs=("stream_options.accepted",),
+    needs=(
+        "usage.present",
+        "stream_options.accepted",
+    ),
 )
 async def include_usage(p: Probe) -> Outcome:
     events = (await streamed(p, max_tokens=3, stream_options={"include_usage": True})).events
@@ -437,7 +443,7 @@ async def include_usage(p: Probe) -> Outcome:
     "stream_options",
     law="11",
     says="the usage of a stream is that of the answer not streamed",
-    needs=("stream_options.include_usage", "stream.text", "usage.present"),
+    needs=("n.accepted", "stream_options.include_usage", "stream.text", "usage.present"),
 )
 async def same_usage(p: Probe) -> Outcome:
     names = ("prompt_tokens", "completion_tokens", "total_tokens")
