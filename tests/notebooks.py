@@ -66,6 +66,10 @@ class Exercise(NamedTuple):
     answer: str | None  # the Python in the <details> of the next cell
 
 
+class DidNotRun(Exception):
+    """A cell raised, took too long, or took the kernel with it; the message shows the cell and the traceback."""
+
+
 class Executed(NamedTuple):
     notebook: Notebook  # canonical
     problems: tuple[Difference, ...]  # exercises that are no challenge, answers that are none
@@ -104,10 +108,14 @@ def exercises(notebook: Notebook) -> list[Exercise]:
 
 
 def execute(path: Path) -> Executed:
-    """Runs a notebook from top to bottom, each exercise once as it is stored and once with its answer."""
+    """Runs a notebook from top to bottom, each exercise once as it is stored and once with its answer.
+
+    Raises DidNotRun.
+    """
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
     from jupyter_client.manager import KernelManager
     from nbclient import NotebookClient
+    from nbclient.exceptions import CellControlSignal, DeadKernelError
 
     argv = [sys.executable, "-m", "ipykernel_launcher", "--HistoryManager.enabled=False", "-f", "{connection_file}"]
 
@@ -135,6 +143,8 @@ def execute(path: Path) -> Executed:
                         client.execute_cell(cell, i)
                     if i in practice:
                         problems += _practise(client, cell, practice[i])
+        except (CellControlSignal, DeadKernelError) as error:
+            raise DidNotRun(re.sub(r"\x1b\[[\d;]*m", "", str(error))) from error  # without its colours
         finally:
             manager.shutdown_kernel(now=True)
     return Executed(canonical(json.loads(nbformat.writes(notebook))), tuple(problems))
@@ -302,7 +312,12 @@ def main() -> int:
     failed = False
     for path in chosen:
         began = time.perf_counter()
-        now, problems = execute(path)
+        try:
+            now, problems = execute(path)
+        except DidNotRun as error:
+            print(f"{path.name}: {error}")
+            failed = True
+            continue
         if arguments.write:
             path.write_text(dumps(now), encoding="utf-8")
             differences = list(problems) + list(compare(now, now))

@@ -258,6 +258,18 @@ def test_an_output_that_changed_is_shown_and_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.notebooks
+def test_a_cell_that_raises_is_shown_and_fails_and_nothing_is_stored(tmp_path: Path) -> None:
+    path = written(tmp_path / "01.ipynb", "x + 2", "2 * x", after="print(twice(3))")
+    before = path.read_bytes()
+    done = run("--write", path)
+    assert done.returncode == 1
+    assert "print(twice(3))" in done.stdout
+    assert "NameError: name 'twice' is not defined" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert path.read_bytes() == before
+
+
+@pytest.mark.notebooks
 @every_notebook
 def test_a_notebook_shows_what_its_code_gives_and_its_exercises_are_solved_by_their_answers(path: Path) -> None:
     done = run(path.name)
