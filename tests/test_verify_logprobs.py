@@ -432,6 +432,15 @@ def forgotten(patch: Patch) -> None:
     scored(changed)(patch)
 
 
+def trimmed(patch: Patch) -> None:
+    original = Run._choice
+
+    def _choice(self: Run, index: int, j: int, candidate: Candidate, text: str, tokens: range, first: bool) -> Choice:
+        return original(self, index, j, candidate, text if tokens.start else text.lstrip(" "), tokens, first)
+
+    patch.setattr(Run, "_choice", _choice)
+
+
 def stopped_in_the_prompt(run: Run, made: Choice, j: int, prompt: str) -> Choice:
     found = [at for at in map(made.text.find, run.request.stop) if at >= 0]
     return replace(made, text=made.text[: min(found)]) if found else made
@@ -633,12 +642,18 @@ BREAKS = (
         "every token is decoded by itself",
         lambda patch: patch.setattr(Decoder, "push", lambda self, data: data.decode(errors="replace")),
     ),
+    Break("text.keeps_spaces", "the text is trimmed at its beginning", trimmed),
     # ---- echo
     Break("echo.text", "echo is ignored", request(lambda sent: replace(sent, echo=False))),
     Break(
         "echo.text",
+        "the echo has single spaces",
+        echoed(lambda run, made, j, prompt: replace(made, text=made.text.replace("  ", " "))),
+    ),
+    Break(
+        "echo.edges",
         "the echo is trimmed",
-        echoed(lambda run, made, j, prompt: replace(made, text=prompt.strip() + made.text.removeprefix(prompt))),
+        echoed(lambda run, made, j, prompt: replace(made, text=prompt.strip() + own_text(made, prompt).text)),
     ),
     Break(
         "echo.text",
