@@ -1,8 +1,9 @@
-"""The command `gnomon`: serve, complete, doctor. The composition root, and the only file that names an engine.
+"""The command `gnomon`. The composition root, and the only file that names an engine.
 
     serve      address → model → application → server; whatever can fail before the server is up is one line and exit 1
     complete   options → the request, read as if it had come over HTTP → the text as it is made, or the JSON
     doctor     a model → an examination of the JAX engine, line by line, and a report
+    export-model   a directory → the embedded model in it, for other engines to load
 
 The request's fields, their help, defaults and bounds come from the table in `gnomon.reference.request`; nothing about
 them is repeated here but their names. Everything heavy is imported where it is used: `gnomon --help` needs none of it.
@@ -124,6 +125,7 @@ def main() -> None:
     app.command("serve")(serve_command())
     app.command()(complete)
     app.command()(doctor)
+    app.command()(export_model)
     app(prog_name="gnomon")
 
 
@@ -744,3 +746,28 @@ def doctor(
     elif json_file == "-":
         print(text)
     raise typer.Exit(report["verdict"] != "sound")
+
+
+# ---- export-model
+
+
+def export_model(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="A new or an empty directory.", show_default=False)],
+) -> None:
+    """Write the embedded model where another engine can load it: a Hugging Face directory.
+
+    A directory that holds these very files already is left as it is; any other that is not empty is refused.
+    """
+    from gnomon.reference import export
+
+    if not directory:
+        fail("the directory is an empty string; give a new or an empty one", 1)
+    try:
+        files, written = export.export_model(Path(directory))
+    except export.CannotExport as error:
+        fail(str(error), 1)
+    except OSError as error:
+        fail(f"{error.filename or directory}: {error.strerror}", 1)
+    for file in files:
+        print(f"{file.stat().st_size:>10,}  {file}")
+    print(f"{len(files)} files, {'written' if written else 'already there'}")
