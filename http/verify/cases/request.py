@@ -1,0 +1,338 @@
+"""Sections 1 and 12: what is no request, and how a server says so. What must be refused costs nothing where it is."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from gnomon.http.verify.exchange import Exchange
+from gnomon.http.verify.probe import PROMPT, Probe
+from gnomon.http.verify.verdict import Case, Outcome, case, honoured, ignored, unclear, wrong
+
+OUT_OF_RANGE: tuple[tuple[str, str, tuple[dict[str, Any], ...]], ...] = (
+    ("temperature", "0 to 2", ({"temperature": 2.01}, {"temperature": -0.01})),
+    ("top_p", "0 to 1", ({"top_p": 1.01}, {"top_p": -0.01})),
+    ("frequency_penalty", "−2 to 2", ({"frequency_penalty": 2.01}, {"frequency_penalty": -2.01})),
+    ("presence_penalty", "−2 to 2", ({"presence_penalty": 2.01}, {"presence_penalty": -2.01})),
+    ("max_tokens", "0 or more", ({"max_tokens": -1},)),
+    ("n", "1 to 128", ({"n": 0}, {"n": -1}, {"n": 129, "temperature": 1})),
+    (
+        "best_of",
+        "0 to 20, and at least n",
+        ({"best_of": -1}, {"best_of": 21, "temperature": 1}, {"best_of": 1, "n": 2, "temperature": 1}),
+    ),
+    ("logprobs", "0 to 20", ({"logprobs": -1}, {"logprobs": 21})),
+    ("seed", "the signed 64-bit integers", ({"seed": 2**63}, {"seed": -(2**63) - 1})),
+    (
+        "logit_bias",
+        "ids of the vocabulary, −100 to 100",
+        (
+            {"logit_bias": {"5": 100.5}},
+            {"logit_bias": {"5": -101}},
+            {"logit_bias": {"x": 1}},
+            {"logit_bias": {"-1": 1}},
+            {"logit_bias": {"999999999": 1}},
+        ),
+    ),
+    ("stop", "up to 64 strings, none empty in a list", ({"stop": ["a", ""]}, {"stop": [str(i) for i in range(65)]})),
+)
+"""Field, its range in words, and values outside it, each legal JSON of the right type."""
+
+WRONG_TYPES: tuple[tuple[str, tuple[Any, ...]], ...] = (
+    ("temperature", ("1", True, [1])),
+    ("top_p", ("1", True)),
+    ("frequency_penalty", ("1", True)),
+    ("presence_penalty", ("1", False)),
+    ("max_tokens", ("2", 1.5, True)),
+    ("n", ("1", 1.5, True)),
+    ("best_of", ("1", 1.5, True)),
+    ("logprobs", ("1", 0.5, True)),
+    ("seed", ("1", 1.5, True)),
+    ("logit_bias", ([5], "5", {"5": "1"}, {"5": True})),
+    ("echo", ("true", 1)),
+    ("stop", (5, [5], {"a": 1})),
+    ("stream", ("true", 1)),
+    ("user", (5,)),
+    ("suffix", (5,)),
+)
+
+
+def refused(exchange: Exchange, param: str, what: str) -> Outcome | None:
+    """None if the request was refused as the law has it: an error of 400 to 499 that names the field."""
+    if exchange.status == 200:
+        return ignored(f"{what} is accepted")
+    if exchange.status is None or exchange.status >= 500:
+        return wrong(f"{what}: {exchange.trouble}")
+    if not 400 <= exchange.status < 500:
+        return wrong(f"{what}: HTTP {exchange.status}")
+    if not exchange.names(param):
+        return wrong(f"{what} is refused without naming {param}: HTTP {exchange.status}: {exchange.message}")
+    return None
+
+
+def shown(fields: dict[str, Any]) -> str:
+    text = json.dumps(fields, ensure_ascii=False)[1:-1]
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+async def _try(p: Probe, fields: dict[str, Any]) -> Exchange:
+    """Without a sound max_tokens the answer is streamed and left after two events: it could fill the whole context."""
+    if "max_tokens" not in fields:
+        return await p.send(p.body(**fields))
+    return await p.send(p.body(**fields, stream=True), cost=64, first_events=2)
+
+
+def out_of_range(field: str, allowed: str, tries: tuple[dict[str, Any], ...]) -> Case:
+    @case(
+        f"{field}.range",
+        field,
+        law="1",
+        says=f"{field} is {allowed}; anything else is refused by name, never clamped",
+        needs=(f"{field}.accepted", "n.accepted") if field == "best_of" else (f"{field}.accepted",),
+    )
+    async def judge(p: Probe) -> Outcome:
+        for fields in tries:
+            fault = refused(await _try(p, fields), field, shown(fields))
+            if fault is not None:
+                return fault
+        return honoured(
+            "; ".join(shown(fields) for fields in tries) + (" are" if len(tries) > 1 else " is") + " refused by name"
+        )
+
+    return judge
+
+
+def wrong_type(field: str, values: tuple[Any, ...]) -> Case:
+    needs = () if field == "suffix" else (f"{field}.accepted",)
+
+    @case(f"{field}.type", field, law="1", says=f"types are strict: what is no {field} is refused by name", needs=needs)
+    async def judge(p: Probe) -> Outcome:
+        for value in values:
+            fault = refused(await _try(p, {field: value}), field, shown({field: value}))
+            if fault is not None:
+                return fault
+        return honoured(f"{', '.join(json.dumps(value) for value in values)}: refused by name")
+
+    return judge
+
+
+RANGES = tuple(out_of_range(*row) for row in OUT_OF_RANGE)
+TYPES = tuple(wrong_type(*row) for row in WRONG_TYPES)
+
+
+@case(
+    "prompt.type",
+    "prompt",
+    law="2",
+    says="an empty list, a mixed one, and ids outside the vocabulary are refused by name",
+    needs=("prompt.accepted",),
+)
+async def prompt_type(p: Probe) -> Outcome:
+    prompts: tuple[Any, ...] = ([], [[]], [1, "a"], [True], [-1], [999999999], [[1], "a"], {"text": "a"}, 5)
+    for prompt in prompts:
+        fault = refused(await p.send(p.body(prompt=prompt)), "prompt", shown({"prompt": prompt}))
+        if fault is not None:
+            return fault
+    return honoured("[], [[]], mixed lists, −1, 999999999 and no prompts at all are refused by name")
+
+
+@case("model.unknown", "model", law="1", says="a model that is not served is not found", needs=("prompt.accepted",))
+async def model_unknown(p: Probe) -> Outcome:
+    exchange = await p.send(p.body(model="no-such-model-anywhere"))
+    if exchange.status == 200:
+        return ignored("a model that does not exist answers")
+    if exchange.status != 404:
+        return wrong(f"HTTP {exchange.status}, not 404: {exchange.trouble or exchange.message}")
+    return honoured(f"HTTP 404: {exchange.message}")
+
+
+@case("model.required", "model", law="1", says="model must be given", needs=("prompt.accepted",))
+async def model_required(p: Probe) -> Outcome:
+    exchange = await p.send({"prompt": PROMPT, "max_tokens": 1, "temperature": 0})
+    return refused(exchange, "model", "a request without model") or honoured("a request without it is refused by name")
+
+
+@case("prompt.required", "prompt", law="1", says="prompt must be given", needs=("prompt.accepted",))
+async def prompt_required(p: Probe) -> Outcome:
+    exchange = await p.send({"model": p.subject.model, "max_tokens": 1, "temperature": 0})
+    return refused(exchange, "prompt", "a request without prompt") or honoured(
+        "a request without it is refused by name"
+    )
+
+
+@case(
+    "body.unknown_field",
+    "unknown field",
+    law="1",
+    says="a field that the API does not have is refused by name",
+    needs=("prompt.accepted",),
+)
+async def unknown_field(p: Probe) -> Outcome:
+    for field in ("max_token", "x_gnomon_verify"):
+        fault = refused(await p.send(p.body(**{field: 1})), field, f'"{field}": 1')
+        if fault is not None:
+            return fault
+    return honoured("max_token and x_gnomon_verify are refused by name")
+
+
+BODIES: tuple[tuple[str, str, bytes], ...] = (
+    ("no_json", "a body that is no JSON is refused", b'{"model": '),
+    ("no_object", "a body that is no object is refused", b"[1, 2]"),
+    ("nan", "NaN and Infinity are no JSON", b'{%s, "top_p": NaN}'),
+    ("twice", "a key that stands twice is refused", b'{%s, "n": 1, "n": 1}'),
+    ("surrogate", "half of a surrogate pair is refused", b'{%s, "user": "\\ud800"}'),
+    ("utf8", "a body that is no UTF-8 is refused", b'{%s, "user": "\xff"}'),
+    (
+        "nested",
+        "absurd nesting is refused, not an error of the server",
+        b'{%s, "user": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+    ),
+    (
+        "digits",
+        "a number of thousands of digits is refused, not an error of the server",
+        b'{%s, "seed": ' + b"9" * 5000 + b"}",
+    ),
+)
+
+
+def body(name: str, says: str, text: bytes) -> Case:
+    @case(f"body.{name}", "body", law="1", says=says, needs=("prompt.accepted",))
+    async def judge(p: Probe) -> Outcome:
+        plain = json.dumps(p.body())[1:-1].encode()
+        exchange = await p.send(text.replace(b"%s", plain, 1))
+        if exchange.status == 200:
+            return ignored("it is accepted")
+        if exchange.status is None or not 400 <= exchange.status < 500:
+            return wrong(exchange.trouble or f"HTTP {exchange.status}")
+        return honoured(f"HTTP {exchange.status}: {exchange.message}")
+
+    return judge
+
+
+@case(
+    "body.content_type",
+    "body",
+    law="12",
+    says="a body that is not announced as JSON is refused with 415",
+    needs=("prompt.accepted",),
+)
+async def content_type(p: Probe) -> Outcome:
+    exchange = await p.send(p.body(), content_type="text/plain")
+    if exchange.status == 200:
+        return ignored("text/plain is accepted")
+    if exchange.status != 415:
+        return wrong(f"HTTP {exchange.status}, not 415: {exchange.trouble or exchange.message}")
+    return honoured("HTTP 415")
+
+
+@case(
+    "errors.form",
+    "errors",
+    law="12",
+    says="an error is 400, in the API's form: an object of message, type, param and code",
+    needs=("prompt.accepted",),
+)
+async def errors_form(p: Probe) -> Outcome:
+    faults: tuple[dict[str, Any], ...] = ({"temperature": 3}, {"max_tokens": -1}, {"prompt": []})
+    for fields in faults:
+        exchange = await p.send(p.body(**fields))
+        if exchange.status == 200:
+            continue
+        if exchange.status != 400:
+            return wrong(f"{shown(fields)}: HTTP {exchange.status}, not 400: {exchange.trouble or exchange.message}")
+        missing = [key for key in ("message", "type", "param", "code") if key not in exchange.error]
+        if missing:
+            return wrong(f"the error has no {', '.join(missing)}", answer=exchange.message)
+        if not isinstance(exchange.error["message"], str) or not exchange.error["message"]:
+            return wrong("the error's message is no sentence")
+        return honoured(f"HTTP 400: {exchange.message}")
+    return unclear("none of three faulty requests is refused")
+
+
+@case(
+    "errors.param",
+    "errors",
+    law="12",
+    says="an error carries the field at fault in param",
+    needs=(
+        "temperature.range",
+        "logit_bias.range",
+        "errors.form",
+    ),
+)
+async def errors_param(p: Probe) -> Outcome:
+    faults: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"temperature": 3}, "temperature"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+    )
+    for fields, param in faults:
+        exchange = await p.send(p.body(**fields))
+        if exchange.status == 200:
+            continue
+        if exchange.error.get("param") != param:
+            return wrong(f"{shown(fields)}: param is {exchange.error.get('param')!r:.60}, not {param!r}")
+    return honoured("param is the field, and logit_bias.5 for an entry")
+
+
+@case(
+    "errors.unknown_path",
+    "errors",
+    law="12",
+    says="a path that does not exist is 404 in the API's form",
+    needs=("prompt.accepted",),
+)
+async def unknown_path(p: Probe) -> Outcome:
+    exchange = await p.get("/no-such-path")
+    if exchange.status != 404:
+        return wrong(f"HTTP {exchange.status}, not 404")
+    missing = [key for key in ("message", "type", "param", "code") if key not in exchange.error]
+    return (
+        wrong(f"HTTP 404, and the error has no {', '.join(missing)}") if missing else honoured("HTTP 404 in its form")
+    )
+
+
+@case(
+    "stream_options.only_streamed",
+    "stream_options",
+    law="1",
+    says="stream_options without stream is refused by name",
+    needs=("stream_options.accepted",),
+)
+async def stream_options_only_streamed(p: Probe) -> Outcome:
+    exchange = await p.send(p.body(stream_options={"include_usage": True}))
+    return refused(exchange, "stream_options", "stream_options without stream") or honoured("refused by name")
+
+
+@case(
+    "body.empty_objects",
+    "body",
+    law="1",
+    says="logit_bias {}, stream_options {} and null for an optional field are legal",
+    needs=("logit_bias.accepted", "stop.accepted", "best_of.accepted", "logprobs.accepted", "seed.accepted"),
+)
+async def empty_objects(p: Probe) -> Outcome:
+    nulls = dict.fromkeys(("suffix", "best_of", "logprobs", "stop", "seed", "stream_options", "user", "logit_bias"))
+    legal: tuple[dict[str, Any], ...] = ({"logit_bias": {}}, {"stream_options": {}}, nulls)
+    for fields in legal:
+        exchange = await p.send(p.body(**fields))
+        if exchange.status != 200:
+            return wrong(f"{shown(fields)}: HTTP {exchange.status}: {exchange.trouble or exchange.message}")
+    return honoured("accepted, as if they were left out")
+
+
+CASES = (
+    *RANGES,
+    *TYPES,
+    prompt_type,
+    model_unknown,
+    model_required,
+    prompt_required,
+    unknown_field,
+    *(body(*row) for row in BODIES),
+    content_type,
+    empty_objects,
+    stream_options_only_streamed,
+    errors_form,
+    errors_param,
+    unknown_path,
+)

@@ -1,0 +1,83 @@
+"""Every case once, each after those it needs; the rest side by side; those that make load of their own at the end.
+
+A fault is blamed on one case: a case that needs another's sentence says `unclear` where that one is not honoured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Sequence
+
+from gnomon.http.verify.exchange import Exchange, OutOfBudget
+from gnomon.http.verify.probe import Broken, Probe, Refused, Subject
+from gnomon.http.verify.verdict import Case, Finding, Outcome, Unclear, Verdict, unclear, wrong
+
+Progress = Callable[[Finding], None]
+
+
+async def judge_all(cases: Sequence[Case], subject: Subject, progress: Progress) -> list[Finding]:
+    """A finding a case, in the order of the cases. Raises CannotReach if the server is gone."""
+    futures: dict[str, asyncio.Future[Finding]] = {}
+
+    async def after_its_needs(case: Case) -> Finding:
+        for name in case.needs:
+            if name not in futures:
+                continue
+            needed = await asyncio.shield(futures[name])
+            if needed.outcome.verdict is not Verdict.honoured:
+                why = f"needs “{needed.case.says}”, which is {needed.outcome.verdict} here"
+                return done(Finding(case, unclear(why), (), 0.0))
+        return done(await judge(case, subject))
+
+    def done(finding: Finding) -> Finding:
+        progress(finding)
+        return finding
+
+    for alone in (False, True):
+        for case in (case for case in cases if case.alone is alone):
+            futures[case.name] = asyncio.ensure_future(after_its_needs(case))
+            if alone:
+                await asyncio.wait([futures[case.name]])
+        try:
+            await asyncio.gather(*futures.values())
+        except BaseException:
+            for future in futures.values():
+                future.cancel()
+            await asyncio.gather(*futures.values(), return_exceptions=True)
+            raise
+    return [futures[case.name].result() for case in cases]
+
+
+async def judge(case: Case, subject: Subject) -> Finding:
+    """One case. Whatever the server does becomes an outcome; CannotReach passes."""
+    probe = Probe(subject)
+    began = time.monotonic()
+    shown: Exchange | None = None
+    try:
+        outcome = await case.judge(probe)
+    except Refused as refused:
+        shown, outcome = refused.exchange, refusal(case, refused.exchange)
+    except Broken as broken:
+        shown, outcome = broken.exchange, wrong(broken.reason)
+    except Unclear as reason:
+        outcome = unclear(str(reason))
+    except OutOfBudget:
+        outcome = unclear("the budget of tokens is spent")
+    exchanges = [exchange for exchange in probe.exchanges if exchange is not shown]
+    return Finding(case, outcome, (*exchanges, *([shown] if shown else [])), time.monotonic() - began)
+
+
+def refusal(case: Case, exchange: Exchange) -> Outcome:
+    """A legal request of a case was refused: by the name of its field, of another one that it has, or of none.
+
+    What the case needs is honoured by then, so a refusal that names nothing is about what the case alone sends.
+    """
+    said = f"HTTP {exchange.status}: {exchange.message}"
+    if exchange.names(case.param):
+        return Outcome(Verdict.refused, said)
+    sent = json.loads(exchange.body or b"{}")
+    if exchange.status in (401, 403, 408, 429) or any(exchange.names(name) for name in sent):
+        return unclear(f"a request that this needs was refused: {said}")
+    return wrong(f"a legal request was refused, and the error does not name {case.param}: {said}")

@@ -1,0 +1,828 @@
+"""The cases of log-probabilities, echo, offsets and streams: our own server honours all, and each is turned red by a
+break of its own sentence, which turns no case of another parameter red."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gnomon.http import sse
+from gnomon.http.app import create_app
+from gnomon.http.settings import Settings
+from gnomon.http.verify.cases import logprobs, stream
+from gnomon.http.verify.exchange import Budget, Client
+from gnomon.http.verify.probe import Subject
+from gnomon.http.verify.run import judge_all
+from gnomon.http.verify.verdict import Finding, Verdict
+from gnomon.reference import completion, engine, sampler
+from gnomon.reference.completion import Candidate, EncodedPrompt, Run, StopMatcher, prepare
+from gnomon.reference.engine import PromptScored, Ranking, ReferenceJob, Token, ranking
+from gnomon.reference.request import CompletionRequest, Limits, RequestError
+from gnomon.reference.response import Choice, Completion, Logprobs, json_bytes
+from gnomon.reference.sampler import add_bias, nucleus, penalize, report, temper
+from gnomon.reference.tokenizer import Tokenizer
+from helpers.fake import EOT, FakeEngine, fake_tokenizer, hashed_logits
+from helpers.live import MODEL
+
+CASES = (*logprobs.CASES, *stream.CASES)
+BUDGET = 4000
+END = 0  # an id that `logprobs.end_token` tries
+
+
+@lru_cache(100_000)
+def logits_of(tokens: tuple[int, ...]) -> NDArray[np.float64]:
+    return hashed_logits(tokens)
+
+
+class Model(NamedTuple):
+    engine: FakeEngine
+    tokenizer: Tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    fake = FakeEngine(lambda tokens: logits_of(tuple(tokens)), eos_ids=frozenset({EOT, END}))
+    return Model(fake, fake_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+class Wireless(httpx.AsyncBaseTransport):
+    """Answers as our server does, in its own thread and with nothing between: a hundred breaks are tried on it."""
+
+    last = sse.DONE
+    streams_errors = False
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        streamed = json.loads(request.content).get("stream")
+        try:
+            run = prepare(CompletionRequest.from_json(request.content), *self.model, MODEL)
+            if not run.request.stream:
+                return self.reply(200, run.whole().to_bytes())
+            return self.events([chunk.to_bytes() for chunk in run.chunks()])
+        except RequestError as error:
+            content = json_bytes(error.to_json())
+            return self.events([content]) if streamed and self.streams_errors else self.reply(error.status, content)
+
+    def reply(self, status: int, content: bytes) -> httpx.Response:
+        return httpx.Response(status, headers={"content-type": "application/json"}, content=content)
+
+    def events(self, lines: Sequence[bytes]) -> httpx.Response:
+        content = b"".join(map(sse.event, lines)) + self.last
+        return httpx.Response(200, headers={"content-type": "text/event-stream"}, content=content)
+
+
+def judged(transport: httpx.AsyncBaseTransport) -> dict[str, Finding]:
+    async def run() -> list[Finding]:
+        client = Client("http://gnomon/v1", None, Budget(BUDGET), transport=transport)
+        try:
+            return await judge_all(CASES, Subject(client, MODEL), lambda finding: None)
+        finally:
+            await client.close()
+
+    return {finding.case.name: finding for finding in asyncio.run(run())}
+
+
+def test_our_own_server_honours_every_case_within_a_small_budget(model: Model) -> None:
+    for transport in (httpx.ASGITransport(create_app(*model, Settings())), Wireless(model)):
+        findings = judged(transport)
+        others = {name: found.outcome for name, found in findings.items() if found.outcome.verdict != Verdict.honoured}
+        assert others == {}
+        assert all(found.exchanges for found in findings.values())
+
+
+def test_the_cases_have_names_of_their_own_and_need_each_other_in_no_circle() -> None:
+    by_name = {case.name: case for case in CASES}
+    assert len(by_name) == len(CASES)
+    settled: set[str] = set()
+    while len(settled) < len(by_name):
+        free = {name for name in by_name.keys() - settled if settled.issuperset(by_name.keys() & by_name[name].needs)}
+        assert free, by_name.keys() - settled
+        settled |= free
+
+
+# ---- breaks: each patches the one place that a mistake would be in
+
+
+Patch = pytest.MonkeyPatch
+Make = Callable[[Patch], None]
+
+
+class Break(NamedTuple):
+    """A mistake in a server, and the case that must find it."""
+
+    red: str
+    name: str
+    make: Make
+
+
+def request(change: Callable[[CompletionRequest], CompletionRequest]) -> Make:
+    """Reads another request than the one that was sent."""
+
+    def make(patch: Patch) -> None:
+        read = CompletionRequest.from_json
+
+        def from_json(body: bytes, limits: Limits | None = None) -> CompletionRequest:
+            return change(read(body, limits))
+
+        patch.setattr(CompletionRequest, "from_json", from_json)
+
+    return make
+
+
+def body(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Make:
+    """Reads another body than the one that was sent."""
+
+    def make(patch: Patch) -> None:
+        read = CompletionRequest.from_json
+
+        def from_json(body: bytes, limits: Limits | None = None) -> CompletionRequest:
+            return read(json.dumps(change(json.loads(body))).encode(), limits)
+
+        patch.setattr(CompletionRequest, "from_json", from_json)
+
+    return make
+
+
+def choice(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Make:
+    """Shows another choice, whole or in chunks."""
+
+    def make(patch: Patch) -> None:
+        to_json = Choice.to_json
+        patch.setattr(Choice, "to_json", lambda self: change(to_json(self)))
+
+    return make
+
+
+def lists(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Make:
+    """Shows other lists, whole or in chunks."""
+
+    def make(patch: Patch) -> None:
+        to_json = Logprobs.to_json
+        patch.setattr(Logprobs, "to_json", lambda self: change(to_json(self)))
+
+    return make
+
+
+class Listed(NamedTuple):
+    """What the lists of a choice, or of a chunk, are made of."""
+
+    run: Run
+    j: int
+    candidate: Candidate
+    tokens: range
+    echo: bool
+
+    @property
+    def prompt(self) -> EncodedPrompt:
+        return self.run.prompts[self.j]
+
+    @property
+    def is_last(self) -> bool:
+        return self.candidate.finish_reason is not None and self.tokens.stop == len(self.candidate.ids)
+
+
+def made_of(change: Callable[[Listed], Listed]) -> Make:
+    """Makes the lists of something else."""
+
+    def make(patch: Patch) -> None:
+        original = Run._logprobs
+
+        def _logprobs(self: Run, j: int, candidate: Candidate, tokens: range, echo: bool) -> Logprobs:
+            return original(*change(Listed(self, j, candidate, tokens, echo)))
+
+        patch.setattr(Run, "_logprobs", _logprobs)
+
+    return make
+
+
+def sliced(part: Callable[[Listed], slice]) -> Make:
+    """Leaves places out of the lists."""
+
+    def make(patch: Patch) -> None:
+        original = Run._logprobs
+
+        def _logprobs(self: Run, j: int, candidate: Candidate, tokens: range, echo: bool) -> Logprobs:
+            arrays = original(self, j, candidate, tokens, echo)
+            at = part(Listed(self, j, candidate, tokens, echo))
+            return Logprobs(
+                arrays.tokens[at], arrays.token_logprobs[at], arrays.top_logprobs[at], arrays.text_offset[at]
+            )
+
+        patch.setattr(Run, "_logprobs", _logprobs)
+
+    return make
+
+
+def offsets(change: Callable[[Listed, list[int]], Sequence[int]]) -> Make:
+    """Says other offsets."""
+
+    def make(patch: Patch) -> None:
+        original = Run._logprobs
+
+        def _logprobs(self: Run, j: int, candidate: Candidate, tokens: range, echo: bool) -> Logprobs:
+            arrays = original(self, j, candidate, tokens, echo)
+            changed = change(Listed(self, j, candidate, tokens, echo), list(arrays.text_offset))
+            return replace(arrays, text_offset=tuple(changed))
+
+        patch.setattr(Run, "_logprobs", _logprobs)
+
+    return make
+
+
+class Draw(NamedTuple):
+    job: ReferenceJob
+    prompt: int
+    context: list[int]
+    sampled: list[int]
+    token: Token
+
+    def reported(self, logprobs: NDArray[np.float64]) -> Token:
+        """The same token, with the values of these log-probabilities [V], which also rank."""
+        top = ranking(logprobs, logprobs, self.job._top)
+        return replace(self.token, logprob=max(float(logprobs[self.token.id]), -9999), top=top)
+
+    @property
+    def logits(self) -> NDArray[np.float64]:
+        return self.job._engine.last_logits(self.context)
+
+
+def draw(change: Callable[[Draw], Token]) -> Make:
+    """Reports something else about a token."""
+
+    def make(patch: Patch) -> None:
+        original = ReferenceJob._sample
+
+        def _sample(self: ReferenceJob, j: int, c: int, prompt_ids: tuple[int, ...], sampled: list[int]) -> Token:
+            token = original(self, j, c, prompt_ids, sampled)
+            return change(Draw(self, j, [*prompt_ids, *sampled], sampled, token))
+
+        patch.setattr(ReferenceJob, "_sample", _sample)
+
+    return make
+
+
+def scored(change: Callable[[ReferenceJob, tuple[int, ...], PromptScored], PromptScored]) -> Make:
+    """Scores a prompt otherwise."""
+
+    def make(patch: Patch) -> None:
+        original = ReferenceJob._score_prompt
+
+        def _score_prompt(self: ReferenceJob, j: int, prompt_ids: tuple[int, ...]) -> PromptScored:
+            return change(self, prompt_ids, original(self, j, prompt_ids))
+
+        patch.setattr(ReferenceJob, "_score_prompt", _score_prompt)
+
+    return make
+
+
+def top(change: Callable[[dict[str, float], str, float], dict[str, float]]) -> Make:
+    """Lists other tokens at a place; the change is told the sampled one and its value."""
+
+    def make(patch: Patch) -> None:
+        def _top_logprobs(
+            v: int, lp: float | None, ranks: Ranking | None, labels: Sequence[str]
+        ) -> dict[str, float] | None:
+            if lp is None or ranks is None:
+                return None
+            return change({labels[u]: value for u, value in ranks}, labels[v], lp)
+
+        patch.setattr(completion, "_top_logprobs", _top_logprobs)
+
+    return make
+
+
+def echoed(change: Callable[[Run, Choice, int, str], Choice]) -> Make:
+    """Shows a choice otherwise where the prompt belongs before it; the change is told the prompt's number and text."""
+
+    def make(patch: Patch) -> None:
+        original = Run._choice
+
+        def _choice(
+            self: Run, index: int, j: int, candidate: Candidate, text: str, tokens: range, first: bool
+        ) -> Choice:
+            made = original(self, index, j, candidate, text, tokens, first)
+            return change(self, made, j, self.prompts[j].text) if self.request.echo and first else made
+
+        patch.setattr(Run, "_choice", _choice)
+
+    return make
+
+
+def chunks(change: Callable[[Run, Iterator[Completion]], Iterator[Completion]]) -> Make:
+    """Streams otherwise."""
+
+    def make(patch: Patch) -> None:
+        original = Run.chunks
+        patch.setattr(Run, "chunks", lambda self: change(self, original(self)))
+
+    return make
+
+
+def pieces(change: Callable[[Choice], Choice]) -> Make:
+    """Streams other choices."""
+    return chunks(lambda run, events: (replace(event, choices=tuple(map(change, event.choices))) for event in events))
+
+
+def of_streams(change: Callable[[CompletionRequest], CompletionRequest]) -> Make:
+    return request(lambda sent: change(sent) if sent.stream else sent)
+
+
+def relabelled(change: Callable[[str], str]) -> Make:
+    def changed(arrays: dict[str, Any]) -> dict[str, Any]:
+        tops = [found and {change(label): value for label, value in found.items()} for found in arrays["top_logprobs"]]
+        return {**arrays, "tokens": list(map(change, arrays["tokens"])), "top_logprobs": tops}
+
+    return lists(changed)
+
+
+def unnormalised(patch: Patch) -> None:
+    patch.setattr(sampler, "report", np.copy)
+    patch.setattr(engine, "report", np.copy)
+
+
+def renormalised(drawn: Draw) -> Token:
+    total = np.log(sum(np.exp(value) for _, value in drawn.token.top) or 1)
+    values = tuple((v, float(value - total)) for v, value in drawn.token.top)
+    return replace(drawn.token, logprob=dict(values).get(drawn.token.id, drawn.token.logprob), top=values)
+
+
+def from_the_nucleus(drawn: Draw) -> Token:
+    params, z = drawn.job._params, drawn.logits
+    kept = nucleus(z, temper(z, params.temperature or 1), params.top_p)
+    with np.errstate(divide="ignore"):
+        return drawn.reported(report(np.where(kept, z, -1e4)))
+
+
+def with_penalties(drawn: Draw) -> Token:
+    params = drawn.job._params
+    counts = np.bincount(np.array(drawn.sampled, np.int64), minlength=len(drawn.logits))
+    return drawn.reported(report(penalize(drawn.logits, counts, params.frequency_penalty, params.presence_penalty)))
+
+
+def of_the_first_prompt(drawn: Draw) -> Token:
+    return drawn.reported(report(drawn.job._engine.last_logits([*drawn.job._prompts[0], *drawn.sampled])))
+
+
+def cut_off(listed: Listed) -> Listed:
+    """Without the tokens that a stop string cut."""
+    if not listed.is_last or not listed.run.request.stop or listed.candidate.finish_reason != "stop":
+        return listed
+    shown = sum(start < len(listed.candidate.text) for start in listed.candidate.starts)
+    return listed._replace(tokens=range(listed.tokens.start, max(listed.tokens.start, shown)))
+
+
+def encoded_length(encoding: str, unit: int) -> Callable[[Listed, list[int]], list[int]]:
+    def changed(listed: Listed, starts: list[int]) -> list[int]:
+        text = listed.prompt.text + listed.candidate.text
+        return [len(text[:start].encode(encoding)) // unit for start in starts]
+
+    return changed
+
+
+def last_piece_after(listed: Listed, starts: list[int]) -> list[int]:
+    return [
+        start + 1 if 0 < i < len(starts) - 1 and starts[i - 1] == start != starts[i + 1] else start
+        for i, start in enumerate(starts)
+    ]
+
+
+def shifted(scores: PromptScored) -> PromptScored:
+    _, *lps = scores.logprobs
+    return lists_shifted(replace(scores, logprobs=(None, *lps[1:], *lps[-1:])))
+
+
+def lists_shifted(scores: PromptScored) -> PromptScored:
+    _, *tops = scores.tops
+    return replace(scores, tops=(None, *tops[1:], *tops[-1:]))
+
+
+def rescored(
+    logits: Callable[[ReferenceJob, NDArray[np.float64]], NDArray[np.float64]],
+) -> Callable[[ReferenceJob, tuple[int, ...], PromptScored], PromptScored]:
+    def changed(job: ReferenceJob, ids: tuple[int, ...], scores: PromptScored) -> PromptScored:
+        if len(ids) < 2:
+            return scores
+        values = report(logits(job, job._engine.all_logits(ids[:-1])))
+        return replace(scores, logprobs=(None, *(float(values[i, v]) for i, v in enumerate(ids[1:]))))
+
+    return changed
+
+
+def forgotten(patch: Patch) -> None:
+    """Of a prompt that was seen before, blocks of 16 come from a cache, which has no scores."""
+    seen: set[tuple[int, ...]] = set()
+
+    def changed(job: ReferenceJob, ids: tuple[int, ...], scores: PromptScored) -> PromptScored:
+        known = ids[:16] in seen
+        seen.update([ids[:16]] if len(ids) >= 16 else [])
+        return replace(scores, logprobs=(*[None] * 16, *scores.logprobs[16:])) if known else scores
+
+    scored(changed)(patch)
+
+
+def stopped_in_the_prompt(run: Run, made: Choice, j: int, prompt: str) -> Choice:
+    found = [at for at in map(made.text.find, run.request.stop) if at >= 0]
+    return replace(made, text=made.text[: min(found)]) if found else made
+
+
+def own_text(made: Choice, prompt: str) -> Choice:
+    return replace(made, text=made.text.removeprefix(prompt))
+
+
+def new_ids(run: Run, events: Iterator[Completion]) -> Iterator[Completion]:
+    return (replace(event, id=f"{event.id}-{number}") for number, event in enumerate(events))
+
+
+def in_pairs(run: Run, events: Iterator[Completion]) -> Iterator[Completion]:
+    waiting = list(events)
+    while waiting:
+        event, *waiting = waiting
+        following = waiting[0].choices if waiting else ()
+        if event.choices and following and event.choices[0].index != following[0].index:
+            event, waiting = replace(event, choices=(*event.choices, *following)), waiting[1:]
+        yield event
+
+
+def without_the_first(run: Run, events: Iterator[Completion]) -> Iterator[Completion]:
+    first = next(events)
+    yield replace(first, choices=tuple(replace(made, text="") for made in first.choices))
+    yield from events
+
+
+def lists_late(run: Run, events: Iterator[Completion]) -> Iterator[Completion]:
+    """A chunk has the lists of the chunk before it, and the last has its own too."""
+    late: dict[int, list[Logprobs]] = {}
+    for event in events:
+        for made in event.choices:
+            if made.logprobs is None:
+                yield event
+                continue
+            waiting = [*late.get(made.index, []), made.logprobs]
+            ready = waiting if made.finish_reason else waiting[:-1]
+            late[made.index] = [] if made.finish_reason else waiting[-1:]
+            yield replace(event, choices=(replace(made, logprobs=joined_lists(ready)),))
+        if not event.choices:
+            yield event
+
+
+def joined_lists(parts: Sequence[Logprobs]) -> Logprobs:
+    return Logprobs(
+        tuple(label for part in parts for label in part.tokens),
+        tuple(value for part in parts for value in part.token_logprobs),
+        tuple(found for part in parts for found in part.top_logprobs),
+        tuple(offset for part in parts for offset in part.text_offset),
+    )
+
+
+def none_of(unwanted: Callable[[Run], bool]) -> Make:
+    """No chunk at all for some requests."""
+    return chunks(lambda run, events: iter(()) if unwanted(run) else events)
+
+
+def token_by_token(patch: Patch) -> None:
+    """In a stream every token is decoded by itself."""
+    original = Run._choice
+
+    def _choice(self: Run, index: int, j: int, candidate: Candidate, text: str, tokens: range, first: bool) -> Choice:
+        if self.request.stream and not self.request.stop:
+            ids = [v for v in candidate.ids[tokens.start : tokens.stop] if v not in self.params.end_ids]
+            text = "".join(self._tokenizer.token_bytes[v].decode(errors="replace") for v in ids)
+        return original(self, index, j, candidate, text, tokens, first)
+
+    patch.setattr(Run, "_choice", _choice)
+
+
+def usage_with_the_last(run: Run, events: Iterator[Completion]) -> Iterator[Completion]:
+    held: Completion | None = None
+    for event in events:
+        if held is not None:
+            if not event.choices:
+                yield replace(held, usage=event.usage)
+                return
+            yield held
+        held = event
+    if held is not None:
+        yield held
+
+
+def billed_one_more(run: Run, events: Iterator[Completion]) -> Iterator[Completion]:
+    for event in events:
+        more = event.usage and replace(event.usage, completion_tokens=event.usage.completion_tokens + 1)
+        yield replace(event, usage=more)
+
+
+def only_without(name: str, sent: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in sent.items() if key != name}
+
+
+BREAKS = (
+    # ---- logprobs
+    Break("logprobs.lists", "logprobs are ignored", request(lambda sent: replace(sent, logprobs=None))),
+    Break("logprobs.lists", "a list is missing", lists(lambda arrays: only_without("top_logprobs", arrays))),
+    Break(
+        "logprobs.off",
+        "logprobs are always there",
+        request(lambda sent: replace(sent, logprobs=1 if sent.logprobs is None else sent.logprobs)),
+    ),
+    Break("logprobs.zero", "0 is off", request(lambda sent: replace(sent, logprobs=sent.logprobs or None))),
+    Break(
+        "logprobs.zero",
+        "0 is 1",
+        request(lambda sent: replace(sent, logprobs=1 if sent.logprobs == 0 else sent.logprobs)),
+    ),
+    Break(
+        "logprobs.length",
+        "the last token has no place",
+        made_of(lambda of: of._replace(tokens=of.tokens[:-1]) if of.is_last and len(of.candidate.ids) > 1 else of),
+    ),
+    Break(
+        "logprobs.empty",
+        "no lists where nothing is sampled",
+        choice(lambda made: made if made["logprobs"] and made["logprobs"]["tokens"] else {**made, "logprobs": None}),
+    ),
+    Break(
+        "logprobs.end_token",
+        "the end token has no place",
+        made_of(
+            lambda of: (
+                of._replace(tokens=of.tokens[:-1])
+                if of.is_last and of.tokens and of.candidate.ids[-1] in of.run.params.end_ids
+                else of
+            )
+        ),
+    ),
+    Break("logprobs.keeps_the_cut", "the lists are cut with the text", made_of(cut_off)),
+    Break("logprobs.count", "the sampled token is not added", top(lambda found, label, lp: found)),
+    Break(
+        "logprobs.count",
+        "the sampled token takes a place",
+        top(lambda found, label, lp: dict([*list(found.items())[: max(len(found) - 1, 0)], (label, lp)])),
+    ),
+    Break(
+        "logprobs.count",
+        "always one more",
+        lambda patch: patch.setattr(engine, "ranking", lambda l, lp, k: ranking(l, lp, k and k + 1)),
+    ),
+    Break(
+        "logprobs.order",
+        "the sampled token is listed first",
+        top(lambda found, label, lp: {label: lp} | found),
+    ),
+    Break(
+        "logprobs.same_number",
+        "one of the two is rounded",
+        lists(lambda arrays: {**arrays, "token_logprobs": [lp and round(lp, 3) for lp in arrays["token_logprobs"]]}),
+    ),
+    Break("logprobs.values", "logits are reported", unnormalised),
+    Break(
+        "logprobs.greedy_is_first",
+        "values of the place before",
+        draw(lambda drawn: drawn.reported(report(drawn.job._engine.last_logits(drawn.context[:-1] or [1])))),
+    ),
+    Break("logprobs.larger_k", "probabilities among the listed ones", draw(renormalised)),
+    Break(
+        "logprobs.no_effect",
+        "logprobs turn greedy off",
+        request(lambda sent: replace(sent, temperature=2, seed=1) if sent.logprobs and not sent.temperature else sent),
+    ),
+    Break(
+        "logprobs.repeats",
+        "the last digits are noise",
+        draw(lambda drawn: drawn.reported(report(drawn.logits) - 1e-6 * random.random())),
+    ),
+    Break(
+        "logprobs.not_of_temperature",
+        "values after the temperature",
+        draw(lambda drawn: drawn.reported(report(drawn.logits / (drawn.job._params.temperature or 1)))),
+    ),
+    Break("logprobs.not_of_top_p", "values after top_p", draw(from_the_nucleus)),
+    Break(
+        "logprobs.not_of_logit_bias",
+        "values after the bias",
+        draw(lambda drawn: drawn.reported(report(add_bias(drawn.logits, drawn.job._params.logit_bias)))),
+    ),
+    Break("logprobs.not_of_penalties", "values after the penalties", draw(with_penalties)),
+    Break(
+        "logprobs.each_choice",
+        "only the first choice has lists",
+        choice(lambda made: {**made, "logprobs": None} if made["index"] else made),
+    ),
+    Break("logprobs.each_prompt", "every prompt has the first one's values", draw(of_the_first_prompt)),
+    Break("logprobs.labels_are_texts", "labels as the vocabulary writes them", relabelled(lambda label: f"▁{label}")),
+    Break(
+        "logprobs.labels_differ",
+        "pieces of characters all have one label",
+        relabelled(lambda label: "\ufffd" if label.startswith("bytes:") else label),
+    ),
+    # ---- echo
+    Break("echo.text", "echo is ignored", request(lambda sent: replace(sent, echo=False))),
+    Break(
+        "echo.text",
+        "the echo is trimmed",
+        echoed(lambda run, made, j, prompt: replace(made, text=prompt.strip() + made.text.removeprefix(prompt))),
+    ),
+    Break(
+        "echo.text",
+        "another completion with echo",
+        request(lambda sent: replace(sent, temperature=2, seed=1) if sent.echo and not sent.logit_bias else sent),
+    ),
+    Break("echo.off", "echo is always on", request(lambda sent: replace(sent, echo=True))),
+    Break(
+        "echo.max_tokens_zero",
+        "one token in place of none",
+        request(lambda sent: replace(sent, max_tokens=max(sent.max_tokens, int(sent.echo)))),
+    ),
+    Break(
+        "echo.ids",
+        "ids are not echoed",
+        echoed(
+            lambda run, made, j, prompt: made if isinstance(run.request.prompts[j], str) else own_text(made, prompt)
+        ),
+    ),
+    Break(
+        "echo.each_choice",
+        "only the first choice is echoed to",
+        echoed(lambda run, made, j, prompt: own_text(made, prompt) if made.index % run.request.n else made),
+    ),
+    Break(
+        "echo.each_prompt",
+        "the first prompt before every choice",
+        echoed(lambda run, made, j, prompt: replace(made, text=run.prompts[0].text + made.text.removeprefix(prompt))),
+    ),
+    Break("echo.stop", "the prompt is searched for stop strings", echoed(stopped_in_the_prompt)),
+    Break("echo.lengths", "no entries of the prompt", made_of(lambda of: of._replace(echo=False))),
+    Break("echo.lengths", "the first entry is missing", sliced(lambda of: slice(1 if of.echo else 0, None))),
+    Break(
+        "echo.first_is_null",
+        "0 and {} in place of null",
+        lists(
+            lambda arrays: {
+                **arrays,
+                "token_logprobs": [lp or 0.0 for lp in arrays["token_logprobs"]],
+                "top_logprobs": [found or {} for found in arrays["top_logprobs"]],
+            }
+        ),
+    ),
+    Break("echo.scores", "scores are shifted by one", scored(lambda job, ids, scores: shifted(scores))),
+    Break("echo.tops", "lists are shifted by one", scored(lambda job, ids, scores: lists_shifted(scores))),
+    Break(
+        "echo.raw",
+        "scores after the temperature",
+        scored(rescored(lambda job, logits: logits / (job._params.temperature or 1))),
+    ),
+    Break(
+        "echo.raw",
+        "scores after the bias",
+        scored(rescored(lambda job, logits: np.array([add_bias(row, job._params.logit_bias) for row in logits]))),
+    ),
+    Break("echo.repeats", "a cached prompt has no scores", forgotten),
+    Break(
+        "echo.nothing",
+        "no entry for an empty prompt",
+        sliced(lambda of: slice(1 if of.echo and not of.prompt.text else 0, None)),
+    ),
+    # ---- text_offset
+    Break("text_offset.list", "no offsets", lists(lambda arrays: {**arrays, "text_offset": None})),
+    Break(
+        "text_offset.lengths",
+        "it counts tokens",
+        offsets(lambda of, starts: [len(of.prompt.text) + i for i in of.tokens] if not of.run.request.echo else starts),
+    ),
+    Break(
+        "text_offset.from_the_prompt",
+        "it counts from the completion's start",
+        offsets(
+            lambda of, starts: [start - len(of.prompt.text) for start in starts] if not of.run.request.echo else starts
+        ),
+    ),
+    Break("text_offset.code_points", "it counts bytes", offsets(encoded_length("utf-8", 1))),
+    Break("text_offset.code_points", "it counts UTF-16 units", offsets(encoded_length("utf-16-le", 2))),
+    Break(
+        "text_offset.after_ids",
+        "ids count as nothing",
+        offsets(
+            lambda of, starts: (
+                starts
+                if isinstance(of.run.request.prompts[of.j], str)
+                else [start - len(of.prompt.text) for start in starts]
+            )
+        ),
+    ),
+    Break(
+        "text_offset.each_prompt",
+        "it goes on from prompt to prompt",
+        offsets(lambda of, starts: [start + sum(len(one.text) for one in of.run.prompts[: of.j]) for start in starts]),
+    ),
+    Break(
+        "text_offset.echoed",
+        "with echo it counts from the completion's start",
+        offsets(
+            lambda of, starts: [start - len(of.prompt.text) for start in starts] if of.run.request.echo else starts
+        ),
+    ),
+    Break("text_offset.split_character", "the last piece stands after its character", offsets(last_piece_after)),
+    Break(
+        "text_offset.after_the_cut",
+        "0 beyond the text's end",
+        offsets(
+            lambda of, starts: [
+                start if not of.run.request.stop or start <= len(of.prompt.text + of.candidate.text) else 0
+                for start in starts
+            ]
+        ),
+    ),
+    # ---- stream
+    Break("stream.done", "no [DONE]", lambda patch: patch.setattr(Wireless, "last", b"")),
+    Break("stream.one_answer", "an id a chunk", chunks(new_ids)),
+    Break("stream.one_choice", "two choices a chunk", chunks(in_pairs)),
+    Break(
+        "stream.finish_reason",
+        "finish_reason in every chunk",
+        pieces(lambda made: replace(made, finish_reason=made.finish_reason or "length")),
+    ),
+    Break("stream.text", "the first token is lost", chunks(without_the_first)),
+    Break("stream.text", "no finish_reason", pieces(lambda made: replace(made, finish_reason=None))),
+    Break("stream.logprobs", "no lists in streams", pieces(lambda made: replace(made, logprobs=None))),
+    Break("stream.forced", "no bias in streams", of_streams(lambda sent: replace(sent, logit_bias=None))),
+    Break("stream.seeded", "no seed in streams", of_streams(lambda sent: replace(sent, seed=None))),
+    Break("stream.each_prompt", "every index is 0", pieces(lambda made: replace(made, index=0))),
+    Break("stream.echo", "no echo in streams", of_streams(lambda sent: replace(sent, echo=False))),
+    Break(
+        "stream.echo_logprobs",
+        "no entries of the prompt in streams",
+        made_of(lambda of: of._replace(echo=of.echo and not of.run.request.stream)),
+    ),
+    Break(
+        "stream.echo_alone",
+        "no chunk for an echo alone",
+        none_of(lambda run: run.request.echo and not run.request.max_tokens),
+    ),
+    Break(
+        "stream.nothing",
+        "no chunk where nothing is sampled",
+        none_of(lambda run: not run.request.echo and not run.request.max_tokens),
+    ),
+    Break("stream.stop", "nothing is held back", lambda patch: patch.setattr(StopMatcher, "held", 0)),
+    Break(
+        "stream.stop_logprobs",
+        "the lists are cut in streams",
+        made_of(lambda of: cut_off(of) if of.run.request.stream else of),
+    ),
+    Break("stream.tokens_with_text", "lists come a chunk late", chunks(lists_late)),
+    Break("stream.whole_characters", "tokens are decoded one by one", token_by_token),
+    Break("stream.refusal", "errors come as events", lambda patch: patch.setattr(Wireless, "streams_errors", True)),
+    Break(
+        "stream.best_of",
+        "best_of is dropped in streams",
+        body(lambda sent: only_without("best_of", sent) if sent.get("stream") else sent),
+    ),
+    # ---- stream_options
+    Break("stream_options.off", "always a usage", of_streams(lambda sent: replace(sent, include_usage=True))),
+    Break(
+        "stream_options.false",
+        "any options mean a usage",
+        body(
+            lambda sent: {
+                **sent,
+                "stream_options": (sent.get("stream_options") is not None and {"include_usage": True}) or None,
+            }
+        ),
+    ),
+    Break("stream_options.include_usage", "it is ignored", request(lambda sent: replace(sent, include_usage=False))),
+    Break(
+        "stream_options.include_usage",
+        "no null on the chunks",
+        chunks(lambda run, events: (replace(event, null_usage=False) for event in events)),
+    ),
+    Break("stream_options.include_usage", "the usage has no chunk of its own", chunks(usage_with_the_last)),
+    Break("stream_options.same_usage", "a stream bills one more", chunks(billed_one_more)),
+)
+
+
+def test_every_case_has_a_break() -> None:
+    assert {broken.red for broken in BREAKS} == {case.name for case in CASES}
+
+
+@pytest.mark.parametrize("broken", BREAKS, ids=[f"{broken.red}: {broken.name}" for broken in BREAKS])
+def test_a_break_turns_its_case_red_and_no_other_parameter(
+    model: Model, monkeypatch: pytest.MonkeyPatch, broken: Break
+) -> None:
+    broken.make(monkeypatch)
+    findings = judged(Wireless(model))
+    found = findings[broken.red]
+    assert found.outcome.verdict.is_finding, found.outcome
+    red = {name: finding.outcome.reason for name, finding in findings.items() if finding.outcome.verdict.is_finding}
+    assert {findings[name].case.param for name in red} == {found.case.param}, red
+    assert Verdict.refused not in {finding.outcome.verdict for finding in findings.values()}
