@@ -361,7 +361,8 @@ async def _first_answer(client: Client, options: Options, last: bool) -> str | N
 def _first_model(exchange: Exchange) -> str:
     """The name of the first model of a list; says which was taken where there are several."""
     if exchange.status != 200 or exchange.trouble is not None:
-        raise CannotRun(f"{_why_not(exchange)}; give the model's name with --model if the server has no such list")
+        hint = "; if the server has no such list, give the model's name with --model"
+        raise CannotRun(_why_not(exchange) + (hint if exchange.status in (200, 404, 405, 501) else ""))
     value = exchange.json
     data = value.get("data") if isinstance(value, dict) else None
     models = data if isinstance(data, list) else []

@@ -80,7 +80,7 @@ def _changes(changes: Changes) -> str:
     parts = [
         f'<section class="changes"><h2>Changes <small>since {_text(changes.date)}, {_text(changes.file)}</small></h2>'
     ]
-    parts += [f'<p class="notice">{_text(note)}</p>' for note in changes.notes]
+    parts += [f'<p class="facts">{_text(note)}.</p>' for note in changes.notes]
     if not changes.any:
         parts.append("<p>No verdict has changed.</p>")
     for kind, title in TITLES.items():
@@ -90,7 +90,7 @@ def _changes(changes: Changes) -> str:
         parts.append(f"<h3>{len(found)} {_text(title)}</h3><ul>")
         for change in found:
             was = " → ".join(verdict for verdict in (change.before, change.now) if verdict is not None)
-            reason = f": {change.reason}" if change.now is not None else ""
+            reason = f": {change.reason}" if kind == "new_findings" else ""
             parts.append(f"<li><code>{_text(change.case)}</code> {_text(was + reason)}</li>")
         parts.append("</ul>")
     return "".join(parts) + "</section>"
@@ -131,7 +131,9 @@ def _case(report: Report, entry: Entry) -> str:
     rows = "".join(f"<dt>{name}</dt><dd>{_text(value)}</dd>" for name, value in facts)
     evidence = ""
     if entry.evidence:
-        evidence = f"<pre>{_text(json.dumps(entry.evidence, ensure_ascii=False, indent=2))}</pre>"
+        short = json.dumps(entry.evidence, ensure_ascii=False)
+        long = json.dumps(entry.evidence, ensure_ascii=False, indent=2)
+        evidence = f"<pre>{_text(short if len(short) <= 160 else long)}</pre>"
     verdict, opened = entry.verdict, " open" if entry.verdict in OPENED else ""
     return (
         f'<details class="case {verdict}"{opened}><summary><span class="verdict {verdict}">{verdict}</span>'

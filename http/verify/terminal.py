@@ -70,36 +70,38 @@ def word(entry: Entry) -> str:
 
 
 def _entry(report: Report, entry: Entry, console: Console, verbose: bool) -> None:
-    _row(console, Text(word(entry), STYLES[entry.verdict]), Text(entry.says))
-    if entry.verdict is not Verdict.honoured or verbose:
-        _row(console, Text(), Text(entry.reason, "" if entry.is_finding else "dim"))
-    if verbose:
-        _row(console, Text(), Text(f"{entry.case}, law {report.law.section(entry.law)}", "dim"))
-        if entry.odds:
-            _row(console, Text(), Text(f"odds against a server that keeps the law: {entry.odds}", "dim"))
-        if entry.evidence:
-            _row(console, Text(), Text(visible(json.dumps(entry.evidence, ensure_ascii=False)), "dim"))
+    kept = entry.verdict is Verdict.honoured
+    _row(console, Text(entry.says), Text(word(entry), STYLES[entry.verdict]))
+    if verbose or not kept:
+        _row(console, Text(entry.reason, "" if entry.is_finding else "dim"))
     if entry.documented is not None:
         said = f"documented by {entry.documented.profile}: {entry.documented.reason} ({entry.documented.source})"
-        _row(console, Text(), Text(said, "magenta"))
+        _row(console, Text(said, "magenta"))
+    if verbose and entry.odds:
+        _row(console, Text(f"odds against a server that keeps the law: {entry.odds}", "dim"))
+    if verbose and entry.evidence:
+        _row(console, Text(visible(json.dumps(entry.evidence, ensure_ascii=False)), "dim"))
+    if verbose or not kept:
+        number = f"; the last of {entry.requests} requests" if entry.curl and entry.requests > 1 else ""
+        _row(console, Text(f"{entry.case}, law {report.law.section(entry.law)}{number}", "dim"))
     if entry.curl and (verbose or entry.is_finding or entry.verdict is Verdict.refused):
         _print(console, Text(" " * INDENT + entry.curl[-1], "dim"), soft_wrap=True)
-        if entry.requests > 1:
-            _row(console, Text(), Text(f"(the last of {entry.requests} requests)", "dim"))
 
 
-def _row(console: Console, left: Text, right: Text) -> None:
-    grid = Grid.grid(padding=(0, 2, 0, 0))
-    grid.add_column(width=VERDICT_WIDTH, no_wrap=True)
-    grid.add_column(ratio=1, overflow="fold")
-    grid.add_row(left, right)
-    _print(console, Padding(grid, (0, 0, 0, 2)))
+def _row(console: Console, text: Text, head: Text | None = None, indent: int = INDENT) -> None:
+    """A text that goes on under itself, and a word before it; no line ends in spaces, as the cells of a table would."""
+    lines = text.wrap(console, max(console.width - indent, 20), overflow="fold")
+    for number, part_of_it in enumerate(lines or [Text()]):
+        part_of_it.rstrip()
+        left = Text(" " * 2) + head if number == 0 and head is not None else Text()
+        left.pad_right(indent - len(left))
+        _print(console, Text.assemble(left, part_of_it), soft_wrap=True)
 
 
 def _part(report: Report, part: Part, console: Console, verbose: bool) -> None:
     _print(console, Text(f"\n{part.title}", "bold underline"))
     for note in part.notes:
-        _print(console, Text(note))
+        _row(console, Text(note), indent=2)
     for table in part.tables:
         grid = Grid(title=Text(table.title), title_justify="left", box=None, pad_edge=False)
         for name in table.header:
@@ -124,8 +126,8 @@ def _changes(changes: Changes, console: Console) -> None:
         _print(console, Text(f"  {len(found)} {title}", style))
         for change in found:
             was = " → ".join(verdict for verdict in (change.before, change.now) if verdict is not None)
-            line = Text(f"{change.case}: {was}" + (f": {change.reason}" if change.now is not None else ""))
-            _print(console, Padding(line, (0, 0, 0, 4)))
+            reason = f": {change.reason}" if kind == "new_findings" else ""
+            _row(console, Text(f"{change.case}: {was}{reason}"), indent=4)
 
 
 def _totals(report: Report, console: Console) -> None:
@@ -164,11 +166,11 @@ def list_cases(cases: Sequence[Case], law: Law, console: Console) -> None:
     for group, some in groups.items():
         _print(console, Text.assemble((group, "bold"), (f"  {len(some)}", "dim")))
         for case in some:
-            _print(console, Padding(Text.assemble((case.name, "cyan"), "  ", case.says), (0, 0, 0, 2)))
+            _row(console, Text.assemble((case.name, "cyan"), "  ", case.says), indent=2)
             more = [f"law {law.section(case.law)}"]
             if case.odds:
                 more.append(f"odds against a server that keeps the law: {case.odds}")
             if case.needs:
                 more.append(f"needs {', '.join(case.needs)}")
-            _print(console, Padding(Text("; ".join(more), "dim"), (0, 0, 0, 6)))
+            _row(console, Text("; ".join(more), "dim"), indent=6)
     _print(console, Text(f"{len(cases)} cases", "bold"))
