@@ -169,15 +169,19 @@ def _prepare(options: Options, cases: Sequence[Case]) -> Prepared:
 
 def bases(url: str) -> tuple[str, ...]:
     """The addresses before /completions that may be meant, the likelier first. Raises CannotRun."""
+    url = url.strip()
+    shown = "what was given" if "@" in url else repr(url[:200])  # before an @ there is a password
+    none = CannotRun(f"{shown} is no address of http or https; give one such as http://127.0.0.1:8000")
     try:
-        parsed = httpx.URL(url.strip())
-        host, scheme = parsed.host, parsed.scheme
+        parsed = httpx.URL(url)
     except (httpx.InvalidURL, ValueError, TypeError):
-        raise CannotRun(f"{url!r:.200} is no address; give one such as http://127.0.0.1:8000") from None
-    if parsed.userinfo:  # first: it must not be shown
+        raise none from None
+    if parsed.userinfo:
         raise CannotRun("the address has a user or password in it; give the key in the variable GNOMON_KEY instead")
-    if scheme not in ("http", "https") or not host:
-        raise CannotRun(f"{url!r:.200} is no address of http or https; give one such as http://127.0.0.1:8000")
+    if parsed.scheme not in ("http", "https") or not parsed.host or not all("!" <= char <= "~" for char in url):
+        raise none
+    if "%" in parsed.host or (parsed.port or 0) > 65535:
+        raise none
     if parsed.query or parsed.fragment or "?" in url or "#" in url:
         raise CannotRun(
             f"the address has a query or fragment; give it as far as /v1: {url.split('?')[0].split('#')[0]!r}"

@@ -87,7 +87,7 @@ def _changes(changes: Changes) -> str:
         found = getattr(changes, kind)
         if not found:
             continue
-        parts.append(f"<h3>{len(found)} {_text(title)}</h3><ul>")
+        parts.append(f"<h3>{_text(title)}: {len(found)}</h3><ul>")
         for change in found:
             was = " → ".join(verdict for verdict in (change.before, change.now) if verdict is not None)
             reason = f": {change.reason}" if kind == "new_findings" else ""

@@ -132,7 +132,7 @@ class Law(NamedTuple):
         return cls(hashlib.sha256(text).hexdigest(), titles)
 
     def section(self, number: str) -> str:
-        """“4, One draw” for 4 and 4.2."""
+        """“4.2, One draw” for 4.2."""
         title = self.titles.get(number.split(".")[0])
         return number if title is None else f"{number}, {title}"
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
@@ -42,19 +41,17 @@ def show(report: Report, console: Console, verbose: bool = False) -> None:
     _totals(report, console)
 
 
-def _print(console: Console, what: RenderableType, **how: Any) -> None:
-    console.print(what, highlight=False, **how)
+def _print(console: Console, text: Text) -> None:
+    """The text from the margin on; a line break at its beginning is an empty line."""
+    _row(console, text, indent=0)
 
 
 def _head(report: Report, console: Console) -> None:
     _print(console, Text(f"gnomon verify {report.url}", "bold"))
     profile = f", documented deviations of {report.profile}" if report.profile else ""
-    _print(
-        console,
-        Text(
-            f"model {report.model}, {report.date}, gnomon {report.gnomon}, law {report.law.sha256[:12]}{profile}", "dim"
-        ),
-    )
+    law = report.law.sha256[:12]
+    facts = f"model {report.model}, {report.date}, gnomon {report.gnomon}, law {law}{profile}"
+    _print(console, Text(facts, "dim"))
 
 
 def _entries(report: Report, entries: Sequence[Entry], console: Console, verbose: bool) -> None:
@@ -85,7 +82,7 @@ def _entry(report: Report, entry: Entry, console: Console, verbose: bool) -> Non
         number = f"; the last of {entry.requests} requests" if entry.curl and entry.requests > 1 else ""
         _row(console, Text(f"{entry.case}, law {report.law.section(entry.law)}{number}", "dim"))
     if entry.curl and (verbose or entry.is_finding or entry.verdict is Verdict.refused):
-        _print(console, Text(" " * INDENT + entry.curl[-1], "dim"), soft_wrap=True)
+        console.print(Text(" " * INDENT + entry.curl[-1], "dim"), soft_wrap=True, highlight=False)
 
 
 def _row(console: Console, text: Text, head: Text | None = None, indent: int = INDENT) -> None:
@@ -95,7 +92,7 @@ def _row(console: Console, text: Text, head: Text | None = None, indent: int = I
         part_of_it.rstrip()
         left = Text(" " * 2) + head if number == 0 and head is not None else Text()
         left.pad_right(indent - len(left))
-        _print(console, Text.assemble(left, part_of_it), soft_wrap=True)
+        console.print(Text.assemble(left, part_of_it), soft_wrap=True, highlight=False)
 
 
 def _part(report: Report, part: Part, console: Console, verbose: bool) -> None:
@@ -108,22 +105,22 @@ def _part(report: Report, part: Part, console: Console, verbose: bool) -> None:
             grid.add_column(Text(name, "bold"), overflow="fold")
         for cells in table.rows:
             grid.add_row(*(Text(cell) for cell in cells))
-        _print(console, Padding(grid, (1, 0, 0, 2)))
+        console.print(Padding(grid, (1, 0, 0, 2)), highlight=False)
     _entries(report, part.entries, console, verbose)
 
 
 def _changes(changes: Changes, console: Console) -> None:
     _print(console, Text(f"\nCompared with {changes.file} of {changes.date}", "bold"))
     for note in changes.notes:
-        _print(console, Text(f"  note: {note}", "yellow"))
+        _row(console, Text(f"note: {note}", "yellow"), indent=2)
     if not changes.any:
-        _print(console, Text("  no verdict has changed"))
+        _row(console, Text("no verdict has changed"), indent=2)
     for kind, title in TITLES.items():
         found = getattr(changes, kind)
         if not found:
             continue
         style = {"new_findings": "bold red", "mended": "green"}.get(kind, "")
-        _print(console, Text(f"  {len(found)} {title}", style))
+        _row(console, Text(f"{title}: {len(found)}", style), indent=2)
         for change in found:
             was = " → ".join(verdict for verdict in (change.before, change.now) if verdict is not None)
             reason = f": {change.reason}" if kind == "new_findings" else ""
@@ -132,21 +129,18 @@ def _changes(changes: Changes, console: Console) -> None:
 
 def _totals(report: Report, console: Console) -> None:
     totals = report.totals
-    words: list[tuple[str, str]] = []
-    for verdict in Verdict:
-        if totals[verdict]:
-            shown = str(verdict).upper() if verdict.is_finding else str(verdict)
-            words += [(", ", ""), (f"{totals[verdict]} {shown}", STYLES[verdict])]
+    words = [
+        Text(f"{totals[verdict]} {str(verdict).upper() if verdict.is_finding else verdict}", STYLES[verdict])
+        for verdict in Verdict
+        if totals[verdict]
+    ]
     if report.not_run:
-        words += [(", ", ""), (f"{report.not_run} not run", "yellow")]
-    first = f"{totals['cases']} cases" if totals["cases"] != 1 else "1 case"
-    _print(
-        console, Text.assemble("\n", (first, "bold"), *((": ", "") if k == 0 else word for k, word in enumerate(words)))
-    )
+        words.append(Text(f"{report.not_run} not run", "yellow"))
+    first = "1 case" if totals["cases"] == 1 else f"{totals['cases']} cases"
+    _print(console, Text.assemble("\n", (first, "bold"), ": " if words else "", Text(", ").join(words)))
     if totals["documented"]:
-        rest = (
-            "left out of the exit code" if report.options.get("accept_documented") else "in the exit code like others"
-        )
+        accepted = report.options.get("accept_documented")
+        rest = "left out of the exit code" if accepted else "in the exit code like others"
         found = totals["ignored"] + totals["wrong"]
         said = f"{totals['documented']} of {found} findings documented by {report.profile}, {rest}"
         _print(console, Text(said, "magenta"))
@@ -173,4 +167,4 @@ def list_cases(cases: Sequence[Case], law: Law, console: Console) -> None:
             if case.needs:
                 more.append(f"needs {', '.join(case.needs)}")
             _row(console, Text("; ".join(more), "dim"), indent=6)
-    _print(console, Text(f"{len(cases)} cases", "bold"))
+    _print(console, Text(f"{len(cases)} case" + ("" if len(cases) == 1 else "s"), "bold"))
