@@ -823,7 +823,12 @@ def verify(
     ] = 4,
     budget_tokens: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Tokens that the run may cost, prompts included; it never exceeds them."),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Tokens that the run may cost, prompts included; it never exceeds them. A full run took about 9,000, "
+            "and is charged about 26,000 where the server shows no usage.",
+        ),
     ] = VERIFY_BUDGET,
     timeout: Annotated[
         float, typer.Option(min=0.1, max=3600, metavar="SECONDS", help="Seconds for one answer, to its last byte.")

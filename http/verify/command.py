@@ -325,7 +325,12 @@ async def _judge(
 def _bar(total: int) -> Iterator[Any]:
     """A bar on standard error, if that is a terminal."""
     console = Console(stderr=True)
-    columns = (BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    columns = (
+        BarColumn(24, complete_style="cyan", finished_style="cyan"),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=total)
 

@@ -257,6 +257,7 @@ class Client:
             if self._silent < MOST_SILENT:  # another request has asked meanwhile
                 return
             asked = await self._exchange("POST", "/completions", self.plain, "application/json", 0, None, None)
+            self.budget.settle(0, asked.tokens)
             if asked.status is None:
                 raise CannotReach(
                     f"{self.base} no longer answers: {self._silent} requests in a row had no answer, "
