@@ -150,6 +150,12 @@ class Subject:
             if known.done() and not known.cancelled():
                 known.exception()  # seen: no warning about a failure that every waiter has had
 
+    async def close(self) -> None:
+        """Ends what is still being found out, for nobody."""
+        for known in self._facts.values():
+            known.cancel()
+        await asyncio.gather(*self._facts.values(), return_exceptions=True)
+
 
 class Probe:
     """One case at work."""
@@ -360,10 +366,13 @@ def joined(exchange: Exchange) -> Answer:
         if not isinstance(event, dict) or event.get("error"):
             raise Broken(exchange, f"an event of the stream is no chunk but {json.dumps(event)[:120]}")
         body = {**body, **{name: value for name, value in event.items() if name != "choices" and value is not None}}
-        for piece in event.get("choices") or []:
+        pieces = event.get("choices") or []
+        for piece in pieces if isinstance(pieces, list) else [None]:
             if not isinstance(piece, dict) or not isinstance(piece.get("text", ""), str):
                 raise Broken(exchange, "a chunk's choice has no text")
             index = piece.get("index", 0)
+            if not isinstance(index, int):
+                raise Broken(exchange, f"a chunk's index is {json.dumps(index)[:40]}")
             choice = choices.setdefault(index, {"index": index, "text": "", "logprobs": None, "finish_reason": None})
             choice["text"] += piece.get("text", "")
             choice["finish_reason"] = piece.get("finish_reason") or choice["finish_reason"]
