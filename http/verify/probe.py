@@ -220,9 +220,9 @@ class Probe:
         return Coin(one, other, context, tie)
 
     async def toss(self, coin: Coin, lead: float, seeds: Sequence[int | None], **fields: Any) -> list[bool]:
-        """One draw a seed, or as many without where the server has no seeds: whether the coin's first token came."""
+        """One draw a seed, or as many without where seeds are not told apart: whether the coin's first token came."""
         bias = coin.bias(lead)
-        if not await self.subject.fact("seeds", lambda: _takes_seeds(Probe(self.subject))):
+        if not await self.subject.fact("seeds", lambda: _tells_seeds(Probe(self.subject))):
             seeds = [None] * len(seeds)
         answers = await asyncio.gather(
             *(
@@ -255,12 +255,14 @@ def side(coin: Coin, answer: Answer) -> bool:
     raise Unclear(f"with both biases at {FORCE:g} neither of the two tokens came, but {answer.text!r:.40}")
 
 
-async def _takes_seeds(probe: Probe) -> bool:
+async def _tells_seeds(probe: Probe) -> bool:
+    """Whether twelve seeds are taken and draw both of two equally probable tokens."""
+    coin = await probe.coin()
     try:
-        await probe.complete(seed=1)
+        answers = [await probe.complete(logit_bias=coin.bias(0), temperature=1, seed=seed) for seed in range(1, 13)]
     except (Refused, Broken):
         return False
-    return True
+    return len({side(coin, answer) for answer in answers}) == 2
 
 
 async def _find_forced(probe: Probe) -> list[Forced]:

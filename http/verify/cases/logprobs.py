@@ -523,7 +523,7 @@ async def each_prompt(p: Probe) -> Outcome:
     "logprobs",
     law="6",
     says="a token's label is its text",
-    needs=("logprobs.lists", "temperature.greedy"),
+    needs=("max_tokens.exact", "logprobs.lists", "temperature.greedy"),
 )
 async def labels_are_texts(p: Probe) -> Outcome:
     answer = await p.complete(max_tokens=6, logprobs=1)
@@ -734,7 +734,7 @@ async def echo_each_prompt(p: Probe) -> Outcome:
     "echo",
     law="5",
     says="stop strings do not look at the echoed prompt",
-    needs=("echo.text", "stop.cuts", "stop.not_in_the_prompt"),
+    needs=("stop.over_tokens", "echo.text", "stop.cuts", "stop.not_in_the_prompt"),
 )
 async def echo_stop(p: Probe) -> Outcome:
     token = (await p.forced_tokens(1))[0]

@@ -276,7 +276,7 @@ async def stream_nothing(p: Probe) -> Outcome:
     "stream",
     law="11",
     says="no chunk shows what a stop string cuts, and what only began like one is shown in the end",
-    needs=("stream.text", "stop.over_tokens"),
+    needs=("stop.earliest", "stream.text", "stop.over_tokens"),
 )
 async def stream_stop(p: Probe) -> Outcome:
     token = (await p.forced_tokens(1))[0]
