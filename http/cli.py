@@ -36,6 +36,7 @@ from gnomon.http.verify.profiles import ProfileName
 from gnomon.reference.request import BY_NAME, CompletionRequest, RequestError
 
 if TYPE_CHECKING:
+    from gnomon.http.verify.report import MakeSection
     from gnomon.reference.checkpoint import Checkpoint
     from gnomon.reference.engine import ServedEngine
     from gnomon.reference.response import Choice, Completion
@@ -816,6 +817,10 @@ def verify(
             show_default=False,
         ),
     ] = None,
+    golden: Annotated[
+        bool,
+        typer.Option("--golden", help="Then replay the golden vectors: for a server of the embedded model only."),
+    ] = False,
     list_cases: Annotated[
         bool, typer.Option("--list", help="Show the cases, with their sections of the law and odds, and exit.")
     ] = False,
@@ -892,4 +897,9 @@ def verify(
         timeout,
         verbose,
     )
-    raise typer.Exit(judge(options, CASES))
+    sections: list[MakeSection] = []
+    if golden:
+        from gnomon.http.verify.golden import replay
+
+        sections.append(replay)
+    raise typer.Exit(judge(options, CASES, sections))

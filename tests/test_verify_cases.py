@@ -317,15 +317,16 @@ def alone_otherwise(patch: Patch) -> None:
         crowd["now"] += 1
         await asyncio.sleep(0.01)
         busy = crowd["now"] > 6
-        answer = await handle(self, request)
+        replied = await handle(self, request)
         crowd["now"] -= 1
-        if busy and answer.status_code == 200 and b"token_logprobs" in answer.content:
-            body = json.loads(answer.content)
+        assert isinstance(replied.stream, saboteurs.Wire)
+        content = replied.stream.content
+        if busy and replied.status_code == 200 and b'"token_logprobs":[' in content:
+            body = json.loads(content)
             for one in body["choices"]:
-                if one["logprobs"]:
-                    one["logprobs"]["token_logprobs"] = [lp and lp - 1e-6 for lp in one["logprobs"]["token_logprobs"]]
-            return httpx.Response(200, headers={"content-type": "application/json"}, content=json.dumps(body).encode())
-        return answer
+                one["logprobs"]["token_logprobs"] = [lp and lp - 1e-6 for lp in one["logprobs"]["token_logprobs"]]
+            return saboteurs.answer(200, "application/json", json.dumps(body).encode())
+        return replied
 
     patch.setattr(Wireless, "handle_async_request", counted)
 

@@ -3,100 +3,66 @@ break of its own sentence, which turns no case of another parameter red."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gnomon.http import sse
 from gnomon.http.app import create_app
 from gnomon.http.settings import Settings
 from gnomon.http.verify.cases import logprobs, stream
-from gnomon.http.verify.exchange import Budget, Client
-from gnomon.http.verify.probe import Subject
-from gnomon.http.verify.run import judge_all
-from gnomon.http.verify.verdict import Finding, Verdict
-from gnomon.reference import completion, engine, sampler
-from gnomon.reference.completion import Candidate, EncodedPrompt, Run, StopMatcher, prepare
-from gnomon.reference.engine import PromptScored, Ranking, ReferenceJob, Token, ranking
-from gnomon.reference.request import CompletionRequest, Limits, RequestError
-from gnomon.reference.response import Choice, Completion, Logprobs, json_bytes
+from gnomon.http.verify.verdict import Verdict
+from gnomon.reference import engine, sampler
+from gnomon.reference.completion import Candidate, Run, StopMatcher
+from gnomon.reference.engine import PromptScored, ReferenceJob, Token, ranking
+from gnomon.reference.response import Choice, Completion, Logprobs
 from gnomon.reference.sampler import add_bias, nucleus, penalize, report, temper
-from gnomon.reference.tokenizer import Decoder, Tokenizer
-from helpers.fake import EOT, FakeEngine, fake_tokenizer, hashed_logits
-from helpers.live import MODEL
+from gnomon.reference.tokenizer import Decoder
+from helpers.saboteurs import (
+    Break,
+    Draw,
+    Listed,
+    Make,
+    Model,
+    Patch,
+    Wireless,
+    body,
+    choice,
+    chunks,
+    draw,
+    echoed,
+    judged,
+    lists,
+    made_of,
+    of_streams,
+    offsets,
+    pieces,
+    relabelled,
+    request,
+    scored,
+    sliced,
+    small_model,
+    top,
+)
 
 CASES = (*logprobs.CASES, *stream.CASES)
 BUDGET = 4000
 END = 0  # an id that `logprobs.end_token` tries
 
 
-@lru_cache(100_000)
-def logits_of(tokens: tuple[int, ...]) -> NDArray[np.float64]:
-    return hashed_logits(tokens)
-
-
-class Model(NamedTuple):
-    engine: FakeEngine
-    tokenizer: Tokenizer
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    fake = FakeEngine(lambda tokens: logits_of(tuple(tokens)), eos_ids=frozenset({EOT, END}))
-    return Model(fake, fake_tokenizer(tmp_path_factory.mktemp("tokenizer")))
-
-
-class Wireless(httpx.AsyncBaseTransport):
-    """Answers as our server does, in its own thread and with nothing between: a hundred breaks are tried on it."""
-
-    last = sse.DONE
-    streams_errors = False
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        streamed = json.loads(request.content).get("stream")
-        try:
-            run = prepare(CompletionRequest.from_json(request.content), *self.model, MODEL)
-            if not run.request.stream:
-                return self.reply(200, run.whole().to_bytes())
-            return self.events([chunk.to_bytes() for chunk in run.chunks()])
-        except RequestError as error:
-            content = json_bytes(error.to_json())
-            return self.events([content]) if streamed and self.streams_errors else self.reply(error.status, content)
-
-    def reply(self, status: int, content: bytes) -> httpx.Response:
-        return httpx.Response(status, headers={"content-type": "application/json"}, content=content)
-
-    def events(self, lines: Sequence[bytes]) -> httpx.Response:
-        content = b"".join(map(sse.event, lines)) + self.last
-        return httpx.Response(200, headers={"content-type": "text/event-stream"}, content=content)
-
-
-def judged(transport: httpx.AsyncBaseTransport) -> dict[str, Finding]:
-    async def run() -> list[Finding]:
-        client = Client("http://gnomon/v1", None, Budget(BUDGET), transport=transport)
-        try:
-            return await judge_all(CASES, Subject(client, MODEL), lambda finding: None)
-        finally:
-            await client.close()
-
-    return {finding.case.name: finding for finding in asyncio.run(run())}
+    return small_model(tmp_path_factory.mktemp("tokenizer"))
 
 
 def test_our_own_server_honours_every_case_within_a_small_budget(model: Model) -> None:
     for transport in (httpx.ASGITransport(create_app(*model, Settings())), Wireless(model)):
-        findings = judged(transport)
+        findings = judged(transport, CASES)
         others = {name: found.outcome for name, found in findings.items() if found.outcome.verdict != Verdict.honoured}
         assert others == {}
         assert all(found.exchanges for found in findings.values())
@@ -113,238 +79,6 @@ def test_the_cases_have_names_of_their_own_and_need_each_other_in_no_circle() ->
 
 
 # ---- breaks: each patches the one place that a mistake would be in
-
-
-Patch = pytest.MonkeyPatch
-Make = Callable[[Patch], None]
-
-
-class Break(NamedTuple):
-    """A mistake in a server, and the case that must find it."""
-
-    red: str
-    name: str
-    make: Make
-
-
-def request(change: Callable[[CompletionRequest], CompletionRequest]) -> Make:
-    """Reads another request than the one that was sent."""
-
-    def make(patch: Patch) -> None:
-        read = CompletionRequest.from_json
-
-        def from_json(body: bytes, limits: Limits | None = None) -> CompletionRequest:
-            return change(read(body, limits))
-
-        patch.setattr(CompletionRequest, "from_json", from_json)
-
-    return make
-
-
-def body(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Make:
-    """Reads other fields than those that were sent."""
-
-    def make(patch: Patch) -> None:
-        read = CompletionRequest.from_fields
-
-        def from_fields(body: Mapping[str, Any], limits: Limits | None = None) -> CompletionRequest:
-            return read(change(dict(body)), limits)
-
-        patch.setattr(CompletionRequest, "from_fields", from_fields)
-
-    return make
-
-
-def choice(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Make:
-    """Shows another choice, whole or in chunks."""
-
-    def make(patch: Patch) -> None:
-        to_json = Choice.to_json
-        patch.setattr(Choice, "to_json", lambda self: change(to_json(self)))
-
-    return make
-
-
-def lists(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Make:
-    """Shows other lists, whole or in chunks."""
-
-    def make(patch: Patch) -> None:
-        to_json = Logprobs.to_json
-        patch.setattr(Logprobs, "to_json", lambda self: change(to_json(self)))
-
-    return make
-
-
-class Listed(NamedTuple):
-    """What the lists of a choice, or of a chunk, are made of."""
-
-    run: Run
-    j: int
-    candidate: Candidate
-    tokens: range
-    echo: bool
-
-    @property
-    def prompt(self) -> EncodedPrompt:
-        return self.run.prompts[self.j]
-
-    @property
-    def is_last(self) -> bool:
-        return self.candidate.finish_reason is not None and self.tokens.stop == len(self.candidate.ids)
-
-
-def made_of(change: Callable[[Listed], Listed]) -> Make:
-    """Makes the lists of something else."""
-
-    def make(patch: Patch) -> None:
-        original = Run._logprobs
-
-        def _logprobs(self: Run, j: int, candidate: Candidate, tokens: range, echo: bool) -> Logprobs:
-            return original(*change(Listed(self, j, candidate, tokens, echo)))
-
-        patch.setattr(Run, "_logprobs", _logprobs)
-
-    return make
-
-
-def sliced(part: Callable[[Listed], slice]) -> Make:
-    """Leaves places out of the lists."""
-
-    def make(patch: Patch) -> None:
-        original = Run._logprobs
-
-        def _logprobs(self: Run, j: int, candidate: Candidate, tokens: range, echo: bool) -> Logprobs:
-            arrays = original(self, j, candidate, tokens, echo)
-            at = part(Listed(self, j, candidate, tokens, echo))
-            return Logprobs(
-                arrays.tokens[at], arrays.token_logprobs[at], arrays.top_logprobs[at], arrays.text_offset[at]
-            )
-
-        patch.setattr(Run, "_logprobs", _logprobs)
-
-    return make
-
-
-def offsets(change: Callable[[Listed, list[int]], Sequence[int]]) -> Make:
-    """Says other offsets."""
-
-    def make(patch: Patch) -> None:
-        original = Run._logprobs
-
-        def _logprobs(self: Run, j: int, candidate: Candidate, tokens: range, echo: bool) -> Logprobs:
-            arrays = original(self, j, candidate, tokens, echo)
-            changed = change(Listed(self, j, candidate, tokens, echo), list(arrays.text_offset))
-            return replace(arrays, text_offset=tuple(changed))
-
-        patch.setattr(Run, "_logprobs", _logprobs)
-
-    return make
-
-
-class Draw(NamedTuple):
-    job: ReferenceJob
-    prompt: int
-    context: list[int]
-    sampled: list[int]
-    token: Token
-
-    def reported(self, logprobs: NDArray[np.float64]) -> Token:
-        """The same token, with the values of these log-probabilities [V], which also rank."""
-        top = ranking(logprobs, logprobs, self.job._top)
-        return replace(self.token, logprob=max(float(logprobs[self.token.id]), -9999), top=top)
-
-    @property
-    def logits(self) -> NDArray[np.float64]:
-        return self.job._engine.last_logits(self.context)
-
-
-def draw(change: Callable[[Draw], Token]) -> Make:
-    """Reports something else about a token."""
-
-    def make(patch: Patch) -> None:
-        original = ReferenceJob._sample
-
-        def _sample(self: ReferenceJob, j: int, c: int, prompt_ids: tuple[int, ...], sampled: list[int]) -> Token:
-            token = original(self, j, c, prompt_ids, sampled)
-            return change(Draw(self, j, [*prompt_ids, *sampled], sampled, token))
-
-        patch.setattr(ReferenceJob, "_sample", _sample)
-
-    return make
-
-
-def scored(change: Callable[[ReferenceJob, tuple[int, ...], PromptScored], PromptScored]) -> Make:
-    """Scores a prompt otherwise."""
-
-    def make(patch: Patch) -> None:
-        original = ReferenceJob._score_prompt
-
-        def _score_prompt(self: ReferenceJob, j: int, prompt_ids: tuple[int, ...]) -> PromptScored:
-            return change(self, prompt_ids, original(self, j, prompt_ids))
-
-        patch.setattr(ReferenceJob, "_score_prompt", _score_prompt)
-
-    return make
-
-
-def top(change: Callable[[dict[str, float], str, float], dict[str, float]]) -> Make:
-    """Lists other tokens at a place; the change is told the sampled one and its value."""
-
-    def make(patch: Patch) -> None:
-        def _top_logprobs(
-            v: int, lp: float | None, ranks: Ranking | None, labels: Sequence[str]
-        ) -> dict[str, float] | None:
-            if lp is None or ranks is None:
-                return None
-            return change({labels[u]: value for u, value in ranks}, labels[v], lp)
-
-        patch.setattr(completion, "_top_logprobs", _top_logprobs)
-
-    return make
-
-
-def echoed(change: Callable[[Run, Choice, int, str], Choice]) -> Make:
-    """Shows a choice otherwise where the prompt belongs before it; the change is told the prompt's number and text."""
-
-    def make(patch: Patch) -> None:
-        original = Run._choice
-
-        def _choice(
-            self: Run, index: int, j: int, candidate: Candidate, text: str, tokens: range, first: bool
-        ) -> Choice:
-            made = original(self, index, j, candidate, text, tokens, first)
-            return change(self, made, j, self.prompts[j].text) if self.request.echo and first else made
-
-        patch.setattr(Run, "_choice", _choice)
-
-    return make
-
-
-def chunks(change: Callable[[Run, Iterator[Completion]], Iterator[Completion]]) -> Make:
-    """Streams otherwise."""
-
-    def make(patch: Patch) -> None:
-        original = Run.chunks
-        patch.setattr(Run, "chunks", lambda self: change(self, original(self)))
-
-    return make
-
-
-def pieces(change: Callable[[Choice], Choice]) -> Make:
-    """Streams other choices."""
-    return chunks(lambda run, events: (replace(event, choices=tuple(map(change, event.choices))) for event in events))
-
-
-def of_streams(change: Callable[[CompletionRequest], CompletionRequest]) -> Make:
-    return request(lambda sent: change(sent) if sent.stream else sent)
-
-
-def relabelled(change: Callable[[str], str]) -> Make:
-    def changed(arrays: dict[str, Any]) -> dict[str, Any]:
-        tops = [found and {change(label): value for label, value in found.items()} for found in arrays["top_logprobs"]]
-        return {**arrays, "tokens": list(map(change, arrays["tokens"])), "top_logprobs": tops}
-
-    return lists(changed)
 
 
 def unnormalised(patch: Patch) -> None:
@@ -837,7 +571,7 @@ def test_a_break_turns_its_case_red_and_no_other_parameter(
     model: Model, monkeypatch: pytest.MonkeyPatch, broken: Break
 ) -> None:
     broken.make(monkeypatch)
-    findings = judged(Wireless(model))
+    findings = judged(Wireless(model), CASES)
     found = findings[broken.red]
     assert found.outcome.verdict.is_finding, found.outcome
     red = {name: finding.outcome.reason for name, finding in findings.items() if finding.outcome.verdict.is_finding}

@@ -26,6 +26,8 @@ import httpx
 
 from gnomon.http.verify.safe import Secret
 
+BROKE = "the connection broke"
+
 MOST_BYTES = 32 * 2**20
 """No answer of a case is near it; what is larger is not read to its end."""
 
@@ -282,6 +284,9 @@ class Client:
             headers["authorization"] = f"Bearer {key}"
         began = time.monotonic()
         status, replied, content, trouble = await self._reply(method, url, body, headers, first_events)
+        if status is None and trouble is not None and trouble.startswith(BROKE):  # perhaps it had been closed long ago
+            again = {**headers, "connection": "close"}
+            status, replied, content, trouble = await self._reply(method, url, body, again, first_events)
         if status != 200:  # before anything is cut out of it; what a 200 says is hidden where it is shown
             content = self._secret.out_of_bytes(content)
         if trouble is None and status is not None:
@@ -325,7 +330,7 @@ class Client:
             except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
                 if status is None and used.again:
                     continue
-                trouble = f"the connection broke: {self._secret.out_of(_words(error))}"
+                trouble = f"{BROKE}: {self._secret.out_of(_words(error))}"
             return status, replied, content, trouble
 
 

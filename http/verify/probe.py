@@ -219,10 +219,12 @@ class Probe:
         tie = await self.subject.fact(key, lambda: _find_tie(Probe(self.subject), one, other, context))
         return Coin(one, other, context, tie)
 
-    async def toss(self, coin: Coin, lead: float, seeds: Sequence[int | None], **fields: Any) -> list[bool]:
-        """One draw a seed, or as many without where seeds are not told apart: whether the coin's first token came."""
+    async def toss(
+        self, coin: Coin, lead: float, seeds: Sequence[int | None], with_seeds: bool = False, **fields: Any
+    ) -> list[bool]:
+        """One draw a seed, or without any where seeds are not told apart: whether the coin's first token came."""
         bias = coin.bias(lead)
-        if not await self.subject.fact("seeds", lambda: _tells_seeds(Probe(self.subject))):
+        if not with_seeds and not await self.subject.fact("seeds", lambda: _tells_seeds(Probe(self.subject))):
             seeds = [None] * len(seeds)
         answers = await asyncio.gather(
             *(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -57,6 +57,20 @@ def small_model(directory: Path) -> Model:
     return Model(fake, fake_tokenizer(directory))
 
 
+class Wire(httpx.AsyncByteStream):
+    """A body that is yet to be read, as one that comes over a wire is."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self.content
+
+
+def answer(status: int, kind: str, content: bytes) -> httpx.Response:
+    return httpx.Response(status, headers={"content-type": kind}, stream=Wire(content))
+
+
 class Wireless(httpx.AsyncBaseTransport):
     """Answers as our server does, in its own thread and with nothing between: a hundred breaks are tried on it."""
 
@@ -81,11 +95,11 @@ class Wireless(httpx.AsyncBaseTransport):
             return self.events([content]) if streamed and self.streams_errors else self.reply(error.status, content)
 
     def reply(self, status: int, content: bytes) -> httpx.Response:
-        return httpx.Response(status, headers={"content-type": "application/json"}, content=content)
+        return answer(status, "application/json", content)
 
     def events(self, lines: Sequence[bytes]) -> httpx.Response:
         content = b"".join(map(sse.event, lines)) + self.last
-        return httpx.Response(200, headers={"content-type": "text/event-stream"}, content=content)
+        return answer(200, "text/event-stream", content)
 
 
 def judged(transport: httpx.AsyncBaseTransport, cases: Sequence[Case] = CASES) -> dict[str, Finding]:

@@ -55,7 +55,7 @@ async def seed_repeats(p: Probe) -> Outcome:
     odds="1 in 2,000,000,000",
 )
 async def seed_differs(p: Probe) -> Outcome:
-    tosses = await p.toss(await p.coin(), 0, range(100, 132))
+    tosses = await p.toss(await p.coin(), 0, range(100, 132), with_seeds=True)
     if len(set(tosses)) == 1:
         return wrong("two tokens of equal probability: 32 seeds draw the same one")
     return honoured(f"two tokens of equal probability: {sum(tosses)} and {32 - sum(tosses)} of 32 seeds")
@@ -102,7 +102,10 @@ async def seed_every_integer(p: Probe) -> Outcome:
 )
 async def seed_all_bits(p: Probe) -> Outcome:
     coin = await p.coin()
-    low, high = await p.toss(coin, 0, range(400, 420)), await p.toss(coin, 0, range(2**32 + 400, 2**32 + 420))
+    low, high = (
+        await p.toss(coin, 0, range(400, 420), with_seeds=True),
+        await p.toss(coin, 0, range(2**32 + 400, 2**32 + 420), with_seeds=True),
+    )
     if low == high:
         return wrong("20 seeds and those 2³² above them draw the same of two equally probable tokens")
     agree = sum(one == other for one, other in zip(low, high, strict=True))
@@ -167,7 +170,7 @@ async def seed_is_the_law(p: Probe) -> Outcome:
     ids = np.array([coin.first.id, coin.second.id])
     leads = {seed: gumbel(*token_words(seed, 0, 0, ids)) @ (1, -1) for seed in range(300, 340)}
     clear = {seed: lead > 0 for seed, lead in leads.items() if abs(lead) > 0.4}
-    tosses = await p.toss(coin, 0, list(clear))
+    tosses = await p.toss(coin, 0, list(clear), with_seeds=True)
     agree = sum(toss == expected for toss, expected in zip(tosses, clear.values(), strict=True))
     if agree == len(clear):
         return honoured(f"{agree} of {agree} draws between two equally probable tokens are the law's")
