@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from gnomon.http.app import create_app
 from gnomon.http.openapi import document
 from gnomon.http.retrace import LINE
 from gnomon.http.settings import AuthMode, AuthSettings, Settings
+from gnomon.reference import load
 from gnomon.reference.checkpoint import Checkpoint, load_checkpoint
 from gnomon.reference.engine import Load, ReferenceEngine, ReferenceJob, go_on
 from gnomon.reference.sampler import SamplingParams
@@ -157,6 +159,15 @@ def test_an_answer_is_one_of_its_schema(app: Starlette) -> None:
             answer = call(app, "POST", TRACE, json=body)
             assert answer.status_code == 200
             judge.validate(answer.json())
+
+
+def test_the_example_of_the_documents_is_traced_in_full() -> None:
+    text = (Path(__file__).resolve().parent.parent / "http" / "README.md").read_text(encoding="utf-8")
+    found = re.search(rf"{TRACE} -H .* -d '(.*)'", text)
+    assert found
+    told = call(create_app(*load(), Settings()), "POST", TRACE, json=json.loads(found[1])).json()
+    assert told["agreement"] == {"tokens": 4, "agree": 4, "first_difference": None}
+    assert told["draw"]["step"] == 1
 
 
 # ---- who gets it
