@@ -1,8 +1,10 @@
-"""The command `gnomon`: serve, complete, doctor. The composition root, and the only file that names an engine.
+"""The command `gnomon`. The composition root, and the only file that names an engine.
 
     serve      address → model → application → server; whatever can fail before the server is up is one line and exit 1
     complete   options → the request, read as if it had come over HTTP → the text as it is made, or the JSON
     doctor     a model → an examination of the JAX engine, line by line, and a report
+    verify     any server's address → what it does of the law, and a report
+    export-model   a directory → the embedded model in it, for other engines to load
 
 The request's fields, their help, defaults and bounds come from the table in `gnomon.reference.request`; nothing about
 them is repeated here but their names. Everything heavy is imported where it is used: `gnomon --help` needs none of it.
@@ -30,6 +32,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 import typer
 
 from gnomon.http.settings import AuthMode, AuthSettings, Option, Settings, option, options
+from gnomon.http.verify.profiles import ProfileName
 from gnomon.reference.request import BY_NAME, CompletionRequest, RequestError
 
 if TYPE_CHECKING:
@@ -124,6 +127,8 @@ def main() -> None:
     app.command("serve")(serve_command())
     app.command()(complete)
     app.command()(doctor)
+    app.command()(export_model)
+    app.command()(verify)
     app(prog_name="gnomon")
 
 
@@ -336,7 +341,7 @@ def _from(context: typer.Context, name: str, value: Any) -> Setting:
 def check_environment(environment: Mapping[str, str]) -> None:
     """An empty variable would count as none, and a misspelt one is none: both leave open what they were to close."""
     known = {_variable(name) for name in ("model", "engine", *(row.name for row in ROWS))}
-    others = {"GNOMON_DATA"}  # the tests' own
+    others = {"GNOMON_DATA", "GNOMON_KEY"}  # the tests' own, and what `gnomon verify` reads
     for name in sorted(name for name in environment if name.startswith("GNOMON_") and name not in others):
         if name in known and not environment[name].strip():
             fail(f"{name} is set and empty; give it a value, or unset it", 2)
@@ -744,3 +749,147 @@ def doctor(
     elif json_file == "-":
         print(text)
     raise typer.Exit(report["verdict"] != "sound")
+
+
+# ---- export-model
+
+
+def export_model(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="A new or an empty directory.", show_default=False)],
+) -> None:
+    """Write the embedded model where another engine can load it: a Hugging Face directory.
+
+    A directory that holds these very files already is left as it is; any other that is not empty is refused.
+    """
+    from gnomon.reference import export
+
+    if not directory:
+        fail("the directory is an empty string; give a new or an empty one", 1)
+    try:
+        files, written = export.export_model(Path(directory))
+    except export.CannotExport as error:
+        fail(str(error), 1)
+    except OSError as error:
+        fail(f"{error.filename or directory}: {error.strerror}", 1)
+    for file in files:
+        print(f"{file.stat().st_size:>10,}  {file}")
+    print(f"{len(files)} files, {'written' if written else 'already there'}")
+
+
+# ---- verify
+
+
+VERIFY_BUDGET = 50_000
+
+
+def verify(
+    url: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="URL",
+            help="The server's address, with or without /v1: http://127.0.0.1:8000.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The model to ask for. Default: the first of GET /v1/models.", show_default=False
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            envvar="GNOMON_KEY",
+            help="The server's key. Prefer the variable: a command line can be read by others on this machine. "
+            "No report has it.",
+            show_default=False,
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GROUP",
+            help="Report this group of cases, parameter or single case; what it needs is run too. "
+            "May be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    list_cases: Annotated[
+        bool, typer.Option("--list", help="Show the cases, with their sections of the law and odds, and exit.")
+    ] = False,
+    json_file: Annotated[
+        str | None,
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            help="Write the report as JSON; - is standard output, and the table goes to standard error.",
+            show_default=False,
+        ),
+    ] = None,
+    junit: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write it as JUnit XML.", show_default=False)
+    ] = None,
+    html: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write it as one HTML page.", show_default=False)
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Say what changed since this report, written by --json.", show_default=False),
+    ] = None,
+    profile: Annotated[
+        ProfileName | None,
+        typer.Option(help="Mark what this vendor documents. It stays a finding.", show_default=False),
+    ] = None,
+    accept_documented: Annotated[
+        bool, typer.Option("--accept-documented", help="Leave documented deviations out of the exit code.")
+    ] = False,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=64, metavar="N", help="Requests at a time; the cases of load send more.")
+    ] = 4,
+    budget_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Tokens that the run may cost, prompts included; it never exceeds them. A full run took about 9,000, "
+            "and is charged about 26,000 where the server shows no usage.",
+        ),
+    ] = VERIFY_BUDGET,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, max=3600, metavar="SECONDS", help="Seconds for one answer, to its last byte.")
+    ] = 60,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show reason, evidence and command of every case.")
+    ] = False,
+) -> None:
+    """Judge any server of POST /v1/completions from outside, by the law: what it honours, refuses, ignores, gets wrong.
+
+    Status 0: all honoured, refused or unclear; 1: findings; 2: could not run to its end.
+    """
+    from gnomon.http.verify.cases import CASES
+    from gnomon.http.verify.command import Options, show_list
+    from gnomon.http.verify.command import verify as judge
+
+    if list_cases:
+        raise typer.Exit(show_list(only or (), CASES))
+    if url is None:
+        fail("give the server's URL, such as http://127.0.0.1:8000", 2)
+    options = Options(
+        url,
+        model,
+        api_key,
+        tuple(only or ()),
+        json_file,
+        junit,
+        html,
+        baseline,
+        profile,
+        accept_documented,
+        concurrency,
+        budget_tokens,
+        timeout,
+        verbose,
+    )
+    raise typer.Exit(judge(options, CASES))

@@ -48,6 +48,7 @@ class Break(NamedTuple):
 
 SAMPLER, PRNG, ENGINE, MODEL = "reference/sampler.py", "reference/prng.py", "reference/engine.py", "reference/model.py"
 COMPLETION, REQUEST, TOKENIZER = "reference/completion.py", "reference/request.py", "reference/tokenizer.py"
+GOLDEN_JUDGE = "reference/golden/judge.py"
 
 BREAKS = (
     # ---- the sampler's stages
@@ -843,6 +844,42 @@ BREAKS = (
         "                await self.write(PING)",
         "                self._since = time.monotonic()",
         "test_admission.py::test_a_stream_that_waits_for_its_turn_is_kept_alive_too_and_ends_with_an_error_event",
+    ),
+    # ---- the golden vectors
+    Break(
+        "the judge excuses a rival whatever error it needs",
+        GOLDEN_JUDGE,
+        "if s == step and label == got and error <= allowed:",
+        "if s == step and label == got:",
+        "test_golden_vectors.py::test_a_token_that_rounding_may_decide_is_excused_and_what_follows_is_not_compared",
+    ),
+    Break(
+        "the judge takes any other token for a rival",
+        GOLDEN_JUDGE,
+        "if s == step and label == got and error <= allowed:",
+        "if s == step and error <= allowed:",
+        "test_golden_vectors.py::test_a_token_that_is_none_of_the_rivals_is_not_excused",
+    ),
+    Break(
+        "the judge does not look at offsets",
+        GOLDEN_JUDGE,
+        """        self.equal(f"{at}.text_offset[{i}]", expected["text_offset"][i], got["text_offset"][i])\n""",
+        "",
+        "test_golden_vectors.py::test_the_judge_finds_a_break_and_says_where",
+    ),
+    Break(
+        "the judge takes NaN for a log-probability",
+        GOLDEN_JUDGE,
+        "if not off <= self.tolerance.logprob:",
+        "if off > self.tolerance.logprob:",
+        "test_golden_vectors.py::test_the_judge_finds_a_break_and_says_where",
+    ),
+    Break(
+        "an exported model is put among other files",
+        "reference/export.py",
+        "        _must_be_the_model(directory, sources)\n        return Exported(targets, written=False)",
+        "        pass",
+        "test_export_model.py::test_a_directory_with_anything_else_is_refused_by_name_and_not_touched",
     ),
 )
 

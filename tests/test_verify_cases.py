@@ -465,6 +465,16 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 
 
+def read_best_of(patch: Patch) -> None:
+    sent(lambda body: {**body, "best_of": body["n"]} if body.get("best_of") == 1 and body.get("n") == 2 else body)(
+        patch
+    )
+
+
+def _mended(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
 def _is_ids(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(v, int) for v in value)
 
@@ -612,7 +622,20 @@ BREAKS = (
     Break("body.no_object", "no object is an error of the server's own", own_error("must be a JSON object")),
     Break("body.nan", "NaN is 0", parsed(parse_constant=lambda name: 0)),
     Break("body.twice", "the last of two keys holds", parsed(object_pairs_hook=dict)),
-    Break("body.surrogate", "user is not looked at", without("user")),
+    Break(
+        "body.surrogate",
+        "half a character is a question mark",
+        sent(lambda body: {**body, "user": _mended(body["user"])} if isinstance(body.get("user"), str) else body),
+    ),
+    Break("best_of.below_n", "best_of below n is n", read_best_of),
+    *(
+        Break(
+            f"finish_reason.{reason}",
+            "finish_reason is another word",
+            saboteurs.choice(lambda made: {**made, "finish_reason": made["finish_reason"] and "eos"}),
+        )
+        for reason in ("length", "stop")
+    ),
     Break("body.utf8", "no UTF-8 is an error of the server's own", own_error("not valid UTF-8")),
     Break("body.nested", "nesting is an error of the server's own", own_error("nested")),
     Break(
@@ -753,7 +776,7 @@ BREAKS = (
     Break(
         "temperature.zero_is_the_largest",
         "0 is a tenth",
-        read(temperature=lambda r: 0.0 if r.seed is None else r.temperature or 0.1),
+        read(temperature=lambda r: r.temperature or (0.0 if r.seed is None else 0.1)),
     ),
     Break("temperature.divides", "temperature is ignored", read(temperature=lambda r: 1.0 if r.temperature else 0.0)),
     Break(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ from gnomon.reference.engine import PromptScored, Ranking, ReferenceJob, Token, 
 from gnomon.reference.request import CompletionRequest, Limits, RequestError
 from gnomon.reference.response import Choice, Completion, Logprobs, json_bytes
 from gnomon.reference.sampler import add_bias, nucleus, penalize, report, temper
-from gnomon.reference.tokenizer import Tokenizer
+from gnomon.reference.tokenizer import Decoder, Tokenizer
 from helpers.fake import EOT, FakeEngine, fake_tokenizer, hashed_logits
 from helpers.live import MODEL
 
@@ -142,15 +142,15 @@ def request(change: Callable[[CompletionRequest], CompletionRequest]) -> Make:
 
 
 def body(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Make:
-    """Reads another body than the one that was sent."""
+    """Reads other fields than those that were sent."""
 
     def make(patch: Patch) -> None:
-        read = CompletionRequest.from_json
+        read = CompletionRequest.from_fields
 
-        def from_json(body: bytes, limits: Limits | None = None) -> CompletionRequest:
-            return read(json.dumps(change(json.loads(body))).encode(), limits)
+        def from_fields(body: Mapping[str, Any], limits: Limits | None = None) -> CompletionRequest:
+            return read(change(dict(body)), limits)
 
-        patch.setattr(CompletionRequest, "from_json", from_json)
+        patch.setattr(CompletionRequest, "from_fields", from_fields)
 
     return make
 
@@ -432,6 +432,15 @@ def forgotten(patch: Patch) -> None:
     scored(changed)(patch)
 
 
+def trimmed(patch: Patch) -> None:
+    original = Run._choice
+
+    def _choice(self: Run, index: int, j: int, candidate: Candidate, text: str, tokens: range, first: bool) -> Choice:
+        return original(self, index, j, candidate, text if tokens.start else text.lstrip(" "), tokens, first)
+
+    patch.setattr(Run, "_choice", _choice)
+
+
 def stopped_in_the_prompt(run: Run, made: Choice, j: int, prompt: str) -> Choice:
     found = [at for at in map(made.text.find, run.request.stop) if at >= 0]
     return replace(made, text=made.text[: min(found)]) if found else made
@@ -526,6 +535,8 @@ def billed_one_more(run: Run, events: Iterator[Completion]) -> Iterator[Completi
 def only_without(name: str, sent: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in sent.items() if key != name}
 
+
+USAGE = {"stream_options": {"include_usage": True}}
 
 BREAKS = (
     # ---- logprobs
@@ -626,12 +637,23 @@ BREAKS = (
         "pieces of characters all have one label",
         relabelled(lambda label: "\ufffd" if label.startswith("bytes:") else label),
     ),
+    Break(
+        "text.whole_characters",
+        "every token is decoded by itself",
+        lambda patch: patch.setattr(Decoder, "push", lambda self, data: data.decode(errors="replace")),
+    ),
+    Break("text.keeps_spaces", "the text is trimmed at its beginning", trimmed),
     # ---- echo
     Break("echo.text", "echo is ignored", request(lambda sent: replace(sent, echo=False))),
     Break(
         "echo.text",
+        "the echo has single spaces",
+        echoed(lambda run, made, j, prompt: replace(made, text=made.text.replace("  ", " "))),
+    ),
+    Break(
+        "echo.edges",
         "the echo is trimmed",
-        echoed(lambda run, made, j, prompt: replace(made, text=prompt.strip() + made.text.removeprefix(prompt))),
+        echoed(lambda run, made, j, prompt: replace(made, text=prompt.strip() + own_text(made, prompt).text)),
     ),
     Break(
         "echo.text",
@@ -793,12 +815,7 @@ BREAKS = (
     Break(
         "stream_options.false",
         "any options mean a usage",
-        body(
-            lambda sent: {
-                **sent,
-                "stream_options": (sent.get("stream_options") is not None and {"include_usage": True}) or None,
-            }
-        ),
+        body(lambda sent: sent if sent.get("stream_options") is None else {**sent, **USAGE}),
     ),
     Break("stream_options.include_usage", "it is ignored", request(lambda sent: replace(sent, include_usage=False))),
     Break(

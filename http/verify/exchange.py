@@ -1,10 +1,12 @@
-"""Requests to a server that may do anything, and what came back: no exception but `CannotReach` and `OutOfBudget`.
+"""Requests to a server that may do anything, and what came back: a value, or one of three exceptions and no other.
 
-    Client    sends; bounds the time, the bytes and, with `Budget`, the tokens; follows no redirect
+    Client    sends; bounds the time, the bytes and, with `Budget`, the tokens; follows no redirect, keeps no cookie
     Exchange  one request with its reply or the words for why there is none, and the curl command that repeats it
     Streamed  the events of a streamed reply, read apart
 
 Whatever is odd about a reply (HTML, no JSON, a closed connection, a redirect) is a value here, `trouble`, in one line.
+`CannotReach` ends a run: nobody listens, or a row of requests had no answer and the plain one that was answered at the
+beginning has none now. `OutOfBudget` and `Busy` (429 or 503 with `Retry-After`, again after waiting) end a case.
 """
 
 from __future__ import annotations
@@ -13,18 +15,38 @@ import asyncio
 import json
 import shlex
 import time
-from collections.abc import Mapping
+import zlib
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 import httpx
 
+from gnomon.http.verify.safe import Secret
+
 MOST_BYTES = 32 * 2**20
 """No answer of a case is near it; what is larger is not read to its end."""
+
+CONNECT_SECONDS = 10.0
+RECONNECTS = (0.2, 1.0, 3.0)
+"""Seconds before each further try of a server that was there and does not listen now."""
+
+MOST_WAITS = 4
+LONGEST_WAIT = 20.0
+"""How often, and how many seconds at most, a request waits where it is told to."""
+
+MOST_SILENT = 8
+"""So many requests in a row without any answer, and the server is asked whether it is still there."""
 
 
 class CannotReach(Exception):
     """No server answers at this address, or none that can be spoken to; the words are for the user."""
+
+
+class Busy(Exception):
+    """The server goes on saying that the request should wait."""
 
 
 class OutOfBudget(Exception):
@@ -118,7 +140,9 @@ class Exchange:
             return line
         try:
             text = self.body.decode()
-        except UnicodeDecodeError:
+            if not all(char.isprintable() or char == "\n" for char in text):
+                raise ValueError
+        except ValueError:
             return f"printf {shlex.quote(_octal(self.body))} | {line} --data-binary @-"
         if len(text) > 4000:
             return f"{line} --data-binary @- <<<'…'  # {len(text)} bytes, beginning with {text[:60]}"
@@ -130,7 +154,7 @@ def _octal(body: bytes) -> str:
 
 
 class Client:
-    """Speaks to one server. At most `concurrency` requests are under way at a time, but for those of `burst`."""
+    """Speaks to one server. At most `concurrency` requests are under way at a time, but for those of a crowd."""
 
     def __init__(
         self,
@@ -145,15 +169,26 @@ class Client:
         from its request to its last byte · transport: for tests."""
         self.base = base
         self.budget = budget
+        self.requests = 0
+        self.plain: bytes | None = None  # a request that was answered: whether the server is still there is asked by it
         self._key = api_key
+        self._secret = Secret(api_key)
         self._timeout = timeout
         self._turns = asyncio.Semaphore(concurrency)
+        self._answered = False
+        self._silent = 0
+        self._asking = asyncio.Lock()
         self._http = httpx.AsyncClient(
-            timeout=httpx.Timeout(timeout, connect=min(timeout, 10)),
+            timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
             transport=transport,
             trust_env=transport is None,
-            headers={"user-agent": "gnomon-verify", "accept": "application/json, text/event-stream"},
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            headers={
+                "user-agent": "gnomon-verify",
+                "accept": "application/json, text/event-stream",
+                "accept-encoding": "identity",
+            },
         )
 
     async def close(self) -> None:
@@ -171,19 +206,64 @@ class Client:
         crowd: bool = False,
     ) -> Exchange:
         """One request. cost: tokens that it may cost at most · key: instead of the user's · first_events: leave a
-        stream after so many events · crowd: without waiting for a turn. Raises CannotReach, OutOfBudget."""
+        stream after so many events · crowd: without waiting for a turn. Raises CannotReach, OutOfBudget, Busy."""
         self.budget.reserve(cost)
         spent = cost
         try:
             if crowd:
-                exchange = await self._exchange(method, path, body, content_type, cost, key, first_events)
+                exchange = await self._patiently(method, path, body, content_type, cost, key, first_events)
             else:
                 async with self._turns:
-                    exchange = await self._exchange(method, path, body, content_type, cost, key, first_events)
+                    exchange = await self._patiently(method, path, body, content_type, cost, key, first_events)
             spent = exchange.tokens
             return exchange
         finally:
             self.budget.settle(cost, spent)
+
+    async def _patiently(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        content_type: str | None,
+        cost: int,
+        key: str | None,
+        first_events: int | None,
+    ) -> Exchange:
+        """The answer; that of a later try where the server asks to wait."""
+        for tries in range(MOST_WAITS + 1):
+            exchange = await self._exchange(method, path, body, content_type, cost, key, first_events)
+            wait = _wait(exchange, tries)
+            if wait is None:
+                break
+            if tries == MOST_WAITS or wait > LONGEST_WAIT:
+                raise Busy(
+                    f"the server has no room for the request: HTTP {exchange.status} after {tries + 1} tries; "
+                    "try again later, or with a smaller --concurrency"
+                )
+            await asyncio.sleep(wait)
+        await self._notice(exchange)
+        return exchange
+
+    async def _notice(self, exchange: Exchange) -> None:
+        """Counts the requests that had no answer at all. Raises CannotReach if the server is gone."""
+        if exchange.status is not None:
+            self._answered, self._silent = True, 0
+            return
+        self._silent += 1
+        if self.plain is None or self._silent < MOST_SILENT:
+            return
+        async with self._asking:
+            if self._silent < MOST_SILENT:  # another request has asked meanwhile
+                return
+            asked = await self._exchange("POST", "/completions", self.plain, "application/json", 0, None, None)
+            self.budget.settle(0, asked.tokens)
+            if asked.status is None:
+                raise CannotReach(
+                    f"{self.base} no longer answers: {self._silent} requests in a row had no answer, "
+                    f"and a plain one, too: {asked.trouble}"
+                )
+            self._silent = 0
 
     async def _exchange(
         self,
@@ -200,21 +280,10 @@ class Client:
         headers = {} if content_type is None or body is None else {"content-type": content_type}
         if key is not None:
             headers["authorization"] = f"Bearer {key}"
-        status, replied, content, trouble = None, {}, b"", None
         began = time.monotonic()
-        try:
-            async with (
-                asyncio.timeout(self._timeout),
-                self._http.stream(method, url, content=body, headers=headers) as reply,
-            ):
-                status, replied = reply.status_code, dict(reply.headers)
-                content, trouble = await _read(reply, first_events)
-        except httpx.ConnectError as error:
-            raise CannotReach(f"{self.base} cannot be reached: {_words(error)}") from None
-        except (TimeoutError, httpx.TimeoutException):
-            trouble = f"no whole answer within {self._timeout:g} s"
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-            trouble = f"the connection broke: {_words(error)}"
+        status, replied, content, trouble = await self._reply(method, url, body, headers, first_events)
+        if status != 200:  # before anything is cut out of it; what a 200 says is hidden where it is shown
+            content = self._secret.out_of_bytes(content)
         if trouble is None and status is not None:
             trouble = _oddity(status, replied, content)
         tokens = cost if status is None else _billed(status, content, cost)
@@ -224,16 +293,98 @@ class Client:
             trouble, time.monotonic() - began, tokens, streamed,
         )  # fmt: skip
 
+    async def _reply(
+        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str], first_events: int | None
+    ) -> tuple[int | None, dict[str, str], bytes, str | None]:
+        """Status, headers, content and trouble. A connection that the server has closed since the last request is no
+        trouble: the request goes out again on a new one. So it does where nobody listens, for some seconds."""
+        reconnects = list(RECONNECTS) if self._answered else []
+        while True:
+            status, replied, content, trouble = None, {}, b"", None
+            used = _Used()
+            self.requests += 1
+            try:
+                async with (
+                    asyncio.timeout(self._timeout),
+                    self._http.stream(
+                        method, url, content=body, headers=dict(headers), extensions={"trace": used.trace}
+                    ) as reply,
+                ):
+                    status = reply.status_code
+                    replied = {name: self._secret.out_of(value) for name, value in reply.headers.items()}
+                    content, trouble = await _read(reply, first_events)
+            except httpx.ConnectError as error:
+                if not reconnects:
+                    raise CannotReach(f"{self.base} cannot be reached: {_words(error)}") from None
+                await asyncio.sleep(reconnects.pop(0))
+                continue
+            except httpx.ConnectTimeout:
+                trouble = f"no connection within {min(self._timeout, CONNECT_SECONDS):g} s"
+            except (TimeoutError, httpx.TimeoutException):
+                trouble = f"no whole answer within {self._timeout:g} s"
+            except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+                if status is None and used.again:
+                    continue
+                trouble = f"the connection broke: {self._secret.out_of(_words(error))}"
+            return status, replied, content, trouble
+
+
+class _Used:
+    """Whether a request went out on a connection that had served before."""
+
+    def __init__(self) -> None:
+        self._opened = self._sent = False
+
+    async def trace(self, event: str, info: Any) -> None:
+        self._opened |= event.startswith("connection.connect")
+        self._sent |= event.startswith("http11.send_request_headers")
+
+    @property
+    def again(self) -> bool:
+        return self._sent and not self._opened
+
+
+def _wait(exchange: Exchange, tries: int) -> float | None:
+    """Seconds to wait before the next try; None if the answer is one."""
+    said = exchange.headers.get("retry-after", "")
+    if exchange.status != 429 and not (exchange.status == 503 and said):
+        return None
+    return max(float(said), 0.1) if said.isascii() and said.isdigit() else 2.0**tries
+
 
 async def _read(reply: httpx.Response, first_events: int | None) -> tuple[bytes, str | None]:
     content = bytearray()
-    async for piece in reply.aiter_bytes():
-        content += piece
-        if len(content) > MOST_BYTES:
-            return bytes(content), f"the answer has more than {MOST_BYTES // 2**20} MiB"
-        if first_events is not None and content.count(b"\n\n") >= first_events:
-            break
+    async with aclosing(_decoded(reply)) as pieces:
+        async for piece in pieces:
+            if piece is None:
+                coding = reply.headers["content-encoding"]
+                return bytes(content), f"the answer's content encoding {coding!r:.60} cannot be read"
+            content += piece
+            if len(content) > MOST_BYTES:
+                return bytes(content), f"the answer has more than {MOST_BYTES // 2**20} MiB"
+            if first_events is not None and content.count(b"\n\n") >= first_events:
+                break
     return bytes(content), None
+
+
+async def _decoded(reply: httpx.Response) -> AsyncGenerator[bytes | None, None]:
+    """The body in pieces of bounded size; None where it cannot be decoded. httpx would decode a piece to any size."""
+    coding = reply.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("identity", "", "gzip"):
+        yield None
+        return
+    unzip = zlib.decompressobj(31) if coding == "gzip" else None
+    async for piece in reply.aiter_raw():
+        if unzip is None:
+            yield piece
+            continue
+        try:
+            yield unzip.decompress(piece, MOST_BYTES + 1)
+            while unzip.unconsumed_tail:
+                yield unzip.decompress(unzip.unconsumed_tail, MOST_BYTES + 1)
+        except zlib.error:
+            yield None
+            return
 
 
 def _words(error: Exception) -> str:
@@ -270,9 +421,10 @@ def _billed(status: int, content: bytes, most: int) -> int:
         usage, _ = json.JSONDecoder().raw_decode(
             content[content.index(b":", at) + 1 :].decode("utf-8", "replace").lstrip()
         )
-        return int(usage["prompt_tokens"]) + int(usage["completion_tokens"])
-    except (ValueError, TypeError, KeyError):
+        said = int(usage["prompt_tokens"]) + int(usage["completion_tokens"])
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return most
+    return min(max(said, 0), 2 * most + 64)  # a wrong usage is a finding, and must not end the run
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,6 +150,12 @@ class Subject:
             if known.done() and not known.cancelled():
                 known.exception()  # seen: no warning about a failure that every waiter has had
 
+    async def close(self) -> None:
+        """Ends what is still being found out, for nobody."""
+        for known in self._facts.values():
+            known.cancel()
+        await asyncio.gather(*self._facts.values(), return_exceptions=True)
+
 
 class Probe:
     """One case at work."""
@@ -214,9 +220,9 @@ class Probe:
         return Coin(one, other, context, tie)
 
     async def toss(self, coin: Coin, lead: float, seeds: Sequence[int | None], **fields: Any) -> list[bool]:
-        """One draw a seed, or as many without where the server has no seeds: whether the coin's first token came."""
+        """One draw a seed, or as many without where seeds are not told apart: whether the coin's first token came."""
         bias = coin.bias(lead)
-        if not await self.subject.fact("seeds", lambda: _takes_seeds(Probe(self.subject))):
+        if not await self.subject.fact("seeds", lambda: _tells_seeds(Probe(self.subject))):
             seeds = [None] * len(seeds)
         answers = await asyncio.gather(
             *(
@@ -249,12 +255,14 @@ def side(coin: Coin, answer: Answer) -> bool:
     raise Unclear(f"with both biases at {FORCE:g} neither of the two tokens came, but {answer.text!r:.40}")
 
 
-async def _takes_seeds(probe: Probe) -> bool:
+async def _tells_seeds(probe: Probe) -> bool:
+    """Whether twelve seeds are taken and draw both of two equally probable tokens."""
+    coin = await probe.coin()
     try:
-        await probe.complete(seed=1)
+        answers = [await probe.complete(logit_bias=coin.bias(0), temperature=1, seed=seed) for seed in range(1, 13)]
     except (Refused, Broken):
         return False
-    return True
+    return len({side(coin, answer) for answer in answers}) == 2
 
 
 async def _find_forced(probe: Probe) -> list[Forced]:
@@ -360,10 +368,13 @@ def joined(exchange: Exchange) -> Answer:
         if not isinstance(event, dict) or event.get("error"):
             raise Broken(exchange, f"an event of the stream is no chunk but {json.dumps(event)[:120]}")
         body = {**body, **{name: value for name, value in event.items() if name != "choices" and value is not None}}
-        for piece in event.get("choices") or []:
+        pieces = event.get("choices") or []
+        for piece in pieces if isinstance(pieces, list) else [None]:
             if not isinstance(piece, dict) or not isinstance(piece.get("text", ""), str):
                 raise Broken(exchange, "a chunk's choice has no text")
             index = piece.get("index", 0)
+            if not isinstance(index, int):
+                raise Broken(exchange, f"a chunk's index is {json.dumps(index)[:40]}")
             choice = choices.setdefault(index, {"index": index, "text": "", "logprobs": None, "finish_reason": None})
             choice["text"] += piece.get("text", "")
             choice["finish_reason"] = piece.get("finish_reason") or choice["finish_reason"]

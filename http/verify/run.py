@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from gnomon.http.verify.exchange import Exchange, OutOfBudget
+from gnomon.http.verify.exchange import Busy, CannotReach, Exchange, OutOfBudget
 from gnomon.http.verify.probe import Broken, Probe, Refused, Subject
 from gnomon.http.verify.verdict import Case, Finding, Outcome, Unclear, Verdict, unclear, wrong
 
@@ -35,23 +37,23 @@ async def judge_all(cases: Sequence[Case], subject: Subject, progress: Progress)
         progress(finding)
         return finding
 
-    for alone in (False, True):
-        for case in (case for case in cases if case.alone is alone):
+    try:
+        for case in (case for case in cases if not case.alone):
             futures[case.name] = asyncio.ensure_future(after_its_needs(case))
-            if alone:
-                await asyncio.wait([futures[case.name]])
-        try:
-            await asyncio.gather(*futures.values())
-        except BaseException:
-            for future in futures.values():
-                future.cancel()
-            await asyncio.gather(*futures.values(), return_exceptions=True)
-            raise
+        await asyncio.gather(*futures.values())
+        for case in (case for case in cases if case.alone):
+            futures[case.name] = asyncio.ensure_future(after_its_needs(case))
+            await futures[case.name]
+    except BaseException:
+        for future in futures.values():
+            future.cancel()
+        await asyncio.gather(*futures.values(), return_exceptions=True)
+        raise
     return [futures[case.name].result() for case in cases]
 
 
 async def judge(case: Case, subject: Subject) -> Finding:
-    """One case. Whatever the server does becomes an outcome; CannotReach passes."""
+    """One case. Whatever the server does becomes an outcome; only CannotReach passes."""
     probe = Probe(subject)
     began = time.monotonic()
     shown: Exchange | None = None
@@ -65,6 +67,16 @@ async def judge(case: Case, subject: Subject) -> Finding:
         outcome = unclear(str(reason))
     except OutOfBudget:
         outcome = unclear("the budget of tokens is spent")
+    except Busy as busy:
+        outcome = unclear(str(busy))
+    except CannotReach:
+        raise
+    except Exception as fault:  # an answer of a form that nobody thought of, such as a number for a text
+        frame = traceback.extract_tb(fault.__traceback__)[-1]
+        outcome = unclear(
+            f"an answer has a form that this case cannot read: {type(fault).__name__}: {fault}",
+            place=f"{Path(frame.filename).name}:{frame.lineno}",
+        )
     exchanges = [exchange for exchange in probe.exchanges if exchange is not shown]
     return Finding(case, outcome, (*exchanges, *([shown] if shown else [])), time.monotonic() - began)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from gnomon.http.verify.cases.request import refused
 from gnomon.http.verify.cases.seed import _pairs
 from gnomon.http.verify.probe import PROMPT, Answer, Coin, Probe
 from gnomon.http.verify.verdict import Outcome, case, honoured, ignored, unclear, wrong
@@ -78,6 +79,9 @@ async def n_with_list(p: Probe) -> Outcome:
     law="8",
     says="of best_of candidates those with the highest mean log-probability come back",
     needs=(
+        "logprobs.length",
+        "logprobs.repeats",
+        "logprobs.keeps_the_cut",
         "best_of.accepted",
         "n.count",
         "n.independent",
@@ -95,7 +99,7 @@ async def best_of_returns_the_best(p: Probe) -> Outcome:
     ordinary: list[dict[str, Any]] = [{"max_tokens": 6, "seed": seed} for seed in range(1, 7)]
     races = [_race(coin, seed) for seed in range(1, 9) for coin in coins]
     seen = ""
-    for fields in ({"temperature": 1, "logprobs": 0, **fields} for fields in ordinary + races):
+    for fields in ({"temperature": 1, "logprobs": 1, **fields} for fields in ordinary + races):
         candidates = await p.complete(n=4, **fields)
         scores = {_essence(candidates, c): _mean(candidates, c) for c in range(4)}
         totals = {_essence(candidates, c): sum(_values(candidates, c)) for c in range(4)}
@@ -143,6 +147,18 @@ async def best_of_zero(p: Probe) -> Outcome:
         if len(answer.choices) != 2:
             return wrong(f"best_of {json.dumps(value)} with n = 2 gives {len(answer.choices)} choices")
     return honoured("two choices with n = 2")
+
+
+@case(
+    "best_of.below_n",
+    "best_of",
+    law="1",
+    says="best_of below n is refused by name",
+    needs=("best_of.accepted", "n.count"),
+)
+async def best_of_below_n(p: Probe) -> Outcome:
+    exchange = await p.send(p.body(best_of=1, n=2, temperature=1))
+    return refused(exchange, "best_of", "best_of 1 with n = 2") or honoured("best_of 1 with n = 2 is refused by name")
 
 
 # ---- usage
@@ -244,6 +260,7 @@ CASES = (
     n_with_list,
     best_of_returns_the_best,
     best_of_zero,
+    best_of_below_n,
     usage_counts_tokens,
     usage_counts_nothing,
     usage_counts_the_prompt,

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeGuard
 
-from gnomon.http.verify.probe import ABSENT, PROMPT, Broken, Forced, Lists, Probe, Refused
+from gnomon.http.verify.probe import ABSENT, PROMPT, Answer, Broken, Forced, Lists, Probe, Refused
 from gnomon.http.verify.verdict import Case, Outcome, Unclear, case, honoured, ignored, unclear, wrong
 
 NOISE = 0.2
@@ -23,8 +23,11 @@ MOST = 5
 """The published API lists no more."""
 
 OTHER = "Once upon a time"
-ODD = " Zoë’s  fox 🦊\n"
-"""A prompt that only an exact echo gives back: spaces at its start and within, characters of one to four bytes."""
+ODD = "Zoë’s  fox 🦊"
+"""A prompt with characters of one to four bytes, and two spaces."""
+
+SPACED_IDS = (262, 264, 270, 278, 300, 400, 259)
+"""Ids that are words with a space before them in many vocabularies."""
 
 SPLIT = "x🜚y🜚z"
 """A prompt with a character that hardly any tokenizer has a token for."""
@@ -34,6 +37,9 @@ END_IDS = (0, 2, 1, 50256, 128001, 151643, 151645, 100257)
 
 BYTE_IDS = (140, 144, 150, 156, 160, 166, 170, 174, 180, 184)
 """Ids that are single bytes of 0x80 and above in many vocabularies, whose text alone is no character."""
+
+BYTE_PAIRS = ((131, 106), (127, 102), (129, 104), (198, 172), (195, 169), (128, 103))
+"""Ids that are C3 and A9, together an é, in many vocabularies; in others, two bytes that make another character."""
 
 
 def forcing(token: Forced) -> dict[str, float]:
@@ -223,7 +229,7 @@ async def keeps_the_cut(p: Probe) -> Outcome:
     "logprobs",
     law="6",
     says="logprobs k lists k tokens a place, and the sampled one after them if it is not among them",
-    needs=("logprobs.lists", "logit_bias.forces"),
+    needs=("logprobs.lists", "temperature.greedy", "logit_bias.forces"),
 )
 async def count(p: Probe) -> Outcome:
     k, added = 3, 0
@@ -365,7 +371,7 @@ async def no_effect(p: Probe) -> Outcome:
 
 @case(
     "logprobs.repeats",
-    "logprobs",
+    "determinism",
     law="10",
     says="the same request at temperature 0 has the same numbers, to the last digit",
     needs=("logprobs.lists", "temperature.greedy"),
@@ -390,7 +396,7 @@ def raw(field: str, changes: tuple[dict[str, Any], ...]) -> Case:
         "logprobs",
         law="4.1",
         says=f"log-probabilities are those of the raw logits: {field} is not in them",
-        needs=("logprobs.lists", f"{field}.accepted"),
+        needs=("logprobs.lists", "temperature.greedy", f"{field}.accepted"),
     )
     async def judge(p: Probe) -> Outcome:
         for prompt in (PROMPT, OTHER, "1, 2, 3,", "def f(x):"):
@@ -420,7 +426,7 @@ RAW = (
     "logprobs",
     law="4.1",
     says="log-probabilities are those of the raw logits: logit_bias is not in them",
-    needs=("logprobs.lists", "logit_bias.forces"),
+    needs=("logprobs.lists", "temperature.greedy", "logit_bias.forces"),
 )
 async def not_of_bias(p: Probe) -> Outcome:
     """Seen on the tokens without a bias: one that is forced would take nearly all probability from them."""
@@ -442,13 +448,15 @@ async def not_of_bias(p: Probe) -> Outcome:
     "logprobs",
     law="4.1",
     says="log-probabilities are those of the raw logits: penalties are not in them",
-    needs=("logprobs.length", "frequency_penalty.accepted", "presence_penalty.accepted"),
+    needs=("logprobs.length", "temperature.greedy", "frequency_penalty.accepted", "presence_penalty.accepted"),
 )
 async def not_of_penalties(p: Probe) -> Outcome:
     token = (await p.forced_tokens(1))[0]
     fields: dict[str, Any] = {"logit_bias": forcing(token), "max_tokens": 3, "logprobs": MOST}
     plain = (await p.complete(**fields)).logprobs()
     penalized = (await p.complete(**fields, frequency_penalty=2, presence_penalty=2)).logprobs()
+    if penalized.tokens != plain.tokens:
+        return unclear("penalties of 2 undo a bias of 100, so the two answers have other tokens")
     for place in (1, 2):
         difference = moved(top_of(plain, place), top_of(penalized, place))
         if difference is not None:
@@ -472,7 +480,7 @@ def _penalized(value: float, penalty: float) -> float:
     "logprobs",
     law="6",
     says="every choice has lists of its own",
-    needs=("logprobs.length", "n.count"),
+    needs=("logprobs.length", "temperature.greedy", "n.count"),
 )
 async def each_choice(p: Probe) -> Outcome:
     token = (await p.forced_tokens(1))[0]
@@ -492,7 +500,7 @@ async def each_choice(p: Probe) -> Outcome:
     "logprobs",
     law="2",
     says="in a list of prompts each has the values that it has alone",
-    needs=("logprobs.lists", "logit_bias.forces", "prompt.list"),
+    needs=("logprobs.lists", "temperature.greedy", "logit_bias.forces", "prompt.list"),
 )
 async def each_prompt(p: Probe) -> Outcome:
     token = (await p.forced_tokens(1))[0]
@@ -515,7 +523,7 @@ async def each_prompt(p: Probe) -> Outcome:
     "logprobs",
     law="6",
     says="a token's label is its text",
-    needs=("logprobs.lists", "temperature.greedy"),
+    needs=("max_tokens.exact", "logprobs.lists", "temperature.greedy"),
 )
 async def labels_are_texts(p: Probe) -> Outcome:
     answer = await p.complete(max_tokens=6, logprobs=1)
@@ -526,8 +534,9 @@ async def labels_are_texts(p: Probe) -> Outcome:
     if telling and "".join(labels) != answer.text:
         return wrong(f"the labels {json.dumps(labels)[:80]} do not make the text {answer.text!r:.60}")
     for token in await p.forced_tokens(2):
-        labels = (await p.complete(logit_bias=forcing(token), logprobs=1)).logprobs().tokens
-        if labels != [token.text]:
+        answer = await p.complete(logit_bias=forcing(token), logprobs=1)
+        labels = answer.logprobs().tokens
+        if "".join(labels) not in (answer.text, token.text * len(labels)):
             return wrong(f"a token that adds {token.text!r:.40} to the text has the label {json.dumps(labels)[:60]}")
     return honoured("labels make the text" if telling else "forced tokens have their texts as labels")
 
@@ -562,6 +571,59 @@ async def labels_differ(p: Probe) -> Outcome:
     return honoured(f"{len(seen)} ids whose text alone is no character, as many labels: {', '.join(seen)[:60]}")
 
 
+@case(
+    "text.whole_characters",
+    "text",
+    law="6",
+    says="the text is the decoding of all bytes: tokens that are parts of one character make that character",
+    needs=("logprobs.lists", "logit_bias.forces", "frequency_penalty.accepted"),
+)
+async def whole_characters(p: Probe) -> Outcome:
+    for pair in BYTE_PAIRS:
+        try:
+            answer = await p.complete(**in_turn(pair), logprobs=1)
+        except (Refused, Broken):
+            continue
+        if has_whole_character(answer):
+            return honoured(f"ids {pair[0]} and {pair[1]} in turn make {answer.text!r:.60}")
+        labels = answer.logprobs().tokens
+        if ("bytes:\\xc3", "bytes:\\xa9") in pairwise(labels):
+            return wrong(f"the bytes C3 and A9, an é, are shown as {answer.text!r:.60}", tokens=labels)
+    return unclear("no two tokens were found that are parts of one character")
+
+
+@case(
+    "text.keeps_spaces",
+    "text",
+    law="6",
+    says="the text is the decoding of all bytes: a space at its beginning is kept",
+    needs=("logit_bias.forces",),
+)
+async def keeps_spaces(p: Probe) -> Outcome:
+    for v in SPACED_IDS:
+        try:
+            one, three = [(await p.complete(logit_bias={str(v): 100}, max_tokens=k)).text for k in (1, 3)]
+        except (Refused, Broken):
+            continue
+        word = one.lstrip(" ")
+        if not word or three.removeprefix(one) != f" {word}" * 2:
+            continue
+        if one == word:
+            return wrong(f"id {v} adds {f' {word}'!r} to a text, and {one!r} where it is the first", id=v)
+        return honoured(f"id {v} adds {one!r}, the first time too")
+    return unclear("no token was found that is a word with a space before it")
+
+
+def in_turn(pair: tuple[int, int]) -> dict[str, Any]:
+    """A request that samples two ids and no others; a penalty makes them take turns."""
+    return {"logit_bias": {str(v): 60 for v in pair}, "max_tokens": 12, "frequency_penalty": 2}
+
+
+def has_whole_character(answer: Answer) -> bool:
+    """Whether two of the twelve tokens are one character."""
+    return len(answer.text) < 12 and any(char > "\x7f" and char != "\ufffd" for char in answer.text)
+
+
 # ---- echo
 
 
@@ -569,7 +631,7 @@ async def labels_differ(p: Probe) -> Outcome:
     "echo.text",
     "echo",
     law="7",
-    says="the text begins with the prompt, exactly as it was sent, and goes on as without echo",
+    says="the text begins with the prompt as it was sent, and goes on as without echo",
     needs=("echo.accepted", "temperature.greedy"),
 )
 async def echo_text(p: Probe) -> Outcome:
@@ -579,11 +641,25 @@ async def echo_text(p: Probe) -> Outcome:
             return ignored(f"the text begins with {echoed.text!r:.40}, as without echo")
         if not echoed.text.startswith(prompt):
             return wrong(f"the text begins with {echoed.text!r:.60}, and the prompt was {prompt!r}")
-        if echoed.text != prompt + without.text:
-            return wrong(
-                f"{echoed.text[len(prompt) :]!r:.60} comes after the prompt, and without echo {without.text!r:.60}"
-            )
+        rest = echoed.text[len(prompt) :]
+        if rest.strip() != without.text.strip():  # whether texts are trimmed is not the echo's matter
+            return wrong(f"{rest!r:.60} comes after the prompt, and without echo {without.text!r:.60}")
     return honoured(f"also with {ODD!r}")
+
+
+@case(
+    "echo.edges",
+    "echo",
+    law="7",
+    says="spaces and line ends at the prompt's edges are echoed too",
+    needs=("echo.text", "text.keeps_spaces"),
+)
+async def echo_edges(p: Probe) -> Outcome:
+    prompt = f"  {PROMPT}\n"
+    text = (await p.complete(prompt=prompt, echo=True)).text
+    if not text.startswith(prompt):
+        return wrong(f"the text begins with {text!r:.60}, and the prompt was {prompt!r}")
+    return honoured(f"begins with {prompt!r}")
 
 
 @case("echo.off", "echo", law="1", says="without echo the text has no prompt in it", needs=("echo.accepted",))
@@ -604,11 +680,9 @@ async def echo_off(p: Probe) -> Outcome:
 )
 async def echo_zero(p: Probe) -> Outcome:
     answer = await p.complete(prompt=ODD, max_tokens=0, echo=True)
-    if answer.text != ODD:
-        return wrong(f"the text is {answer.text!r:.60}, and the prompt was {ODD!r}")
-    if answer.completion_tokens not in (0, None) or answer.finish_reason != "length":
-        return wrong(f"{answer.completion_tokens} tokens are billed, and finish_reason is {answer.finish_reason!r:.40}")
-    return honoured("the prompt, 0 tokens, finish_reason length")
+    if answer.text != ODD or answer.finish_reason != "length":
+        return wrong(f"the text is {answer.text!r:.60} for {ODD!r}, and finish_reason is {answer.finish_reason!r:.40}")
+    return honoured("the prompt, finish_reason length")
 
 
 @case(
@@ -660,7 +734,7 @@ async def echo_each_prompt(p: Probe) -> Outcome:
     "echo",
     law="5",
     says="stop strings do not look at the echoed prompt",
-    needs=("echo.text", "stop.cuts", "stop.not_in_the_prompt"),
+    needs=("stop.over_tokens", "echo.text", "stop.cuts", "stop.not_in_the_prompt"),
 )
 async def echo_stop(p: Probe) -> Outcome:
     token = (await p.forced_tokens(1))[0]
@@ -783,7 +857,13 @@ async def echo_tops(p: Probe) -> Outcome:
     "echo",
     law="7",
     says="the prompt's values are raw: neither temperature nor bias nor top_p is in them",
-    needs=("echo.first_is_null", "logit_bias.accepted", "temperature.accepted", "top_p.accepted"),
+    needs=(
+        "echo.first_is_null",
+        "temperature.greedy",
+        "logit_bias.accepted",
+        "temperature.accepted",
+        "top_p.accepted",
+    ),
 )
 async def echo_raw(p: Probe) -> Outcome:
     a, b = await p.forced_tokens(2)
@@ -801,7 +881,7 @@ async def echo_raw(p: Probe) -> Outcome:
     "echo",
     law="10",
     says="a prompt that the server has seen before is scored as it was",
-    needs=("echo.first_is_null",),
+    needs=("echo.first_is_null", "temperature.greedy"),
 )
 async def echo_repeats(p: Probe) -> Outcome:
     """Twenty tokens: more than a block of the caches that answer the second time."""
@@ -1006,7 +1086,10 @@ CASES = (
     each_prompt,
     labels_are_texts,
     labels_differ,
+    whole_characters,
+    keeps_spaces,
     echo_text,
+    echo_edges,
     echo_off,
     echo_zero,
     echo_ids,

@@ -65,18 +65,30 @@ async def bias_adds(p: Probe) -> Outcome:
                 return wrong(
                     f"two tokens tie at another difference of their biases once both are moved by {shift:g}", bias=bias
                 )
-    values = {token: await _raw(p, token) for token in await p.forceable()}
-    known = sorted((value, token) for token, value in values.items() if value is not None)
-    if len(known) < len(values):
-        return honoured("two tokens tie at the same difference of their biases, wherever the two lie")
-    (low, first), (high, second) = known[0], known[-1]
-    coin = await p.coin(PROMPT, first, second)
-    if abs(high - low - coin.tie) > max(0.15, 0.1 * (high - low)):
-        return wrong(
-            f"two tokens whose logits differ by {high - low:.2f} tie where their biases differ by {coin.tie:.2f}",
-            logprobs=[low, high],
-        )
-    return honoured(f"two tokens tie where their biases differ by {coin.tie:.2f}; their logits do by {high - low:.2f}")
+    scale = await _scale(p)
+    if scale is not None and abs(scale - 1) > 0.1:
+        return wrong(f"a bias counts {scale:.2f} times: where two tokens tie is not what their logits differ by")
+    together = "two tokens tie at the same difference of their biases, wherever the two lie"
+    return honoured(together if scale is None else f"{together}; that is what their logits differ by")
+
+
+async def _scale(p: Probe) -> float | None:
+    """How often a bias counts, by the reported logits of three tokens; None where these tell nothing.
+
+    Two pairs must agree on it: values that are wrong for a reason of their own do not.
+    """
+    values = [(await _raw(p, token), token) for token in await p.forceable()]
+    known = sorted((value, token) for value, token in values if value is not None)
+    if len(known) < 3:
+        return None
+    (low, first), (middle, second), (high, third) = known[0], known[len(known) // 2], known[-1]
+    scales = []
+    for difference, other in ((middle - low, second), (high - low, third)):
+        tie = (await p.coin(PROMPT, first, other)).tie
+        if difference < 0.5 or tie < 0.1:
+            return None
+        scales.append(difference / tie)
+    return scales[1] if abs(scales[0] / scales[1] - 1) < 0.1 else None
 
 
 async def _raw(p: Probe, token: Forced) -> float | None:

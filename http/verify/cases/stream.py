@@ -11,13 +11,21 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from gnomon.http.verify.cases.logprobs import MOST, ODD, OTHER, all_near, forcing, moved, rounded
+from gnomon.http.verify.cases.logprobs import (
+    BYTE_PAIRS,
+    MOST,
+    ODD,
+    OTHER,
+    all_near,
+    forcing,
+    has_whole_character,
+    in_turn,
+    moved,
+    rounded,
+)
 from gnomon.http.verify.exchange import Streamed
 from gnomon.http.verify.probe import PROMPT, Answer, Broken, Lists, Probe, Refused, joined
-from gnomon.http.verify.verdict import Outcome, Unclear, case, honoured, ignored, unclear, wrong
-
-PAIRS = ((131, 106), (127, 102), (129, 104), (198, 172), (195, 169), (128, 103))
-"""Ids that are the bytes C3 and A9 in many vocabularies: together an é."""
+from gnomon.http.verify.verdict import Outcome, case, honoured, ignored, unclear, wrong
 
 
 class Chunks(NamedTuple):
@@ -141,7 +149,7 @@ async def one_choice(p: Probe) -> Outcome:
     "stream",
     law="11",
     says="finish_reason is null in every chunk of a choice but its last",
-    needs=("stream.accepted",),
+    needs=("stream.accepted", "answer.is_a_completion"),
 )
 async def finish_reason(p: Probe) -> Outcome:
     reasons = [piece.get("finish_reason") for _, piece in (await streamed(p, max_tokens=4)).pieces()]
@@ -158,7 +166,7 @@ async def finish_reason(p: Probe) -> Outcome:
     "stream",
     law="11",
     says="joined, the chunks are the answer that is not streamed",
-    needs=("stream.accepted", "temperature.greedy"),
+    needs=("stream.accepted", "answer.is_a_completion", "temperature.greedy"),
 )
 async def stream_text(p: Probe) -> Outcome:
     for prompt in (PROMPT, OTHER):
@@ -183,19 +191,13 @@ async def stream_logprobs(p: Probe) -> Outcome:
     "stream.forced",
     "stream",
     law="11",
-    says="bias, temperature and penalties act in a stream as they do without",
-    needs=(
-        "stream.logprobs",
-        "logit_bias.forces",
-        "temperature.accepted",
-        "frequency_penalty.accepted",
-        "presence_penalty.accepted",
-    ),
+    says="bias and penalties act in a stream as they do without",
+    needs=("stream.logprobs", "logit_bias.forces", "frequency_penalty.accepted", "presence_penalty.accepted"),
 )
 async def stream_forced(p: Probe) -> Outcome:
     """With lists, which are raw: so a stream that reports other values than the whole answer is seen too."""
     token = (await p.forced_tokens(1))[0]
-    fields = {"temperature": 0.5, "frequency_penalty": 1, "presence_penalty": 1, "logprobs": 2}
+    fields = {"frequency_penalty": 1, "presence_penalty": 1, "logprobs": 2}
     return await compared(p, logit_bias=forcing(token), max_tokens=3, **fields) or honoured("three forced tokens")
 
 
@@ -204,7 +206,7 @@ async def stream_forced(p: Probe) -> Outcome:
     "stream",
     law="11",
     says="with a seed every choice is drawn as it is without stream",
-    needs=("stream.text", "seed.repeats", "n.count"),
+    needs=("stream.text", "seed.choice_of_more"),
 )
 async def stream_seeded(p: Probe) -> Outcome:
     for seed in (7, 8):
@@ -274,7 +276,7 @@ async def stream_nothing(p: Probe) -> Outcome:
     "stream",
     law="11",
     says="no chunk shows what a stop string cuts, and what only began like one is shown in the end",
-    needs=("stream.text", "stop.over_tokens"),
+    needs=("stop.earliest", "stream.text", "stop.over_tokens"),
 )
 async def stream_stop(p: Probe) -> Outcome:
     token = (await p.forced_tokens(1))[0]
@@ -322,23 +324,21 @@ async def tokens_with_text(p: Probe) -> Outcome:
     "stream",
     law="11",
     says="a character made of several tokens comes whole",
-    needs=("stream.text", "logit_bias.forces", "frequency_penalty.accepted"),
+    needs=("stream.text", "text.whole_characters"),
 )
-async def whole_characters(p: Probe) -> Outcome:
-    """Two bytes that are an é together are forced, and a penalty makes them take turns."""
-    for pair in PAIRS:
-        fields = {"logit_bias": {str(v): 60 for v in pair}, "max_tokens": 12, "frequency_penalty": 2}
+async def stream_whole_characters(p: Probe) -> Outcome:
+    for pair in BYTE_PAIRS:
         try:
-            text = (await p.complete(**fields)).text
+            whole = await p.complete(**in_turn(pair))
         except (Refused, Broken):
             continue
-        if "é" not in text or len(text) > 11:
+        if not has_whole_character(whole):
             continue
-        other = (await p.stream(**fields)).text
-        if other != text:
-            return wrong(f"the text is {other!r:.60} streamed, and {text!r:.60} whole")
-        return honoured(f"{text!r:.60}, streamed as whole")
-    raise Unclear("no two tokens were found that are parts of one character")
+        other = (await p.stream(**in_turn(pair))).text
+        if other != whole.text:
+            return wrong(f"the text is {other!r:.60} streamed, and {whole.text!r:.60} whole")
+        return honoured(f"{whole.text!r:.60}, streamed as whole")
+    return unclear("no two tokens were found that are parts of one character")
 
 
 @case(
@@ -473,7 +473,7 @@ CASES = (
     stream_stop,
     stream_stop_logprobs,
     tokens_with_text,
-    whole_characters,
+    stream_whole_characters,
     refusal,
     stream_best_of,
     usage_off,
