@@ -1,9 +1,9 @@
 """What every notebook of the course shares: how figures look, and how an exercise says whether it is solved.
 
-`style()` starts from matplotlib's own defaults, so that a figure is the same in every installation: SVG with its
-letters as outlines (no font of the reader's machine takes part), no dates, ids that do not change. A figure is a light
-card with dark ink, readable on a light and on a dark page. The colours of the cycle differ in lightness, so that they
-stay apart in greyscale; lines differ in their dashes too, and bars are told apart with `HATCHES`.
+`style()` starts from matplotlib's own defaults and its own letters, so that a figure is the same in every installation.
+A figure is a light card with dark ink, readable on a light and on a dark page. The colours of the cycle differ in
+lightness, so that they stay apart in greyscale; lines differ in their dashes too, and bars are told apart with
+`HATCHES`.
 
 `exercise(n)` runs asserts about the learner's code and says "solved" or what did not hold, instead of ending the
 notebook there.
@@ -31,8 +31,7 @@ def style() -> None:
     mpl.rcdefaults()
     mpl.rcParams.update(
         {
-            "svg.fonttype": "path",
-            "svg.hashsalt": "gnomon",
+            "figure.dpi": 92,
             "figure.figsize": (8.0, 3.6),
             "figure.facecolor": CARD,
             "figure.constrained_layout.use": True,
@@ -63,7 +62,7 @@ def style() -> None:
     )
     from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-    set_matplotlib_formats("svg", facecolor=CARD, bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    set_matplotlib_formats("retina", facecolor=CARD, bbox_inches="tight", metadata={"Software": None})
 
 
 class exercise:

@@ -7,10 +7,11 @@ NAMES are paths or parts of file names (`04`); none means all. The kernel is thi
 installed; it starts in the notebook's folder, on one thread, on the CPU.
 
 Text must be equal but for numbers with a fraction or an exponent, which may differ by one in a million (BLAS libraries
-sum in different orders); whole numbers are exact. Figures are SVG, whose letters are outlines: they are stored with
-coordinates to a hundredth of a point and compared to two of them, whatever their ids; the bitmaps inside them (heat
-maps) are compared by their pixels. A cell with the tag `volatile` (it measures time) must run and give outputs of the
-same kinds. Whatever goes to stderr, a warning say, is a difference.
+sum in different orders); whole numbers are exact. Figures are bitmaps, because JupyterLab shows no SVG of a notebook
+that one has not run oneself; they are stored in 128 colours, a third of the bytes, and compared pixel by pixel, with a
+slack for those colours. matplotlib brings its letters, so that one version of it draws the same everywhere. A cell with
+the tag `volatile` (it measures time) must run and give outputs of the same kinds. Whatever goes to stderr, a warning
+say, is a difference.
 
 An exercise is a cell with `with exercise(n):`. Executed as it is stored it must say "not yet"; then what stands above
 that line is replaced by the Python of the `<details>` in the next cell, and it must say "solved".
@@ -33,14 +34,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
-RELATIVE, ABSOLUTE, POINT, PIXEL = 1e-6, 1e-9, 0.02, 2
+RELATIVE, ABSOLUTE, PIXEL = 1e-6, 1e-9, 24  # a pixel's channels have 256 levels
+COLOURS = 128
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+)(?![\w.]*\w)")
-COORDINATE = re.compile(r"(?<![\w.#])[-+]?\d+(?:\.\d+)?")  # a rounded one may be whole
-SVG = "image/svg+xml"
-PLACE = re.compile(r'(?<= )(?:d|x|y)="[^"]*"|translate\([^)]*\)')  # not a letter's scale: 0.095 is no 0.1
-FRACTION = re.compile(r"-?\d+\.\d+")
-SVG_ID = re.compile(r"\b[a-z][0-9a-f]{10}\b")
-BITMAP = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=\s]+)")
+PNG, SVG, HTML = "image/png", "image/svg+xml", "text/html"
 EXERCISE = re.compile(r"^with exercise\((\d+)\):", re.MULTILINE)
 ANSWER = re.compile(r"<details>.*?```python\n(.*?)```.*?</details>", re.DOTALL)
 SECONDS = 300  # for one cell
@@ -197,20 +194,29 @@ def _output(output: dict[str, Any], count: int) -> dict[str, Any]:
         kept["metadata"] = {}
     if output["output_type"] == "execute_result":
         kept["execution_count"] = count
-    if SVG in output.get("data", {}):
-        kept["data"] = {**output["data"], SVG: _drawn(_text(output["data"][SVG])).splitlines(keepends=True)}
+    data = dict(output.get("data", ()))
+    if PNG in data:
+        data[PNG], width, height = _in_few_colours(_text(data[PNG]))
+        kept["metadata"] = {PNG: {"height": height // 2, "width": width // 2}}  # a point of the page is two pixels
+    if SVG in data:
+        data.pop(HTML, None)  # JupyterLab strips that of its picture, and would then show its words in a heap
+    if data:
+        kept["data"] = data
     return kept
 
 
-def _drawn(svg: str) -> str:
-    """A figure with less to store: nothing about its maker, paths on one line, places to a hundredth of a point."""
-    svg = re.sub(r" *<metadata>.*?</metadata>\n", "", svg, flags=re.DOTALL)
-    return PLACE.sub(lambda place: FRACTION.sub(_rounded, re.sub(r"\s+", " ", place[0])), svg)
+def _in_few_colours(bitmap: str) -> tuple[str, int, int]:
+    """The same PNG with a palette; its width and height."""
+    png = base64.b64decode(bitmap)
+    width, height = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
+    if png[25] != 3:  # the kind of colours; 3 is a palette
+        from PIL import Image
 
-
-def _rounded(number: re.Match[str]) -> str:
-    short = f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
-    return "0" if short == "-0" else short
+        held = io.BytesIO()
+        opaque = Image.open(io.BytesIO(png)).convert("RGB")
+        opaque.quantize(COLOURS, dither=Image.Dither.NONE).save(held, "PNG", optimize=True)
+        png = held.getvalue()
+    return base64.b64encode(png).decode("ascii"), width, height
 
 
 def _text(value: Any) -> str:
@@ -240,7 +246,7 @@ def compare(stored: Notebook, now: Notebook) -> Iterator[Difference]:
             yield Difference(number, ", ".join(before) or "no output", ", ".join(after) or "no output")
         elif "volatile" not in was["metadata"].get("tags", []):
             for kind in before:
-                where = unlike(before[kind], after[kind])
+                where = unlike(kind, before[kind], after[kind])
                 if where is not None:
                     yield Difference(number, f"[{kind}] {where[0]}", f"[{kind}] {where[1]}")
 
@@ -257,44 +263,38 @@ def _parts(cell: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 yield f"{i} {kind}", _text(value)
 
 
-def unlike(stored: str, now: str, drawn: bool = False) -> tuple[str, str] | None:
-    """The first lines in which two outputs (figures, if they are drawn) differ by more than is allowed, or None."""
-    bitmaps = BITMAP.findall(stored), BITMAP.findall(now)
-    if len(bitmaps[0]) != len(bitmaps[1]):
-        return f"{len(bitmaps[0])} bitmaps", f"{len(bitmaps[1])} bitmaps"
-    for i, (was, is_) in enumerate(zip(*bitmaps, strict=True), 1):
-        if not _same_pixels(was, is_):
-            return f"bitmap {i}", f"bitmap {i} has other pixels"
-    lines = [BITMAP.sub("BITMAP", text).splitlines() for text in (stored, now)]
-    if drawn:
-        lines = [[SVG_ID.sub("ID", line) for line in text] for text in lines]
+def unlike(kind: str, stored: str, now: str) -> tuple[str, str] | None:
+    """The first lines in which two outputs of a kind differ by more than is allowed, or None."""
+    if kind.endswith(PNG):
+        return None if stored == now else _other_pixels(stored, now)
+    lines = stored.splitlines(), now.splitlines()
     for was, is_ in zip(*lines, strict=False):
-        if not _same_line(was, is_, drawn):
+        if not _same_line(was, is_):
             return was, is_
     if len(lines[0]) != len(lines[1]):
         return f"{len(lines[0])} lines", f"{len(lines[1])} lines"
     return None
 
 
-def _same_line(stored: str, now: str, drawn: bool) -> bool:
-    if stored == now:
-        return True
-    number = COORDINATE if drawn else NUMBER
-    if number.sub("#", stored) != number.sub("#", now):
+def _same_line(stored: str, now: str) -> bool:
+    if NUMBER.sub("#", stored) != NUMBER.sub("#", now):
         return False
-    pairs = zip(map(float, number.findall(stored)), map(float, number.findall(now)), strict=True)
-    slack = POINT if drawn else ABSOLUTE
-    return all(abs(a - b) <= slack + RELATIVE * max(abs(a), abs(b)) for a, b in pairs)
+    pairs = zip(map(float, NUMBER.findall(stored)), map(float, NUMBER.findall(now)), strict=True)
+    return all(abs(a - b) <= ABSOLUTE + RELATIVE * max(abs(a), abs(b)) for a, b in pairs)
 
 
-def _same_pixels(stored: str, now: str) -> bool:
+def _other_pixels(stored: str, now: str) -> tuple[str, str] | None:
     import numpy as np
     from PIL import Image
 
-    a, b = (
-        np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGBA"), np.int16) for text in (stored, now)
-    )
-    return a.shape == b.shape and int(np.abs(a - b).max()) <= PIXEL
+    a, b = (np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), np.int16) for png in (stored, now))
+    if a.shape != b.shape:
+        return f"{a.shape[1]} × {a.shape[0]} pixels", f"{b.shape[1]} × {b.shape[0]} pixels"
+    far = np.abs(a - b).max(axis=-1) > PIXEL
+    if not far.any():
+        return None
+    row, column = np.argwhere(far)[0]
+    return "a figure", f"{far.sum()} pixels differ, the first at row {row}, column {column}"
 
 
 def _clipped(text: str) -> str:
