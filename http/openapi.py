@@ -42,6 +42,7 @@ EVENTS = "text/event-stream"
 IDENTITY = (AuthMode.exchange, AuthMode.userinfo, AuthMode.jwks)  # modes in which somebody else vouches for a caller
 
 ENDPOINTS = (
+    ("GET", "/"),
     ("GET", "/livez"),
     ("GET", "/readyz"),
     ("GET", "/health"),
@@ -159,7 +160,9 @@ def _paths(server: Server) -> dict[str, Any]:
     probed = settings.auth.open_probes
     text = {"schema": {"type": "string"}}
     metrics = {"text/plain": text, "application/openmetrics-text": text}
+    page = {"text/html": text}
     return {
+        "/": get("page", "The page for people: an HTML file that calls this API.", page, open=True, faultless=True),
         "/livez": get("livez", "The process answers.", status, open=True, faultless=True),
         "/readyz": get("readyz", "Requests would be served now.", status, not_ready, probed),
         "/health": get("health", "The same as /readyz.", status, not_ready, probed),
