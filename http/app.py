@@ -9,6 +9,7 @@
     GET  /v1/models         the one model, in the API's list form
     GET  /v1/capabilities   what it honours, field by field: openapi.py
     POST /v1/completions    completions.py
+    POST /v1/completions/trace   retrace.py
     anything else           404 or 405, in the API's error form
 
 How an answer is made is decided in completions.py, how an error looks in errors.py, how the process ends in server.py.
@@ -39,6 +40,7 @@ from gnomon.http.errors import ErrorForm, response, unknown_route
 from gnomon.http.metrics import Load, Metrics
 from gnomon.http.openapi import capabilities, document
 from gnomon.http.page import FILE, Page
+from gnomon.http.retrace import Retrace
 from gnomon.http.service import Service
 from gnomon.http.settings import AuthMode, AuthSettings, Settings
 from gnomon.http.tracing import tracer
@@ -61,6 +63,7 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
     service = Service(engine, tokenizer, lambda: auth.ready, metrics.engine_fault)
     completions = Completions(service, settings)
     page = Page(FILE.read_bytes())
+    retrace = Retrace(service, settings, completions.long_bodies)
 
     async def livez(request: Request) -> Response:
         return _json({"status": "ok"})
@@ -87,7 +90,7 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
 
     async def capable(request: Request) -> Response:
         engine, tokenizer = service.model()
-        return _json(capabilities(engine.name, engine, tokenizer, settings))
+        return _json(capabilities(engine.name, engine, tokenizer, settings, traced=retrace.refusal() is None))
 
     async def models(request: Request) -> Response:
         engine, _ = service.model()
@@ -106,6 +109,7 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
         yield
         await auth.stop()
         completions.close()
+        retrace.close()
         if trace is not None:
             await run_in_threadpool(trace.stop, settings.shutdown_seconds)
 
@@ -120,6 +124,7 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/capabilities", capable, methods=["GET"]),
         Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/completions/trace", retrace, methods=["POST"]),
     ]
     app = Starlette(
         routes=routes,
@@ -134,6 +139,7 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
     )
     app.router.redirect_slashes = False  # a path is known or it is a 404; a redirect would lose a body
     app.state.service, app.state.completions, app.state.metrics = service, completions, metrics
+    app.state.retrace = retrace
     return app
 
 

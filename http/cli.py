@@ -179,8 +179,8 @@ def read_model(model: str | None, which: ModelOptions, say: Say) -> tuple[Checkp
 
 def open_model(
     engine: EngineName, model: str | None, which: ModelOptions, jax_options: JaxOptions, say: Say
-) -> tuple[ServedEngine, Tokenizer]:
-    """The engine and its tokenizer. `say` gets a line for every step of the start."""
+) -> tuple[ServedEngine, Tokenizer, Checkpoint]:
+    """The engine, its tokenizer, and what both were made from. `say` gets a line for every step of the start."""
     from gnomon.reference.checkpoint import CheckpointError
     from gnomon.reference.engine import ReferenceEngine
 
@@ -188,9 +188,9 @@ def open_model(
         checkpoint, tokenizer = read_model(model, which, say)
         match engine:
             case EngineName.reference:
-                return ReferenceEngine(checkpoint), tokenizer
+                return ReferenceEngine(checkpoint), tokenizer, checkpoint
             case EngineName.jax:
-                return _jax_engine(checkpoint, jax_options, say), tokenizer
+                return _jax_engine(checkpoint, jax_options, say), tokenizer, checkpoint
     except (CheckpointError, OSError) as error:  # weights are read by the engine
         fail(str(error), 1)
 
@@ -459,7 +459,7 @@ def run_server(
 
     started, say = time.monotonic(), logging.getLogger("gnomon.start").info
 
-    def load() -> tuple[ServedEngine, Tokenizer]:
+    def load() -> tuple[ServedEngine, Tokenizer, Checkpoint]:
         opened = open_model(engine, model, which, jax_options, say)
         say(f"started in {time.monotonic() - started:.1f} s")
         return opened
@@ -637,7 +637,7 @@ def complete(
     try:
         request = CompletionRequest.from_json(_body(members))
         which = ModelOptions(revision, max_model_len, fim_prefix, fim_suffix, fim_middle)
-        opened, tokenizer = open_model(engine, model, which, JAX_DEFAULTS, silently)
+        opened, tokenizer, _ = open_model(engine, model, which, JAX_DEFAULTS, silently)
         name = _model_name(model)
         request = replace(request, model=name, stream=not as_json and request.candidates == request.n)
         with closing(prepare(request, opened, tokenizer, name)) as run:

@@ -41,6 +41,7 @@ JSON = "application/json"
 EVENTS = "text/event-stream"
 IDENTITY = (AuthMode.exchange, AuthMode.userinfo, AuthMode.jwks)  # modes in which somebody else vouches for a caller
 
+TRACE = ("POST", "/v1/completions/trace")
 ENDPOINTS = (
     ("GET", "/"),
     ("GET", "/livez"),
@@ -52,6 +53,7 @@ ENDPOINTS = (
     ("GET", "/v1/models"),
     ("GET", "/v1/capabilities"),
     ("POST", "/v1/completions"),
+    TRACE,
 )
 
 
@@ -187,6 +189,7 @@ def _paths(server: Server) -> dict[str, Any]:
             [Unavailable("the model is loading", "loading")],
         ),
         "/v1/completions": {"post": _completions(server, credentials)},
+        "/v1/completions/trace": {"post": _trace(server, credentials)},
     }
 
 
@@ -231,6 +234,47 @@ def _completions(server: Server, credentials: Sequence[RequestError]) -> dict[st
                 "keep a silent stream open.",
                 {JSON: whole, EVENTS: events},
             ),
+            **_responses(errors),
+        },
+    }
+
+
+def _trace(server: Server, credentials: Sequence[RequestError]) -> dict[str, Any]:
+    settings = server.settings
+    errors = [
+        InvalidRequest("request.temperature", "request.temperature: 3 is not allowed; give a number from 0 to 2"),
+        InvalidRequest("tokens[0]", 'tokens[0]: "nope" is no label of this model'),
+        *credentials,
+        ModelNotFound("gpt-5", server.model),
+        NotFound("traces are not offered here: --trace-memory is 0", code="trace_not_offered"),
+        *_SLOW_OR_LARGE,
+        TooSlow(f"the body was not whole within {settings.body_seconds:g} seconds"),
+        BodyTooLarge(f"the body has more than the {settings.max_body_bytes} bytes that are allowed"),
+        UnsupportedMedia("the header Content-Type is missing; it must be application/json, with charset=utf-8 or none"),
+        QueueFull("8 traces are under way; send the request again later", 3),
+        _FAULT,
+        Unavailable("the model is loading", "loading"),
+        ShuttingDown(),
+        Unavailable(f"the request waited for {settings.queue_seconds:g} seconds", "queue_timeout"),
+        Unavailable(f"the request took {settings.request_seconds:g} seconds", "request_timeout"),
+        *_identity_errors(server.auth),
+    ]
+    example = {"request": _request_examples(server)["text"], "index": 0, "tokens": [], "step": None}
+    return {
+        "operationId": "trace",
+        "summary": "Recompute how the tokens of a finished choice were drawn.",
+        "description": "The reference, in float64, evaluates the prompt and the given tokens, and draws every token "
+        "again as the law has it; one step is shown in full if it is asked for. Traces are made one at a time, beside "
+        "the engine's work. Offered where the reference's weights fit this server's memory for them: else it is not "
+        "among the endpoints of /v1/capabilities, and a 404 says why.",
+        "parameters": [_REQUEST_ID],
+        "requestBody": {
+            "required": True,
+            "description": f"At most {settings.max_body_bytes} bytes of JSON, as for /v1/completions.",
+            "content": {JSON: {"schema": _ref("TraceRequest"), "examples": _named({"nothing sampled": example})}},
+        },
+        "responses": {
+            "200": _ok("The draws.", {JSON: {"schema": _ref("Trace")}}),
             **_responses(errors),
         },
     }
@@ -566,7 +610,133 @@ def _schemas(server: Server) -> dict[str, Any]:
             "properties": {"openapi": {"type": "string", "pattern": "^3\\.1\\."}},
             "required": ["openapi", "info", "paths", "components"],
         },
+        **_trace_schemas(server, model),
         **_capability_schemas(model),
+    }
+
+
+def _trace_schemas(server: Server, model: Mapping[str, Any]) -> dict[str, Any]:
+    maybe, maybe_count = _or_null(_NUMBER), _or_null(_COUNT)
+    word = {"type": "string", "pattern": "^[0-9a-f]{8}$"}
+    words = _or_null(_array(word, minItems=2, maxItems=2))
+    return {
+        "TraceRequest": _object(
+            {
+                "request": {
+                    **_ref("CompletionRequest"),
+                    "description": "The body that the completion was asked for with. Errors name its fields as "
+                    "`request.seed`. A `seed` is required unless `temperature` is 0; `stream` makes no difference.",
+                },
+                "index": {
+                    **_or_null(_COUNT),
+                    "default": 0,
+                    "description": "The choice's index in the answer; below the prompts times n.",
+                },
+                "tokens": _array(
+                    _TEXT,
+                    maxItems=server.settings.trace_tokens,
+                    description="The labels of the choice's sampled tokens, as `logprobs.tokens` has them, without "
+                    "the prompt's; at most request.max_tokens. With the prompt's they are at most "
+                    f"{server.settings.trace_tokens} on this server.",
+                ),
+                "step": {
+                    **_or_null(_COUNT),
+                    "default": None,
+                    "description": "The token whose draw is wanted in full; below the number of tokens.",
+                },
+            },
+            ("index", "step"),
+        ),
+        "Trace": _object(
+            {
+                "object": {"const": "completion.trace"},
+                "model": dict(model),
+                "system_fingerprint": {**_TEXT, "description": "Of the reference."},
+                "candidate": {
+                    **_COUNT,
+                    "description": "The choice's number among the candidates, which is in the random key. With best_of "
+                    "above n, found by its draws: the one that differs from the tokens the fewest times.",
+                },
+                "prompt_tokens": _array(_TEXT),
+                "agreement": _object({"tokens": _COUNT, "agree": _COUNT, "first_difference": maybe_count}),
+                "steps": _array(
+                    _object(
+                        {
+                            "step": _COUNT,
+                            "token": _TEXT,
+                            "id": _COUNT,
+                            "reference_token": {
+                                **_TEXT,
+                                "description": "What the reference draws here, after the "
+                                "prompt and the given tokens before this one.",
+                            },
+                            "reference_id": _COUNT,
+                            "logprob": {
+                                "type": "number",
+                                "minimum": LOWEST_LOGPROB,
+                                "description": "The reference's, of the given token.",
+                            },
+                            "margin": {
+                                **maybe,
+                                "description": "By how much the reference's token won; null if it was alone.",
+                            },
+                            "agrees": _FLAG,
+                        }
+                    )
+                ),
+                "draw": _or_null(_ref("Draw")),
+            }
+        ),
+        "Draw": _object(
+            {
+                "step": _COUNT,
+                "greedy": _FLAG,
+                "seed": {"type": ["string", "null"], "description": "In digits. null: greedy, with nothing random."},
+                "candidate": _COUNT,
+                "key": {**words, "description": "The random key of this step; null if greedy."},
+                "stages": _array(_TEXT, description="Of the law of one draw, those that this one went through."),
+                "candidates": _array(
+                    _object(
+                        {
+                            "id": _COUNT,
+                            "label": _TEXT,
+                            "rank": {**_COUNT, "description": "By z, the lower id first on a tie."},
+                            "logit": _NUMBER,
+                            "logprob": _NUMBER,
+                            "bias": _NUMBER,
+                            "penalty": {**_NUMBER, "description": "What stage 3 added: logit + bias + penalty = z."},
+                            "z": _NUMBER,
+                            "scaled": {
+                                **maybe,
+                                "description": "The distance from the largest z, divided by the "
+                                "temperature; null if greedy, or minus infinity.",
+                            },
+                            "probability": {**maybe, "description": "softmax of scaled, before the nucleus."},
+                            "mass_before": {
+                                **maybe,
+                                "description": "The probability of all ranks before this one: "
+                                "what top_p is compared with.",
+                            },
+                            "kept": _or_null(_FLAG),
+                            "words": {**words, "description": "The 64 random bits of this token at this step."},
+                            "noise": maybe,
+                            "score": {**maybe, "description": "scaled + noise; null for what could not win."},
+                            "count": {**_COUNT, "description": "How often this candidate had sampled it before."},
+                            "why": {**_TEXT, "description": "What became of it, in words."},
+                        }
+                    ),
+                    description="The tokens that mattered, by rank: the most probable before and after the stages, "
+                    "those with a bias, the winner, the runner-up and the given token.",
+                ),
+                "others": _object(
+                    {"count": _COUNT, "probability": maybe, "kept": maybe_count, "best_score": maybe},
+                    description="All tokens that are not listed, together.",
+                ),
+                "winner": _COUNT,
+                "runner_up": maybe_count,
+                "margin": maybe,
+            }
+        ),
     }
 
 
@@ -601,6 +771,11 @@ def _capability_schemas(model: Mapping[str, Any]) -> dict[str, Any]:
                     }
                 ),
                 "endpoints": _array(_object({"method": _TEXT, "path": _TEXT})),
+                "trace": {
+                    **_or_null(_object({"tokens": _COUNT})),
+                    "description": "Up to how many tokens of prompt and completion are traced; null where they are "
+                    "not.",
+                },
             }
         ),
         "Parameter": _object(
@@ -717,8 +892,11 @@ _LIMITS = (
 )
 
 
-def capabilities(engine_name: str, engine: Engine, tokenizer: Tokenizer, settings: Settings) -> dict[str, Any]:
-    """Every parameter with what it is on this server, and the facts one needs to use it."""
+def capabilities(
+    engine_name: str, engine: Engine, tokenizer: Tokenizer, settings: Settings, traced: bool
+) -> dict[str, Any]:
+    """Every parameter with what it is on this server, and the facts one needs to use it. traced: whether POST
+    /v1/completions/trace is offered."""
     server = Server(settings, settings.served_model_name, engine.context, AuthMode.none, engine.vocab_size)
     infill = tokenizer.infill
     return {
@@ -747,7 +925,10 @@ def capabilities(engine_name: str, engine: Engine, tokenizer: Tokenizer, setting
             "best_of": False,
             "ping_seconds": settings.ping_seconds,
         },
-        "endpoints": [{"method": method, "path": path} for method, path in ENDPOINTS],
+        "endpoints": [
+            {"method": method, "path": path} for method, path in ENDPOINTS if traced or (method, path) != TRACE
+        ],
+        "trace": {"tokens": min(settings.trace_tokens, engine.context)} if traced else None,
     }
 
 

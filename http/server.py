@@ -28,12 +28,13 @@ from starlette.applications import Starlette
 
 from gnomon.http.settings import Settings
 from gnomon.http.wire import protocol
+from gnomon.reference.checkpoint import Checkpoint
 from gnomon.reference.engine import ServedEngine
 from gnomon.reference.tokenizer import Tokenizer
 
 log = logging.getLogger("gnomon.http")
 
-Loader = Callable[[], tuple[ServedEngine, Tokenizer]]
+Loader = Callable[[], tuple[ServedEngine, Tokenizer, Checkpoint | None]]
 
 
 class CannotListen(Exception):
@@ -110,7 +111,7 @@ class Server(uvicorn.Server):
                 ssl_keyfile=settings.tls_key,
             )
         )
-        self.service, self.completions = app.state.service, app.state.completions
+        self.service, self.completions, self.retrace = app.state.service, app.state.completions, app.state.retrace
         self.settings = settings
         self.ready = ready
         self.load = load
@@ -141,6 +142,10 @@ class Server(uvicorn.Server):
             self.failure = error
             self.should_exit = True
 
+    @property
+    def unfinished(self) -> int:
+        return int(self.completions.unfinished + self.retrace.unfinished)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal asks for an end, the second for a quick one. Neither is raised again afterwards."""
         if self.service.draining:
@@ -154,18 +159,19 @@ class Server(uvicorn.Server):
 
     def _is_drained(self) -> bool:
         if not self._drained_by:
-            under_way, most = self.completions.unfinished, self.settings.drain_seconds
+            under_way, most = self.unfinished, self.settings.drain_seconds
             log.info(
                 "nothing new is let in; %d requests are to be finished in %g s at most; a second signal ends it now",
                 under_way,
                 most,
             )
             self._drained_by = time.monotonic() + most
-        return not self.completions.unfinished or self.cut_short or time.monotonic() >= self._drained_by
+        return not self.unfinished or self.cut_short or time.monotonic() >= self._drained_by
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.service.draining = True
         self.completions.stop()
+        self.retrace.stop()
         loop = asyncio.get_running_loop()
         cut = loop.call_later(self.settings.shutdown_seconds, self.cut)
         await super().shutdown(sockets)

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 
 from gnomon.http.errors import ShuttingDown, Unavailable
+from gnomon.reference.checkpoint import Checkpoint
 from gnomon.reference.completion import system_fingerprint
 from gnomon.reference.engine import Failed, Load, ServedEngine
 from gnomon.reference.sampler import SamplingParams
@@ -36,7 +37,8 @@ class Loading(Unavailable):
 
 
 class Service:
-    """An engine and its tokenizer, or None for both while they are being loaded.
+    """An engine and its tokenizer, or None for both while they are being loaded. `checkpoint`: what the engine was made
+    from, for a reference beside it; None if nobody said.
 
     identity_ready: whether callers can be told apart yet · on_fault: told of every fault of the engine.
     """
@@ -49,6 +51,7 @@ class Service:
         on_fault: Callable[[], None],
     ) -> None:
         self._engine, self._tokenizer = engine, tokenizer
+        self.checkpoint: Checkpoint | None = None
         self._identity_ready = identity_ready
         self._on_fault = on_fault
         self._faults = 0
@@ -57,7 +60,8 @@ class Service:
         self._probing: threading.Thread | None = None
         self.draining = False
 
-    def open(self, engine: ServedEngine, tokenizer: Tokenizer) -> None:
+    def open(self, engine: ServedEngine, tokenizer: Tokenizer, checkpoint: Checkpoint | None = None) -> None:
+        self.checkpoint = checkpoint  # first: with the engine, requests are let in
         self._engine, self._tokenizer = engine, tokenizer
 
     @property

@@ -142,6 +142,17 @@ class Settings:
         LIMITS,
         min=1,
     )
+    trace_memory: int = option(
+        2048,
+        "MiB that the reference's weights, in float64, may take for POST /v1/completions/trace; a model that needs "
+        "more is served without it, and 0 switches it off. With --engine reference they are there already.",
+        LIMITS,
+        min=0,
+        metavar="MIB",
+    )
+    trace_tokens: int = option(
+        1024, "Tokens of a sequence to trace, prompt and completion together; more get a 400.", LIMITS, min=1
+    )
 
     header_seconds: float = option(10, "Seconds for a request's headers to be whole; else 408.", TIMES, min=0.01)
     body_seconds: float = option(30, "Seconds for a request's body to be whole; else 408.", TIMES, min=0.01)

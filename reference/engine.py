@@ -15,10 +15,10 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from gnomon.reference.checkpoint import Checkpoint
 from gnomon.reference.sampler import SamplingParams, report, sample
 from gnomon.reference.transformer import hidden_states, unembed
+
+T = TypeVar("T")
 
 Ranking = tuple[tuple[int, float], ...]
 """The most probable ids of a position with their log-probabilities, in the order (−logit, id)."""
@@ -161,6 +163,10 @@ class NonFiniteLogits(ArithmeticError):
     """The model produced NaN or infinite logits: broken weights, or numbers beyond the range of its dtype."""
 
 
+def go_on() -> None:
+    """The check of work that nothing stops."""
+
+
 class ReferenceEngine:
     """The definition, at work: the model and `sampler.sample` in a loop, in float64, in the reader's own
     thread."""
@@ -194,12 +200,21 @@ class ReferenceEngine:
     def last_logits(self, tokens: Sequence[int]) -> NDArray[np.float64]:
         """Raw logits [V] of the position after `tokens` [T]."""
         with self.turn:
-            return _finite(unembed(self.config, self.params, hidden_states(self.config, self.params, tokens)[-1]))
+            return self.logits(self.states(tokens)[-1])
 
     def all_logits(self, tokens: Sequence[int]) -> NDArray[np.float64]:
         """Raw logits [T, V] of the position after each of `tokens` [T]."""
         with self.turn:
-            return _finite(unembed(self.config, self.params, hidden_states(self.config, self.params, tokens)))
+            return self.logits(self.states(tokens))
+
+    def states(self, tokens: Sequence[int], check: Callable[[], None] = go_on) -> NDArray[np.float64]:
+        """The last layer's output [T, D] at each of `tokens` [T], without waiting for a turn. `check` is called before
+        every layer; what it raises ends the work."""
+        return hidden_states(self.config, {**self.params, "layers": _checked(self.params["layers"], check)}, tokens)
+
+    def logits(self, states: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Raw logits [..., V] of states [..., D]. Raises NonFiniteLogits."""
+        return _finite(unembed(self.config, self.params, states))
 
 
 class ReferenceJob:
@@ -273,7 +288,7 @@ class ReferenceJob:
         logits = self._engine.last_logits([*prompt_ids, *sampled])
         counts = np.bincount(np.array(sampled, np.int64), minlength=len(logits))
         token, logprobs = sample(logits, counts, self._params, self._seeds[j], c, step=len(sampled))
-        return Token(j, c, token, _reported(logprobs[token]), ranking(logits, logprobs, self._top))
+        return Token(j, c, token, reported(logprobs[token]), ranking(logits, logprobs, self._top))
 
     def _score_prompt(self, j: int, prompt_ids: tuple[int, ...]) -> PromptScored:
         lps: list[float | None] = [None]
@@ -282,7 +297,7 @@ class ReferenceJob:
             logits = self._engine.all_logits(prompt_ids[:-1])
             logprobs = report(logits)
             for i, v in enumerate(prompt_ids[1:]):
-                lps.append(_reported(logprobs[i, v]))
+                lps.append(reported(logprobs[i, v]))
                 tops.append(ranking(logits[i], logprobs[i], self._top))
         return PromptScored(j, tuple(lps), tuple(tops))
 
@@ -292,11 +307,17 @@ def ranking(logits: NDArray[np.float64], logprobs: NDArray[np.float64], top: int
     if top == 0:
         return ()
     order = np.argsort(-logits, kind="stable")[:top]
-    return tuple((int(v), _reported(logprobs[v])) for v in order)
+    return tuple((int(v), reported(logprobs[v])) for v in order)
 
 
-def _reported(logprob: np.float64) -> float:
+def reported(logprob: np.float64) -> float:
     return max(float(logprob), LOWEST_LOGPROB)
+
+
+def _checked(layers: Iterable[T], check: Callable[[], None]) -> Iterator[T]:
+    for layer in layers:
+        check()
+        yield layer
 
 
 def _finite(logits: NDArray[np.float64]) -> NDArray[np.float64]:

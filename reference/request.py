@@ -116,11 +116,11 @@ class CompletionRequest:
         limits = limits or Limits()
         repeated = getattr(body, "repeated", None)
         if repeated is not None:
-            raise InvalidRequest(repeated, f"{_key(repeated)}: this key occurs twice; give it once")
+            raise InvalidRequest(repeated, f"{key_of(repeated)}: this key occurs twice; give it once")
         for key in body:
             if key not in BY_NAME:
                 known = ", ".join(BY_NAME)
-                raise InvalidRequest(key, f"{_key(key)}: unknown field; the fields are {known}")
+                raise InvalidRequest(key, f"{key_of(key)}: unknown field; the fields are {known}")
         values: dict[str, Any] = {}
         for field in FIELDS:
             sent = body.get(field.name)
@@ -192,7 +192,7 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else text[:60] + f"… ({len(text)} characters)"
 
 
-def _key(key: str) -> str:
+def key_of(key: str) -> str:
     """A key of an object as the user sent it, short and printable."""
     text = json.dumps(key)[1:-1]
     return text if len(text) <= 80 else text[:60] + f"… ({len(text)} characters)"
@@ -202,7 +202,7 @@ def _wrong(param: str, sent: object, allowed: str) -> InvalidRequest:
     return InvalidRequest(param, f"{param}: {shown(sent)} is not allowed; give {allowed}")
 
 
-def _string(param: str, sent: object, allowed: str = "a string") -> str:
+def string(param: str, sent: object, allowed: str = "a string") -> str:
     if not isinstance(sent, str) or isinstance(sent, _Unreadable):
         raise _wrong(param, sent, allowed)
     try:
@@ -218,7 +218,7 @@ def _boolean(param: str, sent: object) -> bool:
     return sent
 
 
-def _integer(low: int, high: int | None) -> Callable[[str, object], int]:
+def integer(low: int, high: int | None) -> Callable[[str, object], int]:
     allowed = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
 
     def read(param: str, sent: object) -> int:
@@ -246,14 +246,14 @@ def _prompt(param: str, sent: object) -> tuple[Prompt, ...]:
     if sent is None:
         return ("",)
     if isinstance(sent, str):
-        return (_string(param, sent, _PROMPT),)
+        return (string(param, sent, _PROMPT),)
     if not isinstance(sent, list) or not sent:
         raise _wrong(param, sent, _PROMPT)
     if _is_id(sent[0]):
         return (_ids(param, sent),)
     if isinstance(sent[0], list):
         return tuple(_ids(f"{param}[{j}]", ids) for j, ids in enumerate(sent))
-    return tuple(_string(param, text, f"{_PROMPT} (element {j} of the list)") for j, text in enumerate(sent))
+    return tuple(string(param, text, f"{_PROMPT} (element {j} of the list)") for j, text in enumerate(sent))
 
 
 def _is_id(value: object) -> bool:
@@ -280,21 +280,21 @@ def _logit_bias(param: str, sent: object) -> dict[int, float]:
         if not isinstance(key, str):
             raise _wrong(param, key, "ids as strings of digits, as JSON has them")
         if not re.fullmatch(r"0|[1-9][0-9]*", key, re.ASCII):
-            message = f"{param}.{_key(key)}: no token id; keys are 0 or digits without a leading 0"
+            message = f"{param}.{key_of(key)}: no token id; keys are 0 or digits without a leading 0"
             raise InvalidRequest(f"{param}.{key}", message)
         if len(key) > 18:
-            raise InvalidRequest(f"{param}.{key}", f"{param}.{_key(key)}: no vocabulary is so large")
+            raise InvalidRequest(f"{param}.{key}", f"{param}.{key_of(key)}: no vocabulary is so large")
         bias[int(key)] = read(f"{param}.{key}", value)
     return bias
 
 
 def _stop(param: str, sent: object) -> tuple[str, ...]:
     if isinstance(sent, str):
-        return (_string(param, sent),) if sent else ()
+        return (string(param, sent),) if sent else ()
     allowed = "a string, or a list of up to 64 non-empty strings, or null"
     if not isinstance(sent, list) or len(sent) > 64:
         raise _wrong(param, sent, allowed)
-    strings = tuple(_string(param, s, allowed) for s in sent)
+    strings = tuple(string(param, s, allowed) for s in sent)
     if "" in strings:
         raise _wrong(param, sent, f"{allowed}; an empty string in the list would stop before the first character")
     return strings
@@ -318,7 +318,7 @@ def _ignored(param: str, value: object) -> None:
     while left:
         value = left.pop()
         if isinstance(value, str):
-            _string(param, value, "JSON values")
+            string(param, value, "JSON values")
         elif isinstance(value, dict):
             _once(param, value)
             left += [*value.keys(), *value.values()]
@@ -330,7 +330,7 @@ def _once(param: str, sent: dict[str, Any]) -> None:
     repeated = getattr(sent, "repeated", None)
     if repeated is not None:
         name = f"{param}.{repeated}"
-        raise InvalidRequest(name, f"{param}.{_key(repeated)}: this key occurs twice; give it once")
+        raise InvalidRequest(name, f"{param}.{key_of(repeated)}: this key occurs twice; give it once")
 
 
 # ---- the table
@@ -381,7 +381,7 @@ _STRING_LIST = {"type": "array", "minItems": 1, "items": {"type": "string"}}
 
 FIELDS: tuple[Field, ...] = (
     _field("model", "string", REQUIRED, "the id of a served model", "which model answers; any other id is a 404",
-           "1", "completion.prepare", {"type": "string"}, _string),
+           "1", "completion.prepare", {"type": "string"}, string),
     _field("prompt", "string, string[], int[], int[][], null", REQUIRED, _PROMPT,
            "the text to continue; ids are used verbatim; null and \"\" are the beginning of a document",
            "2", "completion.encode_prompt",
@@ -389,15 +389,15 @@ FIELDS: tuple[Field, ...] = (
            _prompt, "prompts"),
     _field("suffix", "string", None, "a string; needs a model with fill-in-the-middle tokens",
            "the text after the gap: the completion is what goes between prompt and suffix",
-           "9", "completion.encode_infill", {"type": "string"}, _string),
+           "9", "completion.encode_infill", {"type": "string"}, string),
     _field("max_tokens", "integer", 16, "0 or more; prompt and max_tokens must fit the context",
            "how many tokens to sample at most; 0 samples nothing; never clamped",
-           "1, 3", "engine.ReferenceJob", {"type": "integer", "minimum": 0}, _integer(0, None)),
+           "1, 3", "engine.ReferenceJob", {"type": "integer", "minimum": 0}, integer(0, None)),
     _field("n", "integer", 1, "1 to 128", "how many choices to return for each prompt",
-           "8", "completion.Run", _bounded("integer", 1, 128), _integer(1, 128)),
+           "8", "completion.Run", _bounded("integer", 1, 128), integer(1, 128)),
     _field("best_of", "integer", None, "0 to 20, at least n; 0 and null mean n; more than n not with stream",
            "how many candidates to sample; the n of highest mean log-probability are returned",
-           "8", "completion.ranked", _bounded("integer", 0, 20), _integer(0, 20)),
+           "8", "completion.ranked", _bounded("integer", 0, 20), integer(0, 20)),
     _field("temperature", "number", 1, "0 to 2", "divides the logits' distances from the maximum; 0 is greedy",
            "4", "sampler.temper", _bounded("number", 0, 2), _number(0, 2), stages=(4, 5)),
     _field("top_p", "number", 1, "0 to 1, both ends legal",
@@ -416,7 +416,7 @@ FIELDS: tuple[Field, ...] = (
             "additionalProperties": _bounded("number", -100, 100)}, _logit_bias, stages=(2,)),
     _field("logprobs", "integer", None, "0 to 20; 0 is not off",
            "reports every token's raw log-probability and the k most probable tokens at its place",
-           "4, 6", "sampler.report", _bounded("integer", 0, 20), _integer(0, 20), stages=(1,)),
+           "4, 6", "sampler.report", _bounded("integer", 0, 20), integer(0, 20), stages=(1,)),
     _field("echo", "boolean", False, "true or false",
            "puts the prompt before the completion, with its log-probabilities",
            "7", "completion.Run", {"type": "boolean"}, _boolean),
@@ -428,7 +428,7 @@ FIELDS: tuple[Field, ...] = (
            _stop),
     _field("seed", "integer", None, "any signed 64-bit integer, -1 is an ordinary one",
            "makes the draws a function of (seed, candidate, step); without it every prompt draws its own",
-           "4", "prng.token_words", _bounded("integer", *INT64), _integer(*INT64), stages=(7,)),
+           "4", "prng.token_words", _bounded("integer", *INT64), integer(*INT64), stages=(7,)),
     _field("stream", "boolean", False, "true or false", "sends the answer as server-sent events while it is made",
            "11", "completion.Run.chunks", {"type": "boolean"}, _boolean),
     _field("stream_options", "object", None, "only with stream; include_usage: true or false",
@@ -437,7 +437,7 @@ FIELDS: tuple[Field, ...] = (
            {"type": "object", "properties": {"include_usage": {"type": ["boolean", "null"]}}},
            _stream_options, "include_usage"),
     _field("user", "string", None, "a string", "accepted, has no effect", "1", "request.CompletionRequest",
-           {"type": "string"}, _string),
+           {"type": "string"}, string),
 )  # fmt: skip
 
 BY_NAME: dict[str, Field] = {field.name: field for field in FIELDS}

@@ -113,8 +113,14 @@ def draw(s: F64, g: F64, kept: NDArray[np.bool_]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Every stage of one draw. Arrays are [V] in float64; the last four are None under greedy decoding."""
+    """Every stage of one draw, and what it was drawn with. Arrays are [V], in float64 but for `counts` and `kept`; the
+    last four are None under greedy decoding."""
 
+    counts: NDArray[np.int64]
+    params: SamplingParams
+    seed: int
+    candidate: int
+    step: int
     logits: F64  # l
     logprobs: F64  # 1: lp
     biased: F64  # 2: z after the bias
@@ -139,15 +145,16 @@ def trace(
     logprobs = report(logits)
     biased = add_bias(logits, params.logit_bias)
     z = penalize(biased, counts, params.frequency_penalty, params.presence_penalty)
+    given = (counts, params, seed, candidate, step)
     if params.temperature == 0:
         token = greedy(z)
-        return Trace(logits, logprobs, biased, z, token, _lead(z, token))
+        return Trace(*given, logits, logprobs, biased, z, token, _lead(z, token))
     s = temper(z, params.temperature)
     kept = nucleus(z, s, params.top_p)
     g = gumbel(*token_words(seed, candidate, step, np.arange(len(z))))
     token = draw(s, g, kept)
     score = np.where(kept, s + g, -np.inf)
-    return Trace(logits, logprobs, biased, z, token, _lead(score, token), s, kept, g, score)
+    return Trace(*given, logits, logprobs, biased, z, token, _lead(score, token), s, kept, g, score)
 
 
 def sample(

@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,6 +100,11 @@ class Tokenizer:
     infill: Infill | None
     infill_ends: frozenset[int]  # they end a middle as end-of-sequence ids do; the markers are among them
     fingerprint: str  # of its files and of the library: part of what decides an answer's bytes
+
+    @cached_property
+    def ids(self) -> Mapping[str, int]:
+        """Label → id: the way back, since no two labels are equal."""
+        return {label: v for v, label in enumerate(self.labels)}
 
     def encode(self, text: str) -> Encoding:
         """A prompt: special tokens' literals are parsed; a BOS the tokenizer adds is there, with an empty span.

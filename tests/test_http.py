@@ -30,7 +30,7 @@ from helpers.live import MODEL, call, check_error, exchange, post, request_body
 GETS = (
     "/livez", "/readyz", "/health", "/version", "/metrics", "/openapi.json", "/v1/models", "/v1/capabilities",
 )  # fmt: skip
-ROUTES = {**dict.fromkeys(GETS, "GET"), "/v1/completions": "POST"}
+ROUTES = {**dict.fromkeys(GETS, "GET"), "/v1/completions": "POST", "/v1/completions/trace": "POST"}
 
 
 @pytest.fixture(scope="module")

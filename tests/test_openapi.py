@@ -118,7 +118,7 @@ def test_every_operation_but_liveness_and_what_was_opened_asks_for_a_token(
         assert ("401" in statuses) == (path not in opened), path
         refusable = mode in (AuthMode.exchange, AuthMode.userinfo) and path not in opened
         assert ("403" in statuses) == refusable, path
-        assert path == "/v1/completions" or ("400" in statuses) == (path not in opened), path
+        assert path.startswith("/v1/completions") or ("400" in statuses) == (path not in opened), path
 
 
 def test_with_mode_none_nothing_is_asked_for() -> None:
@@ -206,7 +206,9 @@ def test_every_example_is_one_of_its_own_schema(mode: AuthMode, settings: Settin
                     if name == "Event" and example["value"]["data"] != "[DONE]":
                         check_event(json.loads(example["value"]["data"]), described)
                     seen.append(name)
-    assert {"CompletionRequest", "Completion", "Event", "Error", "Status", "Version", "Models"} == set(seen)
+    assert {
+        "CompletionRequest", "Completion", "Event", "Error", "Status", "Version", "Models", "TraceRequest",
+    } == set(seen)  # fmt: skip
 
 
 @pytest.mark.parametrize("settings", [LAW, PUBLISHED], ids=["law", "published"])
@@ -218,6 +220,9 @@ def test_every_example_of_a_request_is_answered(settings: Settings, tokenizer: T
     assert len(examples) >= 4
     for example in examples:
         assert post(app, example["value"]).status_code == 200, example
+    traced = described["paths"]["/v1/completions/trace"]["post"]["requestBody"]
+    [example] = traced["content"]["application/json"]["examples"].values()
+    assert call(app, "POST", "/v1/completions/trace", json=example["value"]).status_code == 200
 
 
 # ---- answers
@@ -536,12 +541,12 @@ def test_schema_and_server_agree_on_every_field_with_every_value(tokenizer: Toke
 
 
 def row(name: str, settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
-    table = capabilities("reference", FakeEngine(hashed_logits), tokenizer, settings)
+    table = capabilities("reference", FakeEngine(hashed_logits), tokenizer, settings, traced=True)
     return next(row for row in table["parameters"] if row["name"] == name)
 
 
 def test_the_table_has_every_parameter_with_its_default(tokenizer: Tokenizer) -> None:
-    table = capabilities("jax", FakeEngine(hashed_logits), tokenizer, LAW)
+    table = capabilities("jax", FakeEngine(hashed_logits), tokenizer, LAW, traced=True)
     validator("Capabilities").validate(table)
     assert [row["name"] for row in table["parameters"]] == [field.name for field in FIELDS]
     for field, row in zip(FIELDS, table["parameters"], strict=True):
@@ -606,7 +611,7 @@ def test_suffix_is_honoured_exactly_where_the_model_can(tokenizer: Tokenizer) ->
         assert (told["reason"] is None) == told["honoured"]
         answer = post(create_app(FakeEngine(hashed_logits), able, LAW), suffix="b", max_tokens=1)
         assert (answer.status_code == 200) == told["honoured"]
-        facts = capabilities("reference", FakeEngine(hashed_logits), able, LAW)
+        facts = capabilities("reference", FakeEngine(hashed_logits), able, LAW, traced=True)
         validator("Capabilities").validate(facts)
         assert (facts["model"]["fill_in_the_middle"] is not None) == told["honoured"]
 
@@ -619,7 +624,9 @@ def test_user_is_said_to_have_no_effect(tokenizer: Tokenizer) -> None:
 
 def test_limits_and_facts_are_those_of_this_server_and_model(tokenizer: Tokenizer) -> None:
     engine = FakeEngine(hashed_logits, eos_ids=frozenset({5, 3}))
-    table = capabilities("reference", engine, tokenizer, replace(PUBLISHED, max_queue=7, queue_seconds=1.5))
+    table = capabilities(
+        "reference", engine, tokenizer, replace(PUBLISHED, max_queue=7, queue_seconds=1.5), traced=True
+    )
     limits, model = table["limits"], table["model"]
     assert (limits["max_queue"], limits["queue_seconds"], limits["max_body_bytes"]) == (7, 1.5, 1000)
     assert (limits["logprobs"], limits["stop"], limits["openai_limits"]) == (5, 4, True)
@@ -629,7 +636,7 @@ def test_limits_and_facts_are_those_of_this_server_and_model(tokenizer: Tokenize
 
 
 def test_the_server_serves_the_table(app: Starlette, tokenizer: Tokenizer) -> None:
-    expected = capabilities("reference", FakeEngine(hashed_logits), tokenizer, LAW)
+    expected = capabilities("reference", FakeEngine(hashed_logits), tokenizer, LAW, traced=True)
     assert call(app, "GET", "/v1/capabilities").json() == json.loads(json.dumps(expected))
 
 
@@ -637,7 +644,9 @@ def test_nothing_of_the_description_names_a_key_or_a_file(tokenizer: Tokenizer) 
     secret = Settings(auth=AuthSettings(api_keys=("sk-secret",), api_key_file=Path("/etc/secret")))
     for mode in AuthMode:
         assert "secret" not in json.dumps(document(secret, MODEL, CONTEXT, mode))
-    assert "secret" not in json.dumps(capabilities("reference", FakeEngine(hashed_logits), tokenizer, secret))
+    assert "secret" not in json.dumps(
+        capabilities("reference", FakeEngine(hashed_logits), tokenizer, secret, traced=True)
+    )
 
 
 def test_descriptions_are_served_while_the_engine_is_busy(tokenizer: Tokenizer) -> None:

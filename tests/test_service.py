@@ -104,9 +104,9 @@ def test_the_version_names_what_runs(tokenizer: Tokenizer) -> None:
 def test_the_model_is_loaded_while_the_server_listens(tokenizer: Tokenizer) -> None:
     loaded, ready = threading.Event(), threading.Event()
 
-    def load() -> tuple[FakeEngine, Tokenizer]:
+    def load() -> tuple[FakeEngine, Tokenizer, None]:
         assert loaded.wait(20)
-        return FakeEngine(always(*b"abc")), tokenizer
+        return FakeEngine(always(*b"abc")), tokenizer, None
 
     with bind("127.0.0.1", 0) as listener:
         app, base = create_app(None, None, Settings()), url(listener)
@@ -129,7 +129,7 @@ def test_the_model_is_loaded_while_the_server_listens(tokenizer: Tokenizer) -> N
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_cause(tokenizer: Tokenizer) -> None:
-    def load() -> tuple[FakeEngine, Tokenizer]:
+    def load() -> tuple[FakeEngine, Tokenizer, None]:
         raise ValueError("no such weights")
 
     with bind("127.0.0.1", 0) as listener:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnomon.reference.engine import ReferenceEngine, _finite
+from gnomon.reference.engine import ReferenceEngine, _finite, go_on
 from gnomon.reference.tokenizer import Tokenizer, _byte_alphabet, load_tokenizer
 
 LogitsOf = Callable[[Sequence[int]], NDArray[np.float64]]
@@ -47,7 +47,18 @@ class FakeEngine(ReferenceEngine):
         return _finite(self.logits_of(tokens))
 
     def all_logits(self, tokens: Sequence[int]) -> NDArray[np.float64]:
-        return _finite(np.stack([self.logits_of(tokens[: i + 1]) for i in range(len(tokens))]))
+        return self.logits(self.states(tokens))
+
+    def states(self, tokens: Sequence[int], check: Callable[[], None] = go_on) -> NDArray[np.float64]:
+        """The logits themselves: there is no layer that they would come from."""
+        rows = []
+        for i in range(len(tokens)):
+            check()
+            rows.append(self.logits_of(tokens[: i + 1]))
+        return np.stack(rows)
+
+    def logits(self, states: NDArray[np.float64]) -> NDArray[np.float64]:
+        return _finite(states)
 
 
 def hashed_logits(tokens: Sequence[int], vocab_size: int = FAKE_VOCAB, scale: float = 2.0) -> NDArray[np.float64]:
