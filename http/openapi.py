@@ -706,6 +706,7 @@ def _trace_schemas(server: Server, model: Mapping[str, Any]) -> dict[str, Any]:
                             "bias": _NUMBER,
                             "penalty": {**_NUMBER, "description": "What stage 3 added: logit + bias + penalty = z."},
                             "z": _NUMBER,
+                            "at_temperature_1": {**_NUMBER, "description": "softmax of z."},
                             "scaled": {
                                 **maybe,
                                 "description": "The distance from the largest z, divided by the "
@@ -735,6 +736,7 @@ def _trace_schemas(server: Server, model: Mapping[str, Any]) -> dict[str, Any]:
                 "winner": _COUNT,
                 "runner_up": maybe_count,
                 "margin": maybe,
+                "picture": {**_TEXT, "description": "All of this as SVG.", "contentMediaType": "image/svg+xml"},
             }
         ),
     }

@@ -17,7 +17,9 @@ from pathlib import Path
 from gnomon.reference.checkpoint import CheckpointError, UnsupportedModel, default_model_path, load_checkpoint
 from gnomon.reference.completion import prepare
 from gnomon.reference.engine import Engine, ReferenceEngine
+from gnomon.reference.explain import explain
 from gnomon.reference.hub import locate
+from gnomon.reference.picture import picture, show
 from gnomon.reference.request import FIELDS, CompletionRequest, InvalidRequest, Limits, RequestError
 from gnomon.reference.response import Completion
 from gnomon.reference.sampler import SamplingParams, Trace, sample, trace
@@ -38,12 +40,15 @@ __all__ = [
     "Trace",
     "UnsupportedModel",
     "default_model_path",
+    "explain",
     "load",
     "load_checkpoint",
     "load_tokenizer",
     "locate",
+    "picture",
     "prepare",
     "sample",
+    "show",
     "trace",
 ]
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from gnomon.reference.engine import reported
 from gnomon.reference.prng import step_key, token_words
-from gnomon.reference.sampler import F64, SamplingParams, Trace
+from gnomon.reference.sampler import F64, SamplingParams, Trace, report
 
 TOP = 12  # of every ranking
 DRAWN = ("report", "bias", "penalties", "temperature", "nucleus", "draw")
@@ -38,6 +38,7 @@ class Row:
     bias: float
     penalty: float  # what was added in stage 3: negative where the token was made less likely
     z: float
+    at_temperature_1: float  # softmax of z: the probability that the temperature starts from
     scaled: float | None
     probability: float | None  # softmax of scaled, before the nucleus
     mass_before: float | None  # the probability of all ranks before this one: what top_p is compared with
@@ -107,6 +108,7 @@ def explain(trace: Trace, labels: Sequence[str] | None = None, given: int | None
     rank = np.empty(len(z), np.int64)
     rank[order] = np.arange(len(z))
     probability, mass_before = _masses(trace, order)
+    plain = np.exp(report(z))
     runner_up = _runner_up(z if score is None else score, trace.token)
     bias = dict(trace.params.logit_bias or {})
     biased = sorted((v for v in bias if bias[v]), key=lambda v: (-abs(bias[v]), v))[:TOP]
@@ -129,6 +131,7 @@ def explain(trace: Trace, labels: Sequence[str] | None = None, given: int | None
             bias=float(bias.get(v, 0.0)),
             penalty=float(trace.penalized[v] - trace.biased[v]),
             z=float(z[v]),
+            at_temperature_1=float(plain[v]),
             scaled=one(trace.scaled, v),
             probability=one(probability, v),
             mass_before=one(mass_before, v),
@@ -206,16 +209,16 @@ def _others(trace: Trace, rest: NDArray[np.bool_], probability: F64 | None) -> O
 
 def number(x: float) -> str:
     """Three digits, with a real minus."""
-    text = f"{x:.3g}"
-    if "e" in text:
-        text = f"{x:.0f}" if abs(x) >= 1 else "0"
+    text = f"{x:.0f}" if 1000 <= abs(x) < 1e6 else f"{x:.3g}"
     return text.replace("-", "−") if float(text) else "0"
 
 
 def percent(p: float) -> str:
-    """A probability as one reads it: 12 %, 1.2 %, below 0.1 %."""
-    if 0 < p < 0.001:
+    """A probability as one reads it: 12 %, 1.2 %, <0.1 %. What is not all or nothing is not written so."""
+    if 0 < p < 0.0005:
         return "<0.1 %"
+    if 0.9995 <= p < 1 - 1e-9:
+        return ">99.9 %"
     shown = f"{100 * p:.1f}" if p < 0.0995 or 0.9 < p < 0.9995 else f"{100 * p:.0f}"
     return f"{shown.removesuffix('.0')} %"
 

@@ -24,6 +24,7 @@ import numpy as np
 from gnomon.reference.completion import prepare, system_fingerprint
 from gnomon.reference.engine import Engine, ReferenceEngine, go_on, reported
 from gnomon.reference.explain import Draw, explain
+from gnomon.reference.picture import picture
 from gnomon.reference.request import CompletionRequest, InvalidRequest, Limits, integer, key_of, shown, string
 from gnomon.reference.sampler import F64, SamplingParams, Trace, trace
 from gnomon.reference.tokenizer import Tokenizer
@@ -269,7 +270,7 @@ class Told(NamedTuple):
                 }
                 for step in steps
             ],
-            "draw": None if self.draw is None else self.draw.to_json(),
+            "draw": None if self.draw is None else {**self.draw.to_json(), "picture": picture(self.draw)},
         }
 
 
