@@ -48,6 +48,8 @@ class Break(NamedTuple):
 
 SAMPLER, PRNG, ENGINE, MODEL = "reference/sampler.py", "reference/prng.py", "reference/engine.py", "reference/model.py"
 COMPLETION, REQUEST, TOKENIZER = "reference/completion.py", "reference/request.py", "reference/tokenizer.py"
+REPLAY, EXPLAIN, PICTURE = "reference/replay.py", "reference/explain.py", "reference/picture.py"
+RETRACE = "http/retrace.py"
 
 BREAKS = (
     # ---- the sampler's stages
@@ -864,6 +866,105 @@ BREAKS = (
         "                await self.write(PING)",
         "                self._since = time.monotonic()",
         "test_admission.py::test_a_stream_that_waits_for_its_turn_is_kept_alive_too_and_ends_with_an_error_event",
+    ),
+    # ---- a finished sequence once more, and the picture of a draw
+    Break(
+        "replay: the first candidate is taken for the one behind a choice",
+        REPLAY,
+        "        if len(candidates) == 1:\n",
+        "        if candidates:\n",
+        "test_replay.py::test_the_candidate_behind_a_choice_of_best_of_is_found",
+    ),
+    Break(
+        "replay: penalties count tokens that were yet to come",
+        REPLAY,
+        "counts = np.bincount(self._ids[:step], minlength=len(logits))",
+        "counts = np.bincount(self._ids, minlength=len(logits))",
+        "test_replay.py::test_a_draw_is_the_samplers_trace",
+    ),
+    Break(
+        "replay: the steps of another request are shown",
+        REPLAY,
+        "if self._known is None or self._known[0] != key:",
+        "if self._known is None:",
+        "test_replay.py::test_other_parameters_for_the_same_tokens_are_counted_anew",
+    ),
+    Break(
+        "replay: the model runs again for every step",
+        REPLAY,
+        "            self._last = replay\n",
+        "",
+        "test_replay.py::test_steps_of_one_sequence_are_one_pass_of_the_model",
+    ),
+    Break(
+        "replay: an error inside does not say where",
+        REPLAY,
+        '        error.param, error.message = f"{field}.{error.param}", f"{field}.{error.message}"\n',
+        "",
+        "test_replay.py::test_what_is_wrong_is_refused_by_its_name",
+    ),
+    Break(
+        "explain: a token's own probability counts as before it",
+        EXPLAIN,
+        "before[order] = np.concatenate([[0.0], np.cumsum(q[order])[:-1]])",
+        "before[order] = np.cumsum(q[order])",
+        "test_replay.py::test_the_mass_before_a_token_decides_whether_it_is_kept",
+    ),
+    Break(
+        "explain: a token that could not win is the runner-up",
+        EXPLAIN,
+        "return second if np.isfinite(others[second]) else None",
+        "return second",
+        "test_replay.py::test_a_sentence_says_what_became_of_a_token",
+    ),
+    Break(
+        "picture: a label is markup",
+        PICTURE,
+        "{escape(text, quote=False)}</text>",
+        "{text}</text>",
+        "test_picture.py::test_a_label_is_text_and_never_markup",
+    ),
+    Break(
+        "picture: the line of top_p stands elsewhere",
+        PICTURE,
+        "        x += width * draw.params.top_p\n",
+        "        x += width * (1 - draw.params.top_p)\n",
+        "test_picture.py::test_the_line_of_top_p_stands_where_the_kept_end",
+    ),
+    Break(
+        "picture: removed tokens are told by their colour alone",
+        PICTURE,
+        "    if out:\n",
+        "    if False:\n",
+        "test_picture.py::test_removed_tokens_are_struck_and_say_so_in_words_and_the_rest_is_not",
+    ),
+    Break(
+        "trace: several are computed at a time",
+        RETRACE,
+        "                await self.turn.acquire()\n",
+        "                self.turn = asyncio.Lock()\n                await self.turn.acquire()\n",
+        "test_retrace.py::test_one_is_computed_at_a_time_and_who_finds_the_line_full_is_told_when",
+    ),
+    Break(
+        "trace: work goes on that nobody waits for",
+        RETRACE,
+        "            stopped.set()\n",
+        "            pass\n",
+        "test_retrace.py::test_a_client_that_goes_away_ends_its_work_or_its_waiting",
+    ),
+    Break(
+        "trace: a reference that does not fit is loaded",
+        RETRACE,
+        "        if need > most:\n",
+        "        if need > most + 1:\n",
+        "test_retrace.py::test_the_parameters_decide_whether_it_fits_and_nothing_is_read_to_know",
+    ),
+    Break(
+        "trace: the model runs to its end whoever waits",
+        ENGINE,
+        "        check()\n        yield layer\n",
+        "        yield layer\n",
+        "test_replay.py::test_work_that_nobody_waits_for_ends_within_a_layer_and_within_a_draw",
     ),
 )
 

@@ -33,11 +33,13 @@ from helpers.live import MODEL, call, serving
 CONTEXT = 40
 SETTINGS = Settings(max_candidates=4, max_prompts=3)
 COMPLETIONS = "/v1/completions"
+TRACE = "/v1/completions/trace"
 SLICE, LONG = 150, 3000  # cases of the default run and of the marked one
 
 DESCRIBED = document(SETTINGS, MODEL, CONTEXT, AuthMode.none, FAKE_VOCAB)
-ADMITTED = Draft202012Validator(
-    {"$ref": "#/components/schemas/CompletionRequest", "components": DESCRIBED["components"]}
+ADMITTED, TRACED = (
+    Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": DESCRIBED["components"]})
+    for name in ("CompletionRequest", "TraceRequest")
 )
 
 schema = schemathesis.openapi.from_dict(DESCRIBED, config=schemathesis.Config(seed=1))
@@ -54,6 +56,8 @@ class Live(NamedTuple):
         """Sends the case and checks the answer. stream: have it streamed, if it is one that can be."""
         if case.path == COMPLETIONS:
             case.body = keep_words(case.body, stream)
+        elif case.path == TRACE:
+            case.body = keep_words_of_trace(case.body)
         return case.call_and_validate(base_url=self.base_url, session=self.session)
 
 
@@ -97,6 +101,23 @@ def keep_words(body: Any, stream: bool) -> Any:
     return body
 
 
+def keep_words_of_trace(body: Any) -> Any:
+    """The same for a trace: a seed, an index and a step that there are, and labels, of which drawn texts are none."""
+    if not isinstance(body, dict) or not TRACED.is_valid(body):
+        return body
+    request = keep_words(body["request"], False)
+    if request.get("seed") is None:
+        request["seed"] = 1
+    several = isinstance(request["prompt"], list) and not isinstance(request["prompt"][0], int)
+    choices = (len(request["prompt"]) if several else 1) * int(request.get("n") or 1)
+    tokens = [chr(97 + len(label) % 26) for label in body["tokens"]][: int(request["max_tokens"])]
+    kept = {**body, "request": request, "tokens": tokens}
+    for name, most in (("index", choices), ("step", len(tokens))):
+        if kept.get(name) is not None:
+            kept[name] = int(kept[name] % most) if most else None
+    return kept
+
+
 def short(prompt: Any) -> Any:
     """At most 20 tokens: a character has at most four."""
     if isinstance(prompt, list):
@@ -109,16 +130,19 @@ def kind(case: Case[Any], response: schemathesis.Response) -> tuple[str, int, st
 
 
 def fuzz(live: Live, examples: int) -> Counter[tuple[str, int, str]]:
-    """Half of the cases are completions. What was sent and answered, counted."""
+    """Half of the cases are completions, a quarter traces. What was sent and answered, counted."""
     modes = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
-    completions = st.one_of([schema[COMPLETIONS]["POST"].as_strategy(generation_mode=mode) for mode in modes])
+    completions, traces = (
+        st.one_of([schema[path]["POST"].as_strategy(generation_mode=mode) for mode in modes])
+        for path in (COMPLETIONS, TRACE)
+    )
     anything = st.one_of([schema.as_strategy(generation_mode=mode) for mode in modes])
     seen: Counter[tuple[str, int, str]] = Counter()
 
     @hypothesis_settings(
         max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
     )
-    @given(st.booleans().flatmap(lambda one: completions if one else anything), st.booleans())
+    @given(st.sampled_from((completions, completions, traces, anything)).flatmap(lambda one: one), st.booleans())
     def every(case: Case[Any], stream: bool) -> None:
         seen[kind(case, live.hold(case, stream))] += 1
 
@@ -137,6 +161,8 @@ def test_a_slice_of_drawn_cases_is_answered_as_documented(live: Live) -> None:
     assert seen.total() >= SLICE
     for status, content in ((200, "application/json"), (200, "text/event-stream"), (400, "application/json")):
         assert seen[f"POST {COMPLETIONS}", status, content] >= 3, seen
+    for status in (200, 400):
+        assert seen[f"POST {TRACE}", status, "application/json"] >= 3, seen
 
 
 @pytest.mark.long
