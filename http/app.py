@@ -1,5 +1,6 @@
 """The application on one screen: every route, every middleware and the lifespan.
 
+    GET  /                  the page for people: page.py
     GET  /livez             the process answers
     GET  /readyz, /health   it can answer completions: service.py
     GET  /version           what is running
@@ -38,6 +39,7 @@ from gnomon.http.completions import Completions
 from gnomon.http.errors import ErrorForm, response, unknown_route
 from gnomon.http.metrics import Load, Metrics
 from gnomon.http.openapi import capabilities, document
+from gnomon.http.page import FILE, Page
 from gnomon.http.retrace import Retrace
 from gnomon.http.service import Service
 from gnomon.http.settings import AuthMode, AuthSettings, Settings
@@ -60,6 +62,7 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
     metrics = Metrics(settings.served_model_name, lambda: load_of(service, completions), version("gnomon"))
     service = Service(engine, tokenizer, lambda: auth.ready, metrics.engine_fault)
     completions = Completions(service, settings)
+    page = Page(FILE.read_bytes())
     retrace = Retrace(service, settings, completions.long_bodies)
 
     async def livez(request: Request) -> Response:
@@ -111,6 +114,7 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
             await run_in_threadpool(trace.stop, settings.shutdown_seconds)
 
     routes = [
+        Route("/", page.answer, methods=["GET"]),
         Route("/livez", livez, methods=["GET"]),
         Route("/readyz", readyz, methods=["GET"]),
         Route("/health", readyz, methods=["GET"]),
@@ -140,9 +144,9 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
 
 
 def open_paths(auth: AuthSettings) -> frozenset[str]:
-    """What is answered to anybody: that the process lives, and what the operator opened."""
+    """What is answered to anybody: the page, which knows nothing; that the process lives; what the operator opened."""
     probes = {"/readyz", "/health"} if auth.open_probes else set()
-    return frozenset({"/livez"} | probes | ({"/metrics"} if auth.open_metrics else set()))
+    return frozenset({"/", "/livez"} | probes | ({"/metrics"} if auth.open_metrics else set()))
 
 
 def load_of(service: Service, completions: Completions) -> Load:

@@ -43,6 +43,7 @@ IDENTITY = (AuthMode.exchange, AuthMode.userinfo, AuthMode.jwks)  # modes in whi
 
 TRACE = ("POST", "/v1/completions/trace")
 ENDPOINTS = (
+    ("GET", "/"),
     ("GET", "/livez"),
     ("GET", "/readyz"),
     ("GET", "/health"),
@@ -161,7 +162,9 @@ def _paths(server: Server) -> dict[str, Any]:
     probed = settings.auth.open_probes
     text = {"schema": {"type": "string"}}
     metrics = {"text/plain": text, "application/openmetrics-text": text}
+    page = {"text/html": text}
     return {
+        "/": get("page", "The page for people: an HTML file that calls this API.", page, open=True, faultless=True),
         "/livez": get("livez", "The process answers.", status, open=True, faultless=True),
         "/readyz": get("readyz", "Requests would be served now.", status, not_ready, probed),
         "/health": get("health", "The same as /readyz.", status, not_ready, probed),

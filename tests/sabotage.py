@@ -882,7 +882,7 @@ BREAKS = (
         "        _must_be_the_model(directory, sources)\n        return Exported(targets, written=False)",
         "        pass",
         "test_export_model.py::test_a_directory_with_anything_else_is_refused_by_name_and_not_touched",
-    # ---- a finished sequence once more, and the picture of a draw
+    ),
     Break(
         "replay: the first candidate is taken for the one behind a choice",
         REPLAY,

@@ -28,7 +28,7 @@ from helpers.fake import FAKE_VOCAB, FakeEngine, fake_tokenizer, hashed_logits
 from helpers.live import MODEL, call, check_error, exchange, post, request_body
 
 GETS = (
-    "/livez", "/readyz", "/health", "/version", "/metrics", "/openapi.json", "/v1/models", "/v1/capabilities",
+    "/", "/livez", "/readyz", "/health", "/version", "/metrics", "/openapi.json", "/v1/models", "/v1/capabilities",
 )  # fmt: skip
 ROUTES = {**dict.fromkeys(GETS, "GET"), "/v1/completions": "POST", "/v1/completions/trace": "POST"}
 
@@ -113,7 +113,7 @@ def test_any_or_no_token_passes_while_authentication_is_off(app: Starlette, toke
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/v1", "/tokenize", "/v1/", "/v1/completions/", "/health/", "/v1/chat/completions", "/v1/models/x", "/é%0A"],
+    ["//", "/v1", "/tokenize", "/v1/", "/v1/completions/", "/health/", "/v1/chat/completions", "/v1/models/x", "/é%0A"],
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_an_unknown_path_is_a_404_that_names_the_known_ones(app: Starlette, method: str, path: str) -> None:

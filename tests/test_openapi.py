@@ -111,7 +111,7 @@ def test_every_operation_but_liveness_and_what_was_opened_asks_for_a_token(
     assert described["security"] == [{"bearer": []}]
     scheme = described["components"]["securitySchemes"]["bearer"]
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
-    opened = {"/livez"} | ({"/readyz", "/health"} if open_probes else set()) | ({"/metrics"} if open_metrics else set())
+    opened = {"/", "/livez"} | ({"/readyz", "/health"} if open_probes else set()) | ({"/metrics"} if open_metrics else set())
     for _, path, operation in operations(described):
         statuses = operation["responses"].keys()
         assert (operation.get("security") == []) == (path in opened), path
@@ -134,7 +134,7 @@ def test_the_identity_service_is_blamed_only_where_there_is_one(mode: AuthMode) 
     described = document(LAW, MODEL, CONTEXT, mode)
     blamed = {path for _, path, operation in operations(described) if "`identity_unavailable`" in json.dumps(operation)}
     asks = mode in (AuthMode.exchange, AuthMode.userinfo, AuthMode.jwks)
-    assert blamed == (set(described["paths"]) - {"/livez"} if asks else set())
+    assert blamed == (set(described["paths"]) - {"/", "/livez"} if asks else set())
     assert json.dumps(document(OPEN, MODEL, CONTEXT, mode)["paths"]["/readyz"]).count("`identity_unavailable`") == (
         2 if asks else 0
     )

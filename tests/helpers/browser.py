@@ -1,0 +1,109 @@
+"""The page in a real browser: Debian's chromium, driven by playwright (extra `browser`)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page, Request
+
+ARGUMENTS = [
+    "--no-sandbox",  # tests run as root in containers
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+FLAGS = ("echo", "stream", "stream_options")
+WAIT = 30_000  # milliseconds that a busy machine may take for anything
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Skips the test where there is no playwright or no chromium."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("there is no chromium on the PATH")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Playground:
+    """One open page, and what a user does with it. `complaints`: what the browser's console said."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.complaints: list[str] = []
+        self.hosts: set[str] = set()
+        page.set_default_timeout(WAIT)
+        page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
+
+    def open(self, base: str, fragment: str = "") -> Playground:
+        self.page.goto(f"{base}/{fragment}")
+        self.page.locator("#run:not([disabled])").wait_for()
+        return self
+
+    def __getitem__(self, selector: str) -> Locator:
+        return self.page.locator(selector)
+
+    def set(self, name: str, value: Any) -> None:
+        """Sets a parameter by its control."""
+        if name == "prompt":
+            self["#as-json"].set_checked(not isinstance(value, str))
+            self["#prompt"].fill(value if isinstance(value, str) else json.dumps(value))
+            return
+        self.unfold("details.group")
+        control = self[f"#p-{name}"]
+        if name in FLAGS:
+            control.set_checked(bool(value))
+        elif name == "logit_bias":
+            for id, bias in value.items():
+                control.click()
+                row = self[".bias"].last
+                row.get_by_label("token id").fill(id)
+                row.get_by_label("bias", exact=True).fill(str(bias))
+        elif name == "stop":
+            control.fill("\n".join(json.dumps(text)[1:-1] for text in value))
+        else:
+            control.fill(str(value))
+
+    def unfold(self, folds: str = "details") -> None:
+        self[folds].evaluate_all("all => all.forEach((one) => { one.open = true; })")
+
+    def press_run(self) -> Request:
+        """Presses the button and gives the request that this sends."""
+        with self.page.expect_request(lambda request: request.url.endswith("/v1/completions")) as sent:
+            self["#run"].click()
+        return sent.value
+
+    def run(self) -> str:
+        """Runs to the end; the body that was sent."""
+        body = self.press_run().post_data
+        self["#status"].filter(has_text="Done").wait_for(state="attached")
+        assert body is not None
+        return body
+
+    def settled(self) -> None:
+        """Waits until the reference has said what it thinks and a draw is shown."""
+        self["#choices footer p:last-child"].filter(has_text="Reference agrees").first.wait_for()
+        self["#trace:not([aria-busy]) #candidates tbody tr"].first.wait_for()
+
+    @property
+    def text(self) -> str:
+        """Of the first choice, without the prompt's and the suffix's."""
+        return "".join(self[".choice >> nth=0"].locator(".tokens").all_text_contents()).replace("↵", "")
