@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gnomon.http.app import create_app
+from gnomon.http.errors import NotFound
 from gnomon.http.settings import Settings
 from gnomon.http.verify.cases import CASES, accepted, choices, request, sampling, seed, text
 from gnomon.http.verify.verdict import Case, Verdict
@@ -24,6 +25,8 @@ from gnomon.reference.engine import ReferenceJob
 from gnomon.reference.request import CompletionRequest, InvalidRequest, RequestError
 from gnomon.reference.response import Completion
 from helpers import saboteurs
+from helpers.fake import EOT
+from helpers.live import MODEL
 from helpers.saboteurs import Break, Make, Model, Patch, Wireless, judged, small_model
 
 MINE: tuple[Case, ...] = (
@@ -129,7 +132,7 @@ def failing(name: str) -> Make:
         class Status:
             def __get__(self, error: RequestError | None, owner: type) -> int:
                 odd = error is None or "NaN" in error.message or "characters" in error.message
-                return 500 if not odd and str(error.param).startswith(name) else status
+                return 500 if error is not None and not odd and str(error.param).startswith(name) else status
 
         patch.setattr(InvalidRequest, "status", Status())
 
@@ -148,8 +151,7 @@ def usage(change: Any) -> Make:
     """Bills otherwise; the change is told the run and the true usage."""
 
     def make(patch: Patch) -> None:
-        true = Run.usage.fget
-        assert true is not None
+        true = vars(Run)["usage"].fget
         patch.setattr(Run, "usage", property(lambda self: change(self, true(self))))
 
     return make
@@ -507,17 +509,14 @@ def counts_of(field: str, only_echoed: bool) -> Make:
             if only_echoed != getattr(self, "_echoing", False):
                 return original(self, j, c, prompt_ids, sampled)
             own, everything = bincount(sampled, 1000), bincount([*prompt_ids, *sampled], 1000)
-            fine = sampler.penalize
 
             def penalize(z: Any, counts: Any, frequency: float, presence: float) -> Any:
                 f, p = (everything, own) if field == "frequency_penalty" else (own, everything)
                 return z - frequency * f[: len(z)] - presence * (p[: len(z)] > 0)
 
-            sampler.penalize = penalize
-            try:
+            with pytest.MonkeyPatch.context() as meanwhile:
+                meanwhile.setattr(sampler, "penalize", penalize)
                 return original(self, j, c, prompt_ids, sampled)
-            finally:
-                sampler.penalize = fine
 
         patch.setattr(Run, "_submit", _submit)
         patch.setattr(ReferenceJob, "_sample", _sample)
@@ -610,9 +609,9 @@ BREAKS = (
     Break(
         "model.unknown",
         "any model answers",
-        sent(lambda body: {**body, "model": saboteurs.MODEL} if "model" in body else body),
+        sent(lambda body: {**body, "model": MODEL} if "model" in body else body),
     ),
-    Break("model.required", "model may be left out", sent(lambda body: {"model": saboteurs.MODEL, **body})),
+    Break("model.required", "model may be left out", sent(lambda body: {"model": MODEL, **body})),
     Break("prompt.required", "prompt may be left out", sent(lambda body: {"prompt": "", **body})),
     Break(
         "body.unknown_field",
@@ -676,7 +675,7 @@ BREAKS = (
     Break(
         "errors.unknown_path",
         "an unknown path is a 400",
-        lambda patch: patch.setattr(saboteurs.NotFound, "status", 400),
+        lambda patch: patch.setattr(NotFound, "status", 400),
     ),
     # ---- texts
     Break(
@@ -687,7 +686,7 @@ BREAKS = (
     Break(
         "prompt.ids_verbatim",
         "an end of text is put before ids",
-        encoded(lambda prompt, right: right if isinstance(prompt, str) else before((saboteurs.EOT,), right)),
+        encoded(lambda prompt, right: right if isinstance(prompt, str) else before((EOT,), right)),
     ),
     Break(
         "prompt.list",
