@@ -561,7 +561,7 @@ def test_several_prompts_have_choices_of_their_own(open_page: Open, base: str) -
     for shown, choice in zip(page[".choice"].all(), answer(base, body), strict=True):
         assert (shown.locator(".tokens").text_content() or "").replace("↵\n", "\n") != ""
         labels = shown.locator("[role=option]").evaluate_all("all => all.map((one) => one.title)")
-        assert [label.split("”: ")[0][1:] for label in labels] == [
+        assert [label.split("”: ")[0][1:].replace("\u00a0", " ") for label in labels] == [
             label.replace("\n", "↵").replace("\t", "⇥") for label in choice["logprobs"]["tokens"]
         ]
     assert page[".choice .given"].all_text_contents() == ["the", "the", "a e", "a e"]
