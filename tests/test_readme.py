@@ -49,7 +49,10 @@ def test_the_tree_names_what_is_there_and_nothing_else() -> None:
     assert {name for name in on_disk if not name.endswith("__init__.py")} == {name for name in named if ".py" in name}
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "http/README.md", "http/verify/README.md", "notebooks/README.md", "SECURITY.md"])
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", "CONTRIBUTING.md", "http/README.md", "http/verify/README.md", "notebooks/README.md", "SECURITY.md"],
+)
 def test_every_link_leads_somewhere(name: str) -> None:
     document = ROOT / name
     for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
@@ -66,7 +69,17 @@ def test_every_test_that_security_names_exists() -> None:
 
 def test_every_option_that_a_document_names_exists() -> None:
     flags = {"--" + row.name.replace("_", "-") for row in ROWS}
-    others = {"--print-config", "--engine", "--max-tokens", "--seed", "--config-settings", "--cov", "--json", "--check", "--golden"}
+    others = {
+        "--print-config",
+        "--engine",
+        "--max-tokens",
+        "--seed",
+        "--config-settings",
+        "--cov",
+        "--json",
+        "--check",
+        "--golden",
+    }
     for name in ("README.md", "http/README.md", "SECURITY.md"):
         for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / name).read_text(encoding="utf-8")):
             assert flag in flags | others or flag.startswith("--xla"), (name, flag)

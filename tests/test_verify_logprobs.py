@@ -549,7 +549,7 @@ BREAKS = (
     Break(
         "stream_options.false",
         "any options mean a usage",
-        body(lambda sent: sent if sent.get("stream_options") is None else {**sent, **USAGE}),
+        body(lambda sent: {**sent, **USAGE} if sent.get("stream") and sent.get("stream_options") is not None else sent),
     ),
     Break("stream_options.include_usage", "it is ignored", request(lambda sent: replace(sent, include_usage=False))),
     Break(

@@ -1,6 +1,11 @@
-"""A mistake in a server turns cases of one parameter red, and no other: every break against every case."""
+"""A mistake in a server turns cases of one parameter red, and no other: breaks against every case.
+
+That each break is found at all is the default run's business (test_verify_cases.py, test_verify_logprobs.py).
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import test_verify_cases
@@ -30,8 +35,17 @@ def test_the_cases_have_names_of_their_own_and_need_each_other_in_no_circle() ->
         settled |= free
 
 
-@pytest.mark.saboteurs
-@pytest.mark.parametrize("broken", BREAKS, ids=[f"{broken.red}: {broken.name}" for broken in BREAKS])
+def _parameters() -> list[Any]:
+    """Every third is in CI's slice; all of them are the long run."""
+    return [
+        pytest.param(
+            broken, id=f"{broken.red}: {broken.name}", marks=pytest.mark.long if i % 3 else pytest.mark.saboteurs
+        )
+        for i, broken in enumerate(BREAKS)
+    ]
+
+
+@pytest.mark.parametrize("broken", _parameters())
 def test_a_break_is_blamed_on_its_own_parameter(model: Model, monkeypatch: pytest.MonkeyPatch, broken: Break) -> None:
     broken.make(monkeypatch)
     findings = judged(Wireless(model))

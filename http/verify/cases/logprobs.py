@@ -680,9 +680,9 @@ async def echo_off(p: Probe) -> Outcome:
 )
 async def echo_zero(p: Probe) -> Outcome:
     answer = await p.complete(prompt=ODD, max_tokens=0, echo=True)
-    if answer.text != ODD or answer.finish_reason != "length":
-        return wrong(f"the text is {answer.text!r:.60} for {ODD!r}, and finish_reason is {answer.finish_reason!r:.40}")
-    return honoured("the prompt, finish_reason length")
+    if answer.text != ODD:
+        return wrong(f"the text is {answer.text!r:.60} for {ODD!r}")
+    return honoured("the prompt")
 
 
 @case(
