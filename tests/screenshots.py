@@ -1,7 +1,7 @@
 """Takes the two pictures of the page that the README shows: python tests/screenshots.py
 
-Needs the extra `browser` and chromium; the letters are those of whatever fonts this machine has (Inter and P052, from
-Debian's fonts-inter and fonts-urw-base35, in the ones that are kept). What is in the pictures is the same each time: the
+Needs the extra `browser` and chromium. The letters are those of whatever fonts the machine has; for the pictures that
+are kept, Inter and P052, from Debian's fonts-inter and fonts-urw-base35. What is in them is the same each time: the
 embedded model, on the reference engine, with a seed.
 """
 
