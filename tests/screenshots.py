@@ -1,8 +1,8 @@
 """Takes the two pictures of the page that the README shows: python tests/screenshots.py
 
-Needs the extra `browser` and chromium; the letters are those of whatever fonts this machine has (Inter and P052, from
-Debian's fonts-inter and fonts-urw-base35, in the ones that are kept). What is in the pictures is the same each time:
-the embedded model, on the reference engine, with a seed.
+Needs the extra `browser` and chromium. The letters are those of whatever fonts the machine has; for the pictures that
+are kept, Inter and P052, from Debian's fonts-inter and fonts-urw-base35. What is in them is the same each time: the
+embedded model, on the reference engine, with a seed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gnomon.reference import load
 from helpers.browser import Playground, chromium
 from helpers.live import serving
 
-PICTURES = Path(__file__).resolve().parent.parent / "http" / "pictures"
+PICTURES = Path(__file__).resolve().parent.parent / "tests" / "pictures"
 MOST = 200_000  # bytes
 
 
