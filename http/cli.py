@@ -817,6 +817,15 @@ def verify(
             show_default=False,
         ),
     ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Then compare log-probabilities with the reference's on this checkpoint, which the server must serve: "
+            "a directory, a hub id, or default for the embedded model.",
+            show_default=False,
+        ),
+    ] = None,
     golden: Annotated[
         bool,
         typer.Option("--golden", help="Then replay the golden vectors: for a server of the embedded model only."),
@@ -898,8 +907,22 @@ def verify(
         verbose,
     )
     sections: list[MakeSection] = []
+    if reference is not None:
+        sections.append(_compared_with(reference))
     if golden:
         from gnomon.http.verify.golden import replay
 
         sections.append(replay)
     raise typer.Exit(judge(options, CASES, sections))
+
+
+def _compared_with(reference: str) -> MakeSection:
+    from gnomon.http.verify.weights import compared_with
+    from gnomon.reference.checkpoint import CheckpointError
+    from gnomon.reference.engine import ReferenceEngine
+
+    try:
+        checkpoint, tokenizer = read_model(None if reference == "default" else reference, ModelOptions(), say)
+        return compared_with(ReferenceEngine(checkpoint), tokenizer)
+    except (CheckpointError, OSError) as error:
+        fail(f"--reference: {error}", 2)

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gnomon.http.verify import report as reports
 from gnomon.http.verify.exchange import Exchange, OutOfBudget
 from gnomon.http.verify.explain import (
     LAW,
@@ -42,6 +43,7 @@ from gnomon.http.verify.explain import (
 from gnomon.http.verify.labels import Names, Style, places_of, trace_ids
 from gnomon.http.verify.labels import Place as Reported
 from gnomon.http.verify.probe import Answer, Broken, Probe, Refused, Subject
+from gnomon.http.verify.report import MakeSection, Section
 from gnomon.http.verify.verdict import Case, Finding, Judge, Outcome, honoured, unclear, wrong
 from gnomon.reference.completion import encode_prompt
 from gnomon.reference.engine import ReferenceEngine
@@ -665,3 +667,14 @@ def _greedy(trial: Trial, explainer: Explainer, tokenizer: Tokenizer) -> Choices
         repeated = not excused and best in (*trial.prompt, *trial.sampled[: place.step])
         total = total.plus(Choices(1, 1, int(not excused), int(repeated), margin, "" if excused else where))
     return total
+
+
+def compared_with(reference: ReferenceEngine, tokenizer: Tokenizer) -> MakeSection:
+    """A section of the report, for `--reference`."""
+
+    async def make(subject: Subject) -> Section:
+        comparison = await compare(subject, reference, tokenizer)
+        tables = tuple(reports.Table(*table) for table in comparison.tables())
+        return Section("With the weights", comparison.findings(), tables, comparison.lines())
+
+    return make
