@@ -12,7 +12,7 @@ the steps of a server are known here, so that often the size of the deviation is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -40,13 +40,24 @@ CLEARLY = 0.2
 PARTLY = 0.5
 """Rounded weights leave more: the server's arithmetic is rounded as well, in an order unknown here."""
 
-AS_LARGE = 3.0
-"""A deviation of unknown order has the size of a rounding if their means differ by no more than this factor. float16 to
-bfloat16 to 4 bits are factors of 8 and more apart."""
+AS_LARGE = 2.0
+"""A deviation has the size of a rounding if it is within this factor of what that would cause by itself. On the
+embedded model the means are 9e-4 to 3e-3 for float16, 8e-3 to 3e-2 for bfloat16, 2e-2 for 8 bits, 3e-1 for 4: what is
+near two of them is said to be either."""
+
+SUMS = 32.0
+"""float32 is rounded within sums as well, and not only the result of each operation: servers in float32 were off by 4
+to 17 times as much on the embedded model. Fewer bits are commonly summed in float32."""
+
+LEANING = 0.6
+"""Roundings go either way: if the mean of the deviations, with their signs, is more than this part of the mean of their
+sizes, they are no rounding."""
+
+FLOAT32 = "float32 arithmetic"
 
 UNLIKE = 0.5
-"""Below this part of top tokens in common it is called another model; rounding to 4 bits left more in every model
-tried."""
+"""Below this part of top tokens in common it is called another model. Rounding to 4 bits leaves 0.9 on the embedded
+model."""
 
 
 class Kind(StrEnum):
@@ -103,15 +114,18 @@ class Trial:
 
 
 class Fit(NamedTuple):
-    """The largest and the mean deviation of so many values, in nats."""
+    """The largest and the mean size of the deviations of so many values, in nats; lean: their mean with signs."""
 
     worst: float
     mean: float
     values: int
+    lean: float = 0.0
 
     @classmethod
     def of(cls, off: F64) -> Fit:
-        return cls(float(off.max()), float(off.mean()), len(off)) if len(off) else cls(0.0, 0.0, 0)
+        if not len(off):
+            return cls(0.0, 0.0, 0)
+        return cls(float(abs(off).max()), float(abs(off).mean()), len(off), float(off.mean()))
 
 
 class Reading(NamedTuple):
@@ -136,6 +150,7 @@ class Variant(NamedTuple):
     prompt: Callable[[Trial], tuple[int, ...] | None] = lambda trial: trial.prompt
     weights: Callable[[Any], Any] | None = None
     rounds_logits: bool = True  # where the weights are such that every product with them is rounded
+    family: str = ""  # what a deviation of this size may be, in words
 
 
 class Tried(NamedTuple):
@@ -145,6 +160,7 @@ class Tried(NamedTuple):
     words: str
     left: Fit
     size: float | None = None
+    family: str = ""
 
 
 class Explanation(NamedTuple):
@@ -154,16 +170,37 @@ class Explanation(NamedTuple):
     tried: tuple[Tried, ...] = ()
 
 
+class Attempt(NamedTuple):
+    tried: Tried
+    variant: Variant
+
+
+class Rows(NamedTuple):
+    """Logits [T, V] under a variant; longer: by how many tokens its prompt is longer than the trial's."""
+
+    logits: F64
+    longer: int
+
+
 LAW = Reading()
 PLAIN = Variant()
 
 
+class Known(NamedTuple):
+    """What explained the trials that depend on least, and how far they were off."""
+
+    explanation: Explanation
+    variant: Variant
+    fit: Fit
+
+
 class Explainer:
-    """Runs the variants, each trial once a variant, and keeps what came of it only for the plain one."""
+    """Runs the variants, and keeps what comes of the plain one alone."""
 
     def __init__(self, engine: ReferenceEngine, tokenizer: Tokenizer, progress: Callable[[str], None]) -> None:
         self._engine, self._tokenizer, self._progress = engine, tokenizer, progress
         self._plain: dict[str, F64] = {}
+        self._sizes: list[Tried] = []  # of every precision, on the first trials for which that was asked
 
     def logits(self, trial: Trial) -> F64:
         """Raw logits [T, V] after each token of prompt and sampled tokens."""
@@ -174,99 +211,122 @@ class Explainer:
     def plain(self, trials: Sequence[Trial]) -> Fit:
         return Fit.of(np.concatenate([deviations(trial, self.logits(trial), 0, LAW) for trial in trials]))
 
-    def explain(
-        self, trials: Sequence[Trial], before: Variant = PLAIN, grain: float = 0.0
-    ) -> tuple[Explanation, Variant]:
-        """before: what explained trials that depend on less · grain: the values' own last digit. The variant is that of
-        the explanation, for trials that depend on more."""
-        rounding = ROUNDING + grain / 2
-        plain = self.plain(trials)
+    def explain(self, trials: Sequence[Trial], known: Known | None = None, grain: float = 0.0) -> Known:
+        """known: of trials that depend on less; what explained them is tried first · grain: the values' last digit."""
+        rounding, plain = ROUNDING + grain / 2, self.plain(trials)
         if plain.worst <= rounding:
-            return Explanation(Kind.rounding, _rounding(plain, grain), plain), PLAIN
-        tried: list[tuple[Tried, Variant]] = []
-        for variant in dict.fromkeys((PLAIN, before)):
-            rows = self._rows(trials, variant)
-            for reading in (LAW, *readings(trials, rows)):
-                if variant is PLAIN and reading is LAW:
-                    continue
-                words = " and ".join(one.words for one in (variant, reading) if one not in (PLAIN, LAW))
-                kind = reading.kind if reading is not LAW else variant.kind
-                tried.append((Tried(kind, words, _fit(trials, rows, reading)), variant))
+            return Known(Explanation(Kind.rounding, _rounding(plain, grain), plain), PLAIN, plain)
+        if known is not None and known.explanation.kind is Kind.precision:
+            same = self._as_known(trials, known, plain)
+            if same is not None:
+                return same
+        before = PLAIN if known is None else known.variant
+        tried = [
+            *self._try_readings(trials, PLAIN),
+            *(self._try_readings(trials, before) if before is not PLAIN else []),
+        ]
         found = _exact(tried, rounding, plain)
         if found is None:
-            for variant in prompt_variants(trials, self._tokenizer, self._engine):
-                if variant is not before:
-                    rows = self._rows(trials, variant)
-                    tried.append((Tried(variant.kind, variant.words, _fit(trials, rows, LAW)), variant))
+            tried += self._try(trials, prompt_variants(trials, self._tokenizer, self._engine))
             found = _exact(tried, rounding, plain)
         if found is None:
-            for variant in precisions():
-                self._progress(f"trying {variant.words}")
-                rows = self._rows(trials, variant)
-                size = self._size(trials, rows)
-                tried.append((Tried(variant.kind, variant.words, _fit(trials, rows, LAW), size), variant))
-            found = _exact(tried, rounding, plain) or self._likely(trials, tried, plain)
+            if known is None or not self._sizes:
+                roundings = self._try(trials, precisions())
+                self._sizes = self._sizes or [one for one, _ in roundings]
+                tried += roundings
+            found = _exact(tried, rounding, plain) or self._likely(tried, plain)
         in_order = tuple(sorted((one for one, _ in tried), key=lambda one: one.left.mean))
-        if found is None:
-            return self._last(trials, plain, in_order), PLAIN
-        best, variant = found
-        return Explanation(best.kind, best.words, best.left, in_order), variant
+        if found is not None:
+            best, variant = found
+            return Known(Explanation(best.kind, best.words, best.left, in_order), variant, plain)
+        return Known(self._by_size(trials, plain, in_order), PLAIN, plain)
 
-    def _rows(self, trials: Sequence[Trial], variant: Variant) -> list[tuple[F64, int] | None]:
-        """For each trial the logits under the variant, and by how much longer its prompt is."""
+    def _as_known(self, trials: Sequence[Trial], known: Known, plain: Fit) -> Known | None:
+        """The same cause, if it explains these trials as well as those."""
+        variant, explanation = known.variant, known.explanation
         if variant is PLAIN:
-            return [(self.logits(trial), 0) for trial in trials]
+            if not known.fit.mean / AS_LARGE <= plain.mean <= known.fit.mean * AS_LARGE:
+                return None
+            return Known(explanation._replace(left=plain, tried=()), variant, plain)
+        left = _fit(trials, self._rows(trials, variant), LAW)
+        if left.mean > plain.mean * PARTLY and left.worst > ROUNDING:
+            return None
+        return Known(explanation._replace(left=left, tried=()), variant, plain)
+
+    def _try_readings(self, trials: Sequence[Trial], variant: Variant) -> list[Attempt]:
+        rows = self._rows(trials, variant)
+        attempts = []
+        for reading in (LAW, *readings(trials, rows)):
+            words = " and ".join(one.words for one in (variant, reading) if one is not PLAIN and one is not LAW)
+            kind = variant.kind if reading is LAW else reading.kind
+            if words:
+                attempts.append(Attempt(Tried(kind, words, _fit(trials, rows, reading)), variant))
+        return attempts
+
+    def _try(self, trials: Sequence[Trial], variants: Iterable[Variant]) -> list[Attempt]:
+        attempts = []
+        for variant in variants:
+            if all(variant.prompt(trial) is None for trial in trials):
+                continue
+            self._progress(f"trying {variant.words}")
+            rows = self._rows(trials, variant)
+            size = None if variant.kind is not Kind.precision else self._size(trials, rows)
+            attempts.append(
+                Attempt(Tried(variant.kind, variant.words, _fit(trials, rows, LAW), size, variant.family), variant)
+            )
+        return attempts
+
+    def _rows(self, trials: Sequence[Trial], variant: Variant) -> list[Rows]:
+        if variant is PLAIN:
+            return [Rows(self.logits(trial), 0) for trial in trials]
+        config = self._engine.config
         params = self._engine.params if variant.weights is None else variant.weights(self._engine.params)
-        rows: list[tuple[F64, int] | None] = []
+        rows: list[Rows] = []
         for trial in trials:
             prompt = variant.prompt(trial)
             if prompt is None:
-                rows.append((self.logits(trial), 0))
+                rows.append(Rows(self.logits(trial), 0))
                 continue
-            sequence = [*prompt, *trial.sampled][: self._engine.context]
-            states = hidden_states(self._engine.config, params, sequence)
+            states = hidden_states(config, params, [*prompt, *trial.sampled][: self._engine.context])
             if variant.rounds_logits:
-                logits = unembed(self._engine.config, params, states)
+                logits = unembed(config, params, states)
             else:
-                logits = unembed(self._engine.config, self._engine.params, np.array(states))
-            rows.append((np.array(logits), len(prompt) - len(trial.prompt)))
+                logits = unembed(config, self._engine.params, np.array(states))
+            rows.append(Rows(np.array(logits), len(prompt) - len(trial.prompt)))
         return rows
 
-    def _size(self, trials: Sequence[Trial], rows: Sequence[tuple[F64, int] | None]) -> float:
-        """How far the variant is from the reference itself, on the same values."""
-        own = []
+    def _size(self, trials: Sequence[Trial], rows: Sequence[Rows]) -> float:
+        """How far the variant is from the reference itself, in the mean of the same values."""
+        own: list[float] = []
         for trial, row in zip(trials, rows, strict=True):
-            assert row is not None
-            here, there = report(self.logits(trial)), report(row[0])
-            own += [abs(here[place.row, v] - there[place.row, v]) for place in trial.places for v in place.values]
+            for place in trial.places:
+                here, there = report(self.logits(trial)[place.row]), report(row.logits[place.row])
+                own += [abs(here[v] - there[v]) for v in place.values]
         return float(np.mean(own))
 
-    def _likely(
-        self, trials: Sequence[Trial], tried: Sequence[tuple[Tried, Variant]], plain: Fit
-    ) -> tuple[Tried, Variant] | None:
+    def _likely(self, tried: Sequence[Attempt], plain: Fit) -> Attempt | None:
         """What leaves clearly less; what it leaves may be of the size of a rounding."""
         clear = [
-            (one, variant)
-            for one, variant in tried
-            if one.left.values >= plain.values / 2
-            and one.left.mean <= plain.mean * (PARTLY if one.kind is Kind.precision else CLEARLY)
+            attempt
+            for attempt in tried
+            if attempt.tried.left.values >= plain.values / 2
+            and attempt.tried.left.mean <= plain.mean * (PARTLY if attempt.tried.kind is Kind.precision else CLEARLY)
         ]
-        if clear:
-            best, variant = min(clear, key=lambda pair: pair[0].left.mean)
-            if best.kind is Kind.precision:
-                share = f"it leaves {best.left.mean / plain.mean:.0%} of the mean deviation"
-                return best._replace(words=f"{best.words} ({share})"), variant
-            rest = _nearest(tried, best.left.mean)
-            more = f", the rest of the size of {rest[0].words}" if rest is not None else ""
-            return best._replace(words=f"{best.words}{more}"), variant
-        near = _nearest(tried, plain.mean)
-        if near is None:
+        if not clear:
             return None
-        words = f"{near[0].words}, by its size alone (a mean deviation of {near[0].size:.1e} expected)"
-        return near[0]._replace(words=words, left=plain), PLAIN
+        best = min(clear, key=lambda attempt: attempt.tried.left.mean)
+        rest = "" if best.tried.kind is Kind.precision else _sized(self._sizes, best.tried.left).words
+        if rest:
+            return best._replace(tried=best.tried._replace(words=f"{best.tried.words}, and {rest} besides"))
+        return best
 
-    def _last(self, trials: Sequence[Trial], plain: Fit, tried: tuple[Tried, ...]) -> Explanation:
+    def _by_size(self, trials: Sequence[Trial], plain: Fit, tried: tuple[Tried, ...]) -> Explanation:
+        """What no cause that was tried leaves clearly less of."""
         common = overlap(trials, [self.logits(trial) for trial in trials], 0.0)
+        sized = _sized(self._sizes, plain)
+        if sized.families and (common is None or common >= UNLIKE):
+            kind = Kind.rounding if sized.families == (FLOAT32,) else Kind.precision
+            return Explanation(kind, f"{sized.words}, by its size alone", plain, tried)
         if common is not None and common < UNLIKE:
             words = f"another model or vocabulary: {common:.0%} of the most probable tokens in common"
             return Explanation(Kind.model, words, plain, tried)
@@ -279,32 +339,40 @@ def _rounding(fit: Fit, grain: float) -> str:
     return f"float32 rounding and values that are written with {round(-math.log10(grain))} decimals"
 
 
-def _exact(tried: Sequence[tuple[Tried, Variant]], rounding: float, plain: Fit) -> tuple[Tried, Variant] | None:
+def _exact(tried: Sequence[Attempt], rounding: float, plain: Fit) -> Attempt | None:
     """What leaves nothing but rounding, of enough values; the first of several within a factor of two."""
-    exact = [pair for pair in tried if pair[0].left.worst <= rounding and pair[0].left.values >= plain.values / 2]
+    enough = [attempt for attempt in tried if attempt.tried.left.values >= plain.values / 2]
+    exact = [attempt for attempt in enough if attempt.tried.left.worst <= rounding]
     if not exact:
         return None
-    best = min(one.left.mean for one, _ in exact)
-    return next(pair for pair in exact if pair[0].left.mean <= 2 * best)
+    best = min(attempt.tried.left.mean for attempt in exact)
+    return next(attempt for attempt in exact if attempt.tried.left.mean <= 2 * best)
 
 
-def _nearest(tried: Sequence[tuple[Tried, Variant]], mean: float) -> tuple[Tried, Variant] | None:
-    """The precision whose roundings are as large, if there is one."""
-    sized = [(one, variant) for one, variant in tried if one.size is not None and one.size > 0]
-    if not sized or mean == 0:
-        return None
+class Sized(NamedTuple):
+    families: tuple[str, ...]
+    words: str
 
-    def apart(pair: tuple[Tried, Variant]) -> float:
-        return abs(math.log(mean / pair[0].size)) if pair[0].size else math.inf
 
-    best = min(sized, key=apart)
-    return best if apart(best) <= math.log(AS_LARGE) else None
+def _sized(sizes: Sequence[Tried], off: Fit) -> Sized:
+    """What deviations of this size may be; nothing, if nothing that was tried causes such ones."""
+    near: dict[str, list[float]] = {}
+    for family in dict.fromkeys(one.family for one in sizes):
+        of_it = [one.size for one in sizes if one.family == family and one.size]
+        most = SUMS if family == FLOAT32 else AS_LARGE
+        if of_it and min(of_it) / AS_LARGE <= off.mean <= max(of_it) * most:
+            near[family] = of_it
+    if not near or abs(off.lean) > LEANING * off.mean:
+        return Sized((), "")
+    expected = [size for of_it in near.values() for size in of_it]
+    words = f"{' or '.join(near)} (which would be off by {min(expected):.1e} to {max(expected):.1e} in the mean)"
+    return Sized(tuple(near), words)
 
 
 # ---- reading logits otherwise
 
 
-def readings(trials: Sequence[Trial], rows: Sequence[tuple[F64, int] | None]) -> Iterator[Reading]:
+def readings(trials: Sequence[Trial], rows: Sequence[Rows]) -> Iterator[Reading]:
     """The readings that can differ from the law's on these trials."""
     temperature = fitted_temperature(trials, rows)
     asked = {trial.temperature for trial in trials} - {0.0, 1.0}
@@ -338,12 +406,10 @@ def readings(trials: Sequence[Trial], rows: Sequence[tuple[F64, int] | None]) ->
         yield Reading(Kind.processed, words, temperature)
 
 
-def fitted_temperature(trials: Sequence[Trial], rows: Sequence[tuple[F64, int] | None]) -> float | None:
+def fitted_temperature(trials: Sequence[Trial], rows: Sequence[Rows]) -> float | None:
     """The temperature at which differences between a place's values fit best; None where it is about 1."""
     both = own = 0.0
     for trial, row in zip(trials, rows, strict=True):
-        if row is None:
-            continue
         logits, longer = row
         for place in trial.places:
             at = place.row + longer
@@ -363,7 +429,7 @@ def fitted_temperature(trials: Sequence[Trial], rows: Sequence[tuple[F64, int] |
 
 
 def deviations(trial: Trial, logits: F64, longer: int, reading: Reading) -> F64:
-    """How far every value is from what the reading gives. longer: by how many tokens the prompt of `logits` is longer
+    """What every value is above what the reading gives. longer: by how many tokens the prompt of `logits` is longer
     than the trial's."""
     off: list[float] = []
     for place in trial.places:
@@ -379,7 +445,7 @@ def deviations(trial: Trial, logits: F64, longer: int, reading: Reading) -> F64:
         if not values:
             continue
         logprobs = _read(trial, logits[at], place, reading)
-        off += [abs(logprobs[v] - lp) for v, lp in values.items()]
+        off += [lp - logprobs[v] for v, lp in values.items()]
     return np.array(off, np.float64)
 
 
@@ -406,11 +472,8 @@ def _read(trial: Trial, logits: F64, place: Place, reading: Reading) -> F64:
     return logprobs
 
 
-def _fit(trials: Sequence[Trial], rows: Sequence[tuple[F64, int] | None], reading: Reading) -> Fit:
-    off = [
-        deviations(trial, row[0], row[1], reading) for trial, row in zip(trials, rows, strict=True) if row is not None
-    ]
-    return Fit.of(np.concatenate(off)) if off else Fit(0.0, 0.0, 0)
+def _fit(trials: Sequence[Trial], rows: Sequence[Rows], reading: Reading) -> Fit:
+    return Fit.of(np.concatenate([deviations(trial, *row, reading) for trial, row in zip(trials, rows, strict=True)]))
 
 
 # ---- running the model otherwise
@@ -475,21 +538,23 @@ def _encoded(words: str, prompt: Callable[[Trial], tuple[int, ...]]) -> Variant:
 
 def precisions() -> Iterator[Variant]:
     """Weights and arithmetic of fewer bits, the finest first."""
+    yield Variant(Kind.precision, FLOAT32, weights=_arithmetic(np.float32), family=FLOAT32)
     for name, dtype in (("float16", np.float16), ("bfloat16", ml_dtypes.bfloat16)):
-        yield Variant(Kind.precision, f"weights rounded to {name}", weights=_each(_cast(dtype)))
-    yield Variant(Kind.precision, "float32 arithmetic", weights=_arithmetic(np.float32))
-    for name, dtype in (("float16", np.float16), ("bfloat16", ml_dtypes.bfloat16)):
-        weights = _arithmetic(dtype)
-        yield Variant(Kind.precision, f"{name} arithmetic", weights=weights, rounds_logits=False)
-        yield Variant(Kind.precision, f"{name} arithmetic, the logits' too", weights=weights)
-    for bits in (8, 4):
-        for words, group, whole in (
+        rounding = partial(Variant, Kind.precision, family=name)
+        yield rounding(f"weights rounded to {name}", weights=_each(_cast(dtype)))
+        yield rounding(f"{name} arithmetic", weights=_arithmetic(dtype), rounds_logits=False)
+        yield rounding(f"{name} arithmetic, the logits' too", weights=_arithmetic(dtype))
+    words = "the layers' matrices in 8-bit floats (E4M3), scaled by rows"
+    yield Variant(Kind.precision, words, weights=_each(_float8, whole=False), family="8-bit floats")
+    for bits in (8, 6, 5, 4):
+        schemes: tuple[tuple[str, int | None, bool], ...] = (
             (f"all matrices quantised to {bits} bits in groups of 32", 32, True),
             (f"the layers' matrices quantised to {bits} bits in groups of 128", 128, False),
             (f"the layers' matrices quantised to {bits} bits by rows", None, False),
-        ):
-            estimate = f"{words} (an estimate: how a server quantises is its own)"
-            yield Variant(Kind.precision, estimate, weights=_quantised(bits, group, whole))
+        )
+        for words, group, whole in schemes if bits in (8, 4) else schemes[:1]:
+            weights = _quantised(bits, group, whole)
+            yield Variant(Kind.precision, words, weights=weights, family=f"weights quantised to {bits} bits")
 
 
 def _each(change: Callable[[F64], F64], whole: bool = True) -> Callable[[Any], Any]:
@@ -507,6 +572,14 @@ def _each(change: Callable[[F64], F64], whole: bool = True) -> Callable[[Any], A
 
 def _cast(dtype: Any) -> Callable[[F64], F64]:
     return lambda array: array.astype(dtype).astype(np.float64)
+
+
+def _float8(array: F64) -> F64:
+    if array.ndim != 2:
+        return array
+    step = np.abs(array).max(axis=-1, keepdims=True) / 448  # its largest number
+    step = np.where(step == 0, 1.0, step)
+    return (array / step).astype(ml_dtypes.float8_e4m3fn).astype(np.float64) * step
 
 
 def _quantised(bits: int, group: int | None, whole: bool) -> Callable[[Any], Any]:

@@ -28,15 +28,14 @@ from gnomon.http.verify import report as reports
 from gnomon.http.verify.exchange import Exchange, OutOfBudget
 from gnomon.http.verify.explain import (
     LAW,
-    PLAIN,
     ROUNDING,
     Explainer,
     Explanation,
     Fit,
     Kind,
+    Known,
     Place,
     Trial,
-    Variant,
     deviations,
     overlap,
 )
@@ -474,8 +473,8 @@ def _read(hearing: Hearing, count: int, names: Names, reference: ReferenceEngine
             hearing.notes.append(f"{name}: left out from token {known} on, of which {label!r:.40} does not say the id")
         places: list[Place] = []
         sequence = (*prompt, *(v for v in sampled[:known] if v is not None))
-        begin = 1 if first else 0  # the first token of an echo has no number
-        for at in range(begin, first + known):
+        # of an echo the first token has no number, and those after the prompt are what the other trials are about
+        for at in range(1, first) if first else range(known):
             place = asked.places[at]
             position = at if first else len(prompt) + at
             token = sequence[position]
@@ -487,7 +486,7 @@ def _read(hearing: Hearing, count: int, names: Names, reference: ReferenceEngine
                     unresolved += 1
                 elif v not in top:
                     top[v] = one.value
-            step = position - len(prompt) if position >= len(prompt) else None
+            step = None if first else at
             places.append(Place(position - 1, token, place.token.label, place.token.value, top, most, step))
         if not places:
             continue
@@ -531,8 +530,7 @@ def _ids(asked: Asked, names: Names, style: Style, ends: frozenset[int]) -> Ids 
         return None
     m = len(asked.prompt)
     if len(asked.places) in (m, m + 1) and _may_be(asked.places[:m], asked.prompt, names, style):
-        rest = text[text.index(spelled.lstrip()) + len(spelled.lstrip()) :]
-        return Ids(asked.prompt, trace_ids(names, asked.places[m:], rest, style, ends), None, m)
+        return Ids(asked.prompt, (), None, m)
     for sampled in (1, 0):
         theirs = trace_ids(names, asked.places[: len(asked.places) - sampled], spelled, style, frozenset())
         ids = tuple(v for v in theirs if v is not None)
@@ -571,17 +569,17 @@ def _judge(
     explainer = Explainer(reference, tokenizer, progress)
     groups: list[Group] = []
     choices = Choices()
-    before = PLAIN
+    known: Known | None = None
     for name, some in read.trials.items():
         progress(f"comparing: {name}")
         trials = [_with_echo(trial, read) for trial, _ in some]
-        explanation, variant = _explain(explainer, trials, before, read.grain)
+        found = _explain(explainer, trials, known, read.grain)
         if name == "greedy":
-            before = variant
+            known = found
         if name in ("greedy", "empty", "ids"):
             for trial in trials:
                 choices = choices.plus(_greedy(trial, explainer, tokenizer))
-        groups.append(_group(name, trials, [asked for _, asked in some], explanation, explainer, tokenizer))
+        groups.append(_group(name, trials, [asked for _, asked in some], found.explanation, explainer, tokenizer))
     return Comparison(
         tuple(groups), choices, None, read.style, read.listed, read.unresolved, tuple(hearing.notes), exchanges
     )
@@ -595,12 +593,10 @@ def _with_echo(trial: Trial, read: Read) -> Trial:
     return replace(trial, echoed=echoed)
 
 
-def _explain(
-    explainer: Explainer, trials: Sequence[Trial], before: Variant, grain: float
-) -> tuple[Explanation, Variant]:
+def _explain(explainer: Explainer, trials: Sequence[Trial], known: Known | None, grain: float) -> Known:
     """Trials that are as the reference's are no evidence of what happens to the others."""
     off = [trial for trial in trials if explainer.plain([trial]).worst > ROUNDING + grain / 2]
-    return explainer.explain(off or trials, before, grain)
+    return explainer.explain(off or trials, known, grain)
 
 
 def _group(
