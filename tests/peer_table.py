@@ -1,0 +1,85 @@
+"""What `gnomon verify` found on engines not written here: python tests/peer_table.py
+
+Reads the reports in tests/peers, written by `gnomon verify URL --reference default --json FILE` against servers of the
+embedded model, and writes http/verify/PEERS.md, a table of them. A verdict there is of one version, on one day.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+REPORTS = ROOT / "tests" / "peers"
+TABLE = ROOT / "http" / "verify" / "PEERS.md"
+ORDER = ("honoured", "refused", "ignored", "wrong", "unclear")
+SHOWN = {"honoured": "yes", "refused": "refused", "ignored": "**ignored**", "wrong": "**wrong**", "unclear": "·"}
+
+
+class Peer(NamedTuple):
+    """A server that was asked: the report's file name, and what it was."""
+
+    file: str
+    name: str
+
+
+PEERS = (
+    Peer("vllm", "vLLM 0.32.0 (CPU, float32)"),
+    Peer("llama-server", "llama-server (llama.cpp of llama-cpp-python 0.3.36, float32)"),
+    Peer("llama-cpp-python", "llama-cpp-python 0.3.36 (its own server)"),
+    Peer("transformers-serve", "transformers 5.24.0 (`transformers serve`)"),
+)
+
+
+def reports() -> dict[str, dict[str, Any]]:
+    return {peer.file: json.loads((REPORTS / f"{peer.file}.json").read_text()) for peer in PEERS}
+
+
+def table() -> str:
+    """The document. A reason is shown for what departs; · is "cannot be told", mostly since it needs what departs."""
+    found = reports()
+    lines = [
+        "# Engines not written here",
+        "",
+        "What `gnomon verify URL --reference default` said of four servers of the embedded model (made from the reports",
+        "in tests/peers by `python tests/peer_table.py`; gnomon's own server honours every case). A departure from our",
+        "law is not a fault in itself: most of these servers never promised it, and some say so in their documents.",
+        "",
+        "| server | asked on | " + " | ".join(ORDER) + " | greedy log-probabilities against the reference |",
+        "|---|---|" + "---|" * (len(ORDER) + 1),
+    ]
+    for peer in PEERS:
+        report = found[peer.file]
+        verdicts = [finding["verdict"] for finding in report["findings"]]
+        counts = " | ".join(str(verdicts.count(verdict)) for verdict in ORDER)
+        lines.append(f"| {peer.name} | {report['date'][:10]} | {counts} | {_deviation(report)} |")
+    names = list(dict.fromkeys(finding["case"] for report in found.values() for finding in report["findings"]))
+    by_case = {peer.file: {one["case"]: one for one in found[peer.file]["findings"]} for peer in PEERS}
+    lines += [
+        "",
+        "Sentence by sentence, where not all four honour it (· : cannot be told there):",
+        "",
+        "| sentence | section | " + " | ".join(peer.file for peer in PEERS) + " |",
+        "|---|---|" + "---|" * len(PEERS),
+    ]
+    for name in names:
+        cells = [by_case[peer.file].get(name) for peer in PEERS]
+        known = next(cell for cell in cells if cell is not None)
+        verdicts = ["" if cell is None else SHOWN[cell["verdict"]] for cell in cells]
+        if {"**ignored**", "**wrong**", "refused"} & set(verdicts):
+            lines.append(f"| `{name}`: {known['says']} | {known['law']} | " + " | ".join(verdicts) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _deviation(report: dict[str, Any]) -> str:
+    """The first sentence of the section that compared with the weights, or why there is none."""
+    for section in report["sections"]:
+        if section["title"] == "With the weights" and section["notes"]:
+            return str(section["notes"][0])
+    return "not compared"
+
+
+if __name__ == "__main__":
+    TABLE.write_text(table(), encoding="utf-8")
+    print(f"wrote {TABLE.relative_to(ROOT)}")
