@@ -89,7 +89,10 @@ def refusal(case: Case, exchange: Exchange) -> Outcome:
     said = f"HTTP {exchange.status}: {exchange.message}"
     if exchange.names(case.param):
         return Outcome(Verdict.refused, said)
-    sent = json.loads(exchange.body or b"{}")
+    try:
+        sent = json.loads(exchange.body or b"{}")
+    except ValueError:
+        sent = {}
     if exchange.status in (401, 403, 408, 429) or any(exchange.names(name) for name in sent):
         return unclear(f"a request that this needs was refused: {said}")
     return wrong(f"a legal request was refused, and the error does not name {case.param}: {said}")
