@@ -867,8 +867,8 @@ def verify(
         typer.Option(
             min=1,
             metavar="N",
-            help="Tokens that the run may cost, prompts included; it never exceeds them. A full run took about 9,000, "
-            "and is charged about 26,000 where the server shows no usage.",
+            help="Tokens that the run may cost, prompts included; it never exceeds them. A full run took about 8,300, "
+            "and is charged about 22,600 where the server shows no usage.",
         ),
     ] = VERIFY_BUDGET,
     timeout: Annotated[

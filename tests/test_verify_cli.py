@@ -25,10 +25,11 @@ from gnomon.http.app import create_app
 from gnomon.http.cli import main
 from gnomon.http.settings import Settings
 from gnomon.http.verify.command import CannotRun, Options, bases, verify
+from gnomon.http.verify.exchange import Busy, CannotReach, OutOfBudget
 from gnomon.http.verify.probe import Probe, Subject
 from gnomon.http.verify.profiles import ProfileName
 from gnomon.http.verify.report import Section
-from gnomon.http.verify.verdict import Case, Finding, Outcome, case, honoured, ignored, wrong
+from gnomon.http.verify.verdict import Case, Finding, Outcome, Unclear, case, honoured, ignored, wrong
 from helpers.fake import FakeEngine, fake_tokenizer, hashed_logits
 from helpers.raw import Asked, RawServer, http, raw_server
 
@@ -370,6 +371,28 @@ def test_a_section_asks_after_the_cases_and_counts(judged: Verify, tmp_path: Pat
     assert result.status == 1
     assert [body["max_tokens"] for body in small.bodies] == [1, 2, 9]
     assert "another one" in result.out
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (OutOfBudget(), "the budget of tokens is spent"),
+        (Busy("no room"), "no room"),
+        (Unclear("who knows"), "who knows"),
+        (TypeError("a list is no number"), "TypeError: a list is no number"),
+        (CannotReach("it is gone"), "it is gone"),
+    ],
+)
+def test_a_section_that_fails_leaves_the_cases_and_is_2(fault: Exception, words: str, judged: Verify) -> None:
+    async def failing(subject: Subject, /) -> Section:
+        raise fault
+
+    result = judged(Small(), (answers,), [failing])
+    assert result.status == 2
+    assert result.err.startswith("gnomon verify: the run did not come to its end: ")
+    assert words in result.err
+    assert result.err.count("\n") == 1
+    assert "1 case: 1 honoured" in result.out
 
 
 # ---- the command itself

@@ -23,7 +23,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from gnomon.http.verify.command import Options, verify
-from gnomon.http.verify.exchange import MOST_BYTES, Budget, CannotReach, Client, Exchange
+from gnomon.http.verify.exchange import MOST_BYTES, PIECE_BYTES, Budget, CannotReach, Client, Exchange
 from gnomon.http.verify.probe import Probe, Subject
 from gnomon.http.verify.run import judge
 from gnomon.http.verify.verdict import Case, Outcome, Verdict, case, honoured
@@ -49,8 +49,8 @@ def completed(text: str) -> bytes:
 
 SOUND = completed(" a")
 EVENT = b'data: {"choices": [{"index": 0, "text": "a", "finish_reason": null}]}\n\n'
-SECONDS = 10
-"""No run here takes as long, however slow the machine."""
+SECONDS = 40
+"""No run here takes as long, however slow the machine: the default timeout alone would be 60."""
 
 
 @case("plain.whole", "prompt", law="3", says="a prompt is continued")
@@ -99,7 +99,7 @@ def run(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.M
         file = tmp_path / "report.json"
         more = {"html": str(tmp_path / "report.html"), "junit": str(tmp_path / "report.xml")}
         began = time.monotonic()
-        status = verify(Options(url, json=str(file), **{"timeout": 0.6, **more, **options}), cases)
+        status = verify(Options(url, json=str(file), **{**more, **options}), cases)
         assert time.monotonic() - began < SECONDS
         out, err = capfd.readouterr()
         assert "Traceback" not in out + err
@@ -174,7 +174,7 @@ def closes(server: RawServer, client: socket.socket, asked: Asked) -> None:
 @cache
 def bomb(levels: int) -> bytes:
     """Spaces that unpack to more than is read, packed so many times."""
-    return gzip.compress(bomb(levels - 1), 1) if levels else b"{" + b" " * (MOST_BYTES + 2**20)
+    return gzip.compress(bomb(levels - 1)) if levels else b"{" + b" " * (3 * MOST_BYTES)
 
 
 def packed(levels: int, coding: str) -> Misdeed:
@@ -201,13 +201,13 @@ CHOICES = {
     "utf16": '{"choices": [{"text": "a"}]'.encode("utf-16"),
 }
 MISDEEDS: dict[str, tuple[Misdeed, str]] = {
-    "hangs": (hangs, "no whole answer within 0.6 s"),
-    "begins_and_hangs": (begins_and_hangs, "no whole answer within 0.6 s"),
-    "drips": (drips, "no whole answer within 0.6 s"),
-    "drips_headers": (drips_headers, "no whole answer within 0.6 s"),
-    "streams_for_ever": (streams_for_ever, "no whole answer within 0.6 s"),
+    "hangs": (hangs, "no whole answer within"),
+    "begins_and_hangs": (begins_and_hangs, "no whole answer within"),
+    "drips": (drips, "no whole answer within"),
+    "drips_headers": (drips_headers, "no whole answer within"),
+    "streams_for_ever": (streams_for_ever, "no whole answer within"),
     "sends_without_end": (sends_without_end, "more than 32 MiB|no whole answer within"),
-    "continues_for_ever": (continues_for_ever, "no whole answer within 0.6 s"),
+    "continues_for_ever": (continues_for_ever, "no whole answer within"),
     "closes": (closes, "the connection broke: "),
     "closes_mid_body": (says(SOUND[:-20]), "the connection broke: .*incomplete|the connection broke: .*without"),
     "lies_short": (says(SOUND.replace(b"Content-Length: ", b"Content-Length: 1\r\nX: ")), "no JSON|connection broke"),
@@ -232,11 +232,19 @@ MISDEEDS: dict[str, tuple[Misdeed, str]] = {
         "HTTP 307: sends us on to 'https://elsewhere.example/v1', which is not followed",
     ),
     "redirect_to_itself": (says(http(b"", "302 Found", "text/plain", "Location: /v1/completions")), "HTTP 302: sends"),
-    "gzip_bomb": (packed(1, "gzip"), "more than 32 MiB|no whole answer within"),
-    "gzip_in_gzip": (packed(2, "gzip, gzip"), "encoding 'gzip, gzip' cannot be read|no whole answer within"),
+    "gzip_bomb": (packed(1, "gzip"), "more than 32 MiB"),
+    "gzip_in_gzip": (packed(2, "gzip, gzip"), "encoding 'gzip, gzip' cannot be read"),
     "no_gzip": (says(http(b"{}", "200 OK", "application/json", "Content-Encoding: gzip")), "encoding 'gzip' cannot be"),
     **{name: (says(http(body)), "no choices|no JSON|an error in it") for name, body in CHOICES.items()},
 }
+
+
+ENDLESS = ("hangs", "drips", "streams_for_ever", "sends_without_end", "continues_for_ever")
+
+
+def patience(name: str, seconds: float) -> float:
+    """A timeout that is reached on purpose, or by no machine however busy."""
+    return seconds if any(word in name for word in ENDLESS) else 20
 
 
 def script(misdeed: Misdeed, sound_first: bool) -> Misdeed:
@@ -259,7 +267,7 @@ def script(misdeed: Misdeed, sound_first: bool) -> Misdeed:
 def test_a_server_that_misbehaves_from_the_first_is_told_in_one_line(name: str, run: Run) -> None:
     misdeed, words = MISDEEDS[name]
     with raw_server(script(misdeed, sound_first=False)) as server:
-        ended = run(server.base, model="m")
+        ended = run(server.base, model="m", timeout=patience(name, 0.4))
     assert ended.status == 2
     assert re.search(words, ended.err), ended.err
     assert ended.out == ""
@@ -269,7 +277,7 @@ def test_a_server_that_misbehaves_from_the_first_is_told_in_one_line(name: str, 
 def test_a_server_that_misbehaves_later_is_judged_for_it(name: str, run: Run) -> None:
     misdeed, words = MISDEEDS[name]
     with raw_server(script(misdeed, sound_first=True)) as server:
-        ended = run(server.base)
+        ended = run(server.base, timeout=patience(name, 1.5))
     assert ended.status == 1
     assert ended.verdicts()["plain.whole"] == "wrong"
     assert re.search(words, ended.reason("plain.whole")), ended.reason("plain.whole")
@@ -298,7 +306,7 @@ def test_thousands_of_choices_are_an_answer(run: Run) -> None:
 
 def test_a_bomb_is_not_unpacked_beyond_the_bound() -> None:
     exchange = asked_once(packed(1, "gzip"))
-    assert MOST_BYTES < len(exchange.content) <= 2 * MOST_BYTES + 2
+    assert MOST_BYTES < len(exchange.content) <= MOST_BYTES + PIECE_BYTES
 
 
 def test_packed_answers_of_a_sound_size_are_read() -> None:
@@ -400,7 +408,7 @@ def test_a_server_that_no_longer_answers_ends_the_run_long_before_every_case_has
         case(f"wait.{k}", "prompt", law="3", says=f"number {k} is answered")(plain_whole.judge) for k in range(200)
     )
     with raw_server(script(hangs, sound_first=True)) as server:
-        ended = run(server.base, cases=waiting, timeout=0.3)
+        ended = run(server.base, cases=waiting, timeout=1)
     assert ended.status == 2
     assert "no longer answers" in ended.err
     assert ended.report is not None
@@ -424,6 +432,48 @@ def test_silence_for_some_requests_alone_does_not_end_the_run(run: Run) -> None:
     assert ended.status == 1
     assert set(ended.verdicts().values()) == {"wrong"}
     assert len(ended.verdicts()) == 40
+
+
+def test_a_server_that_answers_between_two_silences_is_not_asked_whether_it_is_there(run: Run) -> None:
+    @case("mixed.all", "prompt", law="3", says="twenty are answered, and twenty are not")
+    async def mixed(p: Probe) -> Outcome:
+        for _ in range(20):
+            await p.send(p.body(max_tokens=2))
+            await p.complete(max_tokens=3)
+        return honoured("they are")
+
+    def some(server: RawServer, client: socket.socket, asked: Asked) -> None:
+        if b'"max_tokens": 2' not in asked.body:
+            client.sendall(SOUND)
+
+    with raw_server(some) as server:
+        assert run(server.base, model="m", cases=(mixed,)).status == 0
+        assert sum(b'"max_tokens": 1' in asked.body for asked in server.asked) == 1
+
+
+def test_what_is_still_being_found_out_ends_before_the_connections_do(run: Run) -> None:
+    closed: list[bool] = []
+
+    @case("fact.first", "prompt", law="3", says="a fact is waited for")
+    async def first(p: Probe) -> Outcome:
+        async def find() -> None:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                closed.append(p.subject.client._http.is_closed)
+
+        await p.subject.fact("slow", find)
+        return honoured("it is known")
+
+    @case("fact.second", "prompt", law="3", says="the server is there")
+    async def second(p: Probe) -> Outcome:
+        await asyncio.sleep(0.01)
+        raise CannotReach("it is gone")
+
+    with raw_server(says(SOUND)) as server:
+        ended = run(server.base, model="m", cases=(first, second))
+    assert ended.err == "gnomon verify: the run did not come to its end: it is gone\n"
+    assert closed == [False]
 
 
 def test_a_connection_closed_between_two_requests_is_no_finding() -> None:
@@ -495,7 +545,7 @@ def test_what_a_server_says_reaches_no_terminal_and_no_page_raw(run: Run, tmp_pa
     assert "<script" not in (tmp_path / "report.xml").read_text("utf-8")
 
 
-@pytest.mark.parametrize("cut", [0, 100, 130, 150])
+@pytest.mark.parametrize("cut", [0, 100, 130, 135, 150])
 def test_a_key_that_the_server_sends_back_is_in_no_output(cut: int, run: Run, tmp_path: Path) -> None:
     """Wherever a message is cut, and where the key is in a text, a header or the place of a redirect too."""
 
@@ -512,7 +562,7 @@ def test_a_key_that_the_server_sends_back_is_in_no_output(cut: int, run: Run, tm
     def tells(server: RawServer, client: socket.socket, asked: Asked) -> None:
         assert f"authorization: Bearer {KEY}" in asked.headers.replace("Authorization", "authorization")
         if b'"max_tokens": 7' in asked.body:
-            client.sendall(http(b"", "302 Found", "text/plain", f"Location: /login?key={KEY}"))
+            client.sendall(http(b"", "302 Found", "text/plain", f"Location: /{'z' * 113}{KEY}"))
         elif b'"max_tokens": 2' in asked.body:
             client.sendall(refusing("x" * cut + f" Incorrect API key: {KEY}; you said Bearer {KEY}. prompt"))
         else:
@@ -523,7 +573,7 @@ def test_a_key_that_the_server_sends_back_is_in_no_output(cut: int, run: Run, tm
     files = [path.read_text("utf-8") for path in tmp_path.iterdir()]
     assert len(files) == 3
     for text in (ended.out, ended.err, *files):
-        assert not any(KEY[at : at + 8] in text for at in range(len(KEY) - 7))
+        assert not any(KEY[at : at + 4] in text for at in range(len(KEY) - 3))
     assert "[key]" in ended.out
     assert "$GNOMON_KEY" in ended.out
 
@@ -620,7 +670,9 @@ def test_no_case_falls_over_an_odd_answer(name: str) -> None:
 def test_no_case_falls_over_odd_events(name: str) -> None:
     plain = completion(index=0, text="a", logprobs=None, finish_reason="length")
     found = asyncio.run(asyncio.wait_for(findings(plain, EVENTS[name]), 60))
-    assert any(verdict.is_finding for case, verdict, _ in found if case.startswith("stream"))
+    verdicts = {case: verdict for case, verdict, _ in found}
+    sound = name in ("lists_change_their_kind", "usage_is_a_list")  # as far as a text goes
+    assert verdicts["stream.accepted"] is (Verdict.honoured if sound else Verdict.wrong)
 
 
 def test_a_fault_within_a_case_is_unclear_and_names_its_place() -> None:

@@ -291,6 +291,14 @@ def test_a_curl_line_sends_the_same_bytes_and_has_no_key(tmp_path: Path) -> None
         assert played(command, tmp_path) == body
 
 
+def test_a_key_that_a_case_sent_on_is_in_no_command() -> None:
+    key = "sk-0123456789abcdef"
+    judged = Finding(made_case("a.b"), Outcome(Verdict.wrong, "so"), (sent({"prompt": f"said {key}"}),), 1)
+    report = made_report(judged, key=key)
+    assert key not in report.text() + printed(report) + page(report)
+    assert f"said {HIDDEN}" in report.entries[0].curl[0]
+
+
 def played(command: str, directory: Path) -> bytes:
     """What a shell would have curl send: curl is a script here that keeps its standard input or its --data-raw."""
     import os

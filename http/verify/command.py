@@ -48,7 +48,7 @@ from gnomon.http.verify.report import (
 from gnomon.http.verify.run import judge_all
 from gnomon.http.verify.safe import Secret, line
 from gnomon.http.verify.terminal import list_cases, show
-from gnomon.http.verify.verdict import Case, Finding
+from gnomon.http.verify.verdict import Case, Finding, Unclear
 
 FIRST_COST = 64
 """Tokens that the plain request before the cases may cost."""
@@ -56,6 +56,10 @@ FIRST_COST = 64
 
 class CannotRun(Exception):
     """Why there is no run, in one line for the user."""
+
+
+class CutShort(Exception):
+    """Why a run did not come to its end, in one line for the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +251,8 @@ def _verify(
     out = Console(file=sys.stderr if options.json == "-" else sys.stdout)
     try:
         asyncio.run(_judge(options, prepared, sections, transport, run))
+    except CutShort as reason:
+        ended = str(reason)
     except CannotReach as reason:
         if not run.judging:
             raise CannotRun(_unreachable(str(reason))) from None
@@ -294,7 +300,7 @@ async def _judge(
     transport: httpx.AsyncBaseTransport | None,
     run: Run,
 ) -> None:
-    """Fills `run`. Raises CannotRun, CannotReach."""
+    """Fills `run`. Raises CannotRun, CannotReach, CutShort."""
     budget = Budget(options.budget_tokens)
     for number, base in enumerate(prepared.bases, 1):
         client = Client(base, options.api_key, budget, options.concurrency, options.timeout, transport)
@@ -313,12 +319,28 @@ async def _judge(
 
                     await judge_all(prepared.run, subject, done)
                 for make in sections:
-                    run.sections.append(await make(subject))
+                    run.sections.append(await _section(make, subject))
             finally:
                 await subject.close()
             return
         finally:
             await client.close()
+
+
+async def _section(make: MakeSection, subject: Subject) -> Section:
+    try:
+        return await make(subject)
+    except (CannotReach, CutShort):
+        raise
+    except OutOfBudget:
+        raise CutShort("the budget of tokens is spent, and a section of the report is missing") from None
+    except (Busy, Unclear, Refused, Broken) as reason:
+        raise CutShort(f"a section of the report is missing: {reason}") from None
+    except Exception as fault:  # an answer of a form that nobody thought of
+        words = f"{type(fault).__name__}: {fault}"
+        raise CutShort(
+            f"a section of the report is missing: an answer has a form that it cannot read: {words}"
+        ) from None
 
 
 @contextmanager

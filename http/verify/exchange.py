@@ -31,6 +31,9 @@ BROKE = "the connection broke"
 MOST_BYTES = 32 * 2**20
 """No answer of a case is near it; what is larger is not read to its end."""
 
+PIECE_BYTES = 2**20
+"""How much of a packed answer is unpacked before the sum is looked at."""
+
 CONNECT_SECONDS = 10.0
 RECONNECTS = (0.2, 1.0, 3.0)
 """Seconds before each further try of a server that was there and does not listen now."""
@@ -93,7 +96,9 @@ class Exchange:
 
     @property
     def json(self) -> Any:
-        """The answer's JSON value; None where it is none."""
+        """The answer's JSON value; None where it is none, or was not read to its end."""
+        if len(self.content) > MOST_BYTES:
+            return None
         try:
             return json.loads(self.content)
         except (ValueError, RecursionError):
@@ -384,9 +389,9 @@ async def _decoded(reply: httpx.Response) -> AsyncGenerator[bytes | None, None]:
             yield piece
             continue
         try:
-            yield unzip.decompress(piece, MOST_BYTES + 1)
+            yield unzip.decompress(piece, PIECE_BYTES)
             while unzip.unconsumed_tail:
-                yield unzip.decompress(unzip.unconsumed_tail, MOST_BYTES + 1)
+                yield unzip.decompress(unzip.unconsumed_tail, PIECE_BYTES)
         except zlib.error:
             yield None
             return
