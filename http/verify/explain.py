@@ -216,7 +216,7 @@ class Explainer:
         rounding, plain = ROUNDING + grain / 2, self.plain(trials)
         if plain.worst <= rounding:
             return Known(Explanation(Kind.rounding, _rounding(plain, grain), plain), PLAIN, plain)
-        if known is not None and known.explanation.kind is Kind.precision:
+        if known is not None and known.explanation.kind in (Kind.precision, Kind.model, Kind.unexplained):
             same = self._as_known(trials, known, plain)
             if same is not None:
                 return same
@@ -330,7 +330,7 @@ class Explainer:
         if common is not None and common < UNLIKE:
             words = f"another model or vocabulary: {common:.0%} of the most probable tokens in common"
             return Explanation(Kind.model, words, plain, tried)
-        return Explanation(Kind.unexplained, "none of the causes tried", plain, tried)
+        return Explanation(Kind.unexplained, "unexplained: none of the causes tried fits", plain, tried)
 
 
 def _rounding(fit: Fit, grain: float) -> str:

@@ -158,11 +158,10 @@ class Group:
         best = self.explanation
         if best.kind is Kind.rounding:
             return f"off by {off}: {best.words}"
-        if best.kind is Kind.unexplained:
-            words = f"unexplained: {best.words} fits"
-        else:
-            words = f"consistent with {best.words}"
-            if best.left != self.fit:
+        words = best.words
+        if best.kind is not Kind.unexplained:
+            words = f"consistent with {words}"
+            if best.left.worst < self.fit.worst:
                 words += f", which leaves at most {best.left.worst:.1e}, {best.left.mean:.1e} in the mean"
         billed = f"; {self.billed}" if self.billed and best.kind.departs else ""
         return f"off by {off}: {words}{billed}"
@@ -204,8 +203,7 @@ class Comparison:
             off = max(group.fit.worst for group in groups)
             left = max(group.explanation.left.worst for group in groups)
             kind = groups[0].explanation.kind
-            said = words if kind is not Kind.unexplained else f"unexplained by {words}"
-            said = said if kind in (Kind.rounding, Kind.unexplained) else f"consistent with {said}"
+            said = words if kind in (Kind.rounding, Kind.unexplained) else f"consistent with {words}"
             parts.append(f"{names}: off by {off:.1e}, {said}" + (f" (leaves {left:.1e})" if left != off else ""))
         return "; ".join(parts)
 
