@@ -289,9 +289,6 @@ class Client:
             headers["authorization"] = f"Bearer {key}"
         began = time.monotonic()
         status, replied, content, trouble = await self._reply(method, url, body, headers, first_events)
-        if status is None and trouble is not None and trouble.startswith(BROKE):  # perhaps it had been closed long ago
-            again = {**headers, "connection": "close"}
-            status, replied, content, trouble = await self._reply(method, url, body, again, first_events)
         if status != 200:  # before anything is cut out of it; what a 200 says is hidden where it is shown
             content = self._secret.out_of_bytes(content)
         if trouble is None and status is not None:
