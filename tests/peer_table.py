@@ -46,7 +46,7 @@ def table() -> str:
         "reports in tests/peers by `python tests/peer_table.py`; gnomon's own server honours every case). A departure",
         "from our law is not a fault in itself: most of these servers never promised it, and some say so. The",
         "requests of the findings on llama-server and llama-cpp-python were sent again with the reports' curl commands",
-        "(but for bodies of over 4,000 characters, which a report shortens), and showed what is said here; those of the",
+        "(bodies of over 4,000 characters aside, which a report shortens), and showed what is said here; those of the",
         "other two stand as `gnomon verify` saw them.",
         "",
         "| server | asked on | " + " | ".join(ORDER) + " | greedy log-probabilities against the reference |",
