@@ -219,6 +219,13 @@ def test_rounded_weights_that_are_rounded_alike_leave_nothing(model: Model) -> N
     assert greedy.explanation.left.worst < 1e-12
 
 
+def test_one_cause_is_said_of_all_and_its_size_is_looked_for_once(model: Model) -> None:
+    comparison = compared(Server(with_weights(model, to_bits(3))), model)
+    assert len({group.explanation.words for group in comparison.groups}) == 1, comparison.sentence
+    assert [bool(group.explanation.tried) for group in comparison.groups] == [True] + [False] * 6
+    assert len(comparison.tables()) == 2
+
+
 # ---- processed values
 
 
@@ -453,6 +460,20 @@ def test_a_space_that_labels_lack_is_told_by_the_text(model: Model) -> None:
     places = [Place(Named("the", -1.0), ()), Place(Named("n", -1.0), ())]
     assert trace_ids(names, places, " then", Style.stripped, frozenset())[0] == the
     assert names.style([(places, " then")]) is Style.stripped
+
+
+def test_a_text_that_is_a_byte_of_the_fallback_too_is_the_ordinary_token(tmp_path: Path) -> None:
+    vocabulary = {"<unk>": 0, "<0x41>": 1, "A": 2, "▁A": 3, "▁": 4}
+    specials = [{"id": 0, "content": "<unk>", "special": True, "single_word": False, "lstrip": False}]
+    specials[0] |= {"rstrip": False, "normalized": False}
+    bpe = {"type": "BPE", "vocab": vocabulary, "merges": [["▁", "A"]], "byte_fallback": True, "unk_token": "<unk>"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": specials, "model": bpe}))
+    names = Names(load_tokenizer(tmp_path, len(vocabulary)))
+    assert names.ids(Named("A", -1.0), Style.text) == (2,)
+    assert names.ids(Named("<0x41>", -1.0), Style.piece) == (1,)
+    assert names.ids(Named("?", -1.0, data=b"A"), Style.text) == (2,)
+    assert names.ids(Named("A", -1.0), Style.stripped) == (1, 2, 3)
+    assert names.one(Named("A", -1.0), Style.stripped) is None
 
 
 def test_token_ids_as_labels_are_ids(model: Model) -> None:
