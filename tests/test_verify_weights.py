@@ -32,6 +32,7 @@ from gnomon.reference.tokenizer import Tokenizer
 from helpers.fake import EOT, MERGES, tokenizer_files
 from helpers.live import MODEL
 from helpers.models import tiny_llama
+from helpers.saboteurs import answer
 
 Body = dict[str, Any]
 KINDS = {kind for kind in Kind if kind is not Kind.rounding}
@@ -92,14 +93,13 @@ class Server(httpx.AsyncBaseTransport):
         self.model, self.asked, self.answered = model, asked, answered
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        headers = {"content-type": "application/json"}
         body = json.loads(request.content)
         try:
             run = prepare(CompletionRequest.from_fields(self.asked(body)), *self.model, MODEL)
             content = json_bytes(self.answered(json.loads(run.whole().to_bytes()), body))
-            return httpx.Response(200, headers=headers, content=content)
+            return answer(200, "application/json", content)
         except RequestError as error:
-            return httpx.Response(error.status, headers=headers, content=json_bytes(error.to_json()))
+            return answer(error.status, "application/json", json_bytes(error.to_json()))
 
 
 def compared(server: httpx.AsyncBaseTransport, model: Model, budget: int = 5000) -> Comparison:
