@@ -39,6 +39,8 @@ async def bias_forces(p: Probe) -> Outcome:
     texts = [(await p.complete(max_tokens=4, logit_bias={v: 100})).text for v in ("97", "98")]
     if texts == [plain, plain]:
         return ignored("a bias of +100 on one token changes nothing", text=plain)
+    if plain.startswith(PROMPT):
+        return unclear("the text begins with the prompt, though it is not to be echoed")
     if any(text == text[: len(text) // 4] * 4 for text in texts):
         return unclear("a bias of +100 forces some tokens, but no two with visible texts of their own were found")
     return wrong("a bias of +100 on one token does not make it the one that is chosen", without=plain, with_bias=texts)
