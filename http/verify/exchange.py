@@ -26,8 +26,6 @@ import httpx
 
 from gnomon.http.verify.safe import Secret
 
-BROKE = "the connection broke"
-
 MOST_BYTES = 32 * 2**20
 """No answer of a case is near it; what is larger is not read to its end."""
 
@@ -332,7 +330,7 @@ class Client:
             except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
                 if status is None and used.again:
                     continue
-                trouble = f"{BROKE}: {self._secret.out_of(_words(error))}"
+                trouble = f"the connection broke: {self._secret.out_of(_words(error))}"
             return status, replied, content, trouble
 
 
