@@ -143,8 +143,12 @@ class Connection:
         client.setblocking(False)
         if narrow:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
-        return cls(*await asyncio.open_connection(sock=client, limit=1024 if narrow else 2**16))
+        try:
+            await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
+            return cls(*await asyncio.open_connection(sock=client, limit=1024 if narrow else 2**16))
+        except BaseException:  # cancelled, too: until it has a writer, nobody else closes it
+            client.close()
+            raise
 
     async def send(self, body: bytes, target: str = "/v1/completions", part: float = 1.0) -> None:
         """A request, or the first part of its body."""
@@ -431,6 +435,7 @@ async def load(plan: Plan, at: Server, requests: Sequence[Alone], tally: Tally) 
         for number in range(plan.clients):
             group.create_task(Client(number, plan, at, requests, tally).work(until))
     watching.cancel()
+    await asyncio.wait([watching])
     tally.seconds += time.monotonic() - begun
 
 

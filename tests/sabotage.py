@@ -1122,7 +1122,7 @@ def inside(copy: Path, tests: Sequence[str]) -> None:
         assert spec.origin == str(expected), f"{name} would come from {spec.origin}"
     recorder = Recorder(tests)
     nodes = [str(copy / "tests" / test) for test in tests]
-    options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(copy), "-c", str(copy / "pyproject.toml")]
+    options = ["-q", "-m", "", "-p", "no:cacheprovider", "--rootdir", str(copy), "-c", str(copy / "pyproject.toml")]
     if len(tests) == 1:
         options.append("-x")
     pytest.main([*options, *nodes], plugins=[recorder])

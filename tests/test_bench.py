@@ -40,6 +40,8 @@ from gnomon.jax_engine.bench import (
 from gnomon.reference.checkpoint import load_checkpoint
 from gnomon.reference.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 COMMAND = (sys.executable, "-m", "gnomon.jax_engine.bench")
 
 

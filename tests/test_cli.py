@@ -397,6 +397,7 @@ def test_serve_says_where_and_its_example_works_and_ctrl_c_ends_it(model: Path) 
     assert stopped.endswith(" INFO stopped")
 
 
+@pytest.mark.slow
 def test_a_shorter_context_is_served_and_its_pool_is_smaller(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -771,6 +772,7 @@ def test_options_of_the_jax_engine_reach_it(
     assert given[options[0]] == expected[options[0]]
 
 
+@pytest.mark.slow
 def test_serve_runs_jax_by_default_reports_its_start_and_starts_quicker_from_its_cache(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,8 @@ from gnomon.reference.request import CompletionRequest
 from gnomon.reference.tokenizer import load_tokenizer
 from helpers.models import tiny_llama
 
+pytestmark = pytest.mark.slow
+
 
 class Examined(NamedTuple):
     report: dict[str, Any]

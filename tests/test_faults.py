@@ -483,11 +483,13 @@ def check_each_has_an_end(ended: Ended) -> tuple[int, int]:
     return full, len(ended.streams) - full
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "max_tokens"), [("reference", 60), ("jax", 500)])
 def test_a_signal_under_load_lets_all_that_was_let_in_finish(path: Path, engine: str, max_tokens: int) -> None:
     assert check_each_has_an_end(under_signals(path, engine, max_tokens, signals=1, drain_seconds=90)) == (16, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["reference", "jax"])
 @pytest.mark.parametrize(("signals", "drain_seconds"), [(1, 1.0), (2, 90.0)], ids=["time is up", "a second signal"])
 def test_what_is_not_finished_under_load_ends_with_an_error_and_nobody_is_cut(

@@ -23,6 +23,8 @@ from helpers.hub import COMMIT, TOKEN, FakeHub
 from helpers.loopback import Loopback, closed_port, loopback
 from helpers.models import tiny_llama
 
+pytestmark = pytest.mark.slow
+
 GNOMON = "from gnomon.http.cli import main; main()"
 LOCATE = "import sys; from gnomon.reference.hub import locate; print(locate(sys.argv[1], *sys.argv[2:]))"
 COMPLETE = ("complete", "the", "--max-tokens", "2", "--model", "maker/tiny")

@@ -241,6 +241,7 @@ def test_a_second_start_builds_nothing(
     assert idle() == 1
 
 
+@pytest.mark.slow
 def test_another_source_other_flags_and_another_cpu_are_built_anew(
     tmp_path: Path, idle: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,6 +328,7 @@ def test_no_cache_directory_and_no_cpu_each_have_their_reason(
     assert idle() == 0
 
 
+@pytest.mark.slow
 def test_two_processes_that_build_at_once_both_get_their_library(tmp_path: Path) -> None:
     """Their compiler builds only when both are building, so neither finds the other's result."""
     source, compiler, kept = tmp_path / "idle.cc", tmp_path / "slow-c++", tmp_path / "kept"

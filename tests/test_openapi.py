@@ -508,6 +508,7 @@ def test_what_the_schema_admits_is_refused_only_for_the_reasons_in_words(
     assert judged(body, tokenizer) != "refused by the schema"
 
 
+@pytest.mark.slow
 @quick
 @given(data=st.data())
 def test_what_the_schema_refuses_the_server_refuses(tokenizer: Tokenizer, data: st.DataObject) -> None:

@@ -156,6 +156,7 @@ def test_every_bound_and_every_method_is_answered_as_documented(case: Case[Any],
     assert live.hold(case).status_code < 500
 
 
+@pytest.mark.slow
 def test_a_slice_of_drawn_cases_is_answered_as_documented(live: Live) -> None:
     seen = fuzz(live, SLICE)
     assert seen.total() >= SLICE

@@ -18,6 +18,8 @@ from gnomon.reference.checkpoint import load_checkpoint
 from gnomon.reference.model import ModelConfig
 from helpers.models import tiny_llama
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 8}
 

@@ -23,6 +23,8 @@ from tokenizers import Tokenizer, pre_tokenizers
 from gnomon.jax_engine import train as t
 from gnomon.jax_engine import train_data as d
 
+pytestmark = pytest.mark.slow
+
 MODEL = Path(__file__).resolve().parents[1] / "reference" / "default_model"
 STORIES = [
     f"{name} had a {colour} {thing}. {name} took the {thing} to the {place}. It was a good day."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import peer_run
 import peer_table
 import pytest
 
@@ -17,3 +18,15 @@ def test_a_report_is_whole_and_of_our_cases(peer: peer_table.Peer) -> None:
     report = peer_table.reports()[peer.file]
     assert (report["schema"], report["ended"]) == ("gnomon-verify-report", None)
     assert [finding["case"] for finding in report["findings"]] == [case.name for case in CASES]
+
+
+def test_every_engine_of_the_table_can_be_run_again() -> None:
+    assert list(peer_run.ENGINES) == [peer.file for peer in peer_table.PEERS]
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", peer_run.ENGINES)
+def test_the_engine_of_that_version_is_judged_as_its_stored_report_says(name: str) -> None:
+    if not peer_run.SCRIPTS.is_dir():
+        pytest.skip(f"no scripts to start the engines in {peer_run.SCRIPTS}; set GNOMON_PEER_SCRIPTS")
+    assert peer_run.differences(peer_table.reports()[name], peer_run.judged(name)) == []

@@ -385,8 +385,8 @@ SERVED = {
     "HTTP/1.2": (200, head_of(b"GET /health HTTP/1.2")),
     "absolute form": (200, head_of(b"GET http://gnomon:8000/health HTTP/1.1")),
     "absolute form of another host": (200, b"GET HTTP://other/health?a=b HTTP/1.1\r\nHost: gnomon\r\n\r\n"),
-    "absolute form without path": (404, head_of(b"GET http://gnomon HTTP/1.1")),
-    "absolute form with a query only": (404, head_of(b"GET http://gnomon?a HTTP/1.1")),
+    "absolute form without path": (200, head_of(b"GET http://gnomon HTTP/1.1")),
+    "absolute form with a query only": (200, head_of(b"GET http://gnomon?a HTTP/1.1")),
     "h2c": (200, get(b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQAoAAA")),
     "websocket": (200, get(b"Connection: Upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Version: 13")),
     "OPTIONS": (405, head_of(b"OPTIONS /health HTTP/1.1")),
@@ -892,6 +892,7 @@ def test_a_client_that_takes_nothing_is_cut_and_its_connection_is_free(
         assert not is_whole(rest_of(deaf))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_reads_slowly_is_not_cut(tokenizer: Tokenizer, stream: bool) -> None:
     """Some 2 kB at a time, for several times as long as a client may take nothing, then all of it."""
@@ -997,6 +998,7 @@ def test_under_tls_a_client_that_takes_nothing_is_cut(
         assert eventually(lambda: not app.state.completions.open)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0"], ids=["keep-alive", "closing"])
 def test_under_tls_a_client_that_reads_slowly_is_not_cut(
     tokenizer: Tokenizer, certificate: Tls, version: bytes
