@@ -6,14 +6,16 @@ lightness, so that they stay apart in greyscale; lines differ in their dashes to
 `HATCHES`.
 
 `exercise(n)` runs asserts about the learner's code and says "solved" or what did not hold, instead of ending the
-notebook there.
+notebook there. `logprobs_of_the_end` is what an exercise asks for and later cells need: here it is out of sight.
 """
 
 from __future__ import annotations
 
 import ast
 import linecache
+from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 import matplotlib as mpl
 from cycler import cycler
@@ -100,3 +102,14 @@ def _statement(file: str, line: int) -> str:
     ]
     innermost = min(around, key=lambda node: (node.end_lineno or node.lineno) - node.lineno)
     return "    " + (ast.get_source_segment(source, innermost) or "")
+
+
+def logprobs_of_the_end(
+    server: Callable[..., dict[str, Any]], tokenizer: Any, context: str, end: str
+) -> Sequence[float | None]:
+    """What a server says of the tokens of `end` behind `context`, asked in the way of the evaluation harnesses."""
+    before, whole = (list(tokenizer.encode(text).ids) for text in (context, context + end))
+    assert whole[: len(before)] == before, "the end changes how the context is cut into tokens"
+    answer = server(prompt=whole, echo=True, logprobs=1, max_tokens=1, temperature=0)
+    numbers: list[float | None] = answer["token_logprobs"]
+    return numbers[len(before) : len(whole)]
