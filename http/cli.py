@@ -725,7 +725,8 @@ def doctor(
 ) -> None:
     """Examine the JAX engine on the device that is here.
 
-    Tokens against the reference, the same bytes under load, speed: four minutes on two CPU cores. Status 0: sound; 1: unsound, with the reasons.
+    Tokens against the reference, the same bytes under load, speed: some four minutes on two CPU cores.
+    Status 0: sound; 1: unsound, with the reasons.
     """
     from gnomon.reference.checkpoint import CheckpointError, silently
 
