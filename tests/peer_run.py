@@ -127,7 +127,7 @@ ENGINES = {
     "llama-cpp-python": Engine(
         llama,
         ("start_llama_cpp_python.sh", GGUF, "PORT", MODEL, "--type_k", "0", "--type_v", "0"),
-        ("--profile", "llama.cpp"),
+        ("--profile", "llama.cpp", "--concurrency", "1"),  # as it comes, it breaks a stream off for the next request
     ),
     "transformers-serve": Engine(
         transformers,
@@ -190,7 +190,7 @@ def judged(name: str) -> dict[str, Any]:
     with serving(name) as url, tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "report.json")
         options = ("--model", MODEL, "--reference", "default", "--json", str(file), *ENGINES[name].ask)
-        command = [sys.executable, "-m", "gnomon.http.cli", "verify", url, *options]
+        command = [sys.executable, "-c", "from gnomon.http.cli import main; main()", "verify", url, *options]
         ended = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=ASK_SECONDS, text=True
         )
@@ -224,7 +224,7 @@ def main() -> int:
         differ |= bool(changed)
         print(f"{name}: {'other verdicts' if changed else 'the same'}", *changed, sep="\n  ", flush=True)
         if options.write:
-            text = json.dumps(now, indent=1, ensure_ascii=False) + "\n"
+            text = json.dumps(now, indent=2, ensure_ascii=False) + "\n"
             (peer_table.REPORTS / f"{name}.json").write_text(text, encoding="utf-8")
     return int(differ and not options.write)
 

@@ -295,6 +295,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("large"), **LARGE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 def test_loading_takes_the_memory_of_the_weights_and_of_one_tensor(large: Path, dtype: str) -> None:
     """In a process of its own, by the system's count of it: in no engine is there ever a second copy."""

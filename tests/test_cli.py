@@ -330,6 +330,7 @@ def test_a_revision_of_a_directory_is_one_line(gnomon: Gnomon, model: Path, comm
     check_one_line(gnomon(*command, model, "--revision", "v1"), 1, f"{model}: a directory has no revision 'v1'")
 
 
+@pytest.mark.slow
 def test_completing_says_nothing_of_how_it_starts(
     gnomon: Gnomon, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

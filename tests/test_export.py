@@ -21,6 +21,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> JaxEngine:
     return JaxEngine(checkpoint, EngineSettings(slots=2, page_size=8, chunk=16, pool_tokens=256))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["prefill", "decode", "sample", "score", "begin"])
 def test_the_program_lowers_for_every_platform_without_unexplained_custom_calls(engine: JaxEngine, name: str) -> None:
     program = engine.programs()[name]

@@ -212,6 +212,7 @@ def test_a_pool_smaller_than_one_context_is_refused_with_the_number_that_would_d
         JaxEngine(model[0], EngineSettings(slots=1, page_size=8, chunk=32, pool_tokens=CONTEXT))
 
 
+@pytest.mark.slow
 def test_the_fingerprint_changes_with_weights_and_shapes_and_not_with_time(
     engine: JaxEngine, model: tuple[Checkpoint, Tokenizer]
 ) -> None:
@@ -238,6 +239,7 @@ def test_stopping_ends_jobs_with_failed(model: tuple[Checkpoint, Tokenizer]) -> 
     assert isinstance(list(events)[-1], Failed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", [1, 2, 3, 33])
 def test_a_context_of_a_few_positions_is_served_from_the_default_pool(
     model: tuple[Checkpoint, Tokenizer], context: int
@@ -257,6 +259,7 @@ def test_a_context_of_a_few_positions_is_served_from_the_default_pool(
     assert len(ids) == context - 1
 
 
+@pytest.mark.slow
 def test_the_fingerprint_is_of_the_weights_as_they_are_placed(model: tuple[Checkpoint, Tokenizer]) -> None:
     """From a file in float32 and from params in float64, which become the same numbers; and with one changed."""
     checkpoint, _ = model

@@ -150,6 +150,7 @@ def fuzz(live: Live, examples: int) -> Counter[tuple[str, int, str]]:
     return seen
 
 
+@pytest.mark.slow
 @schema.parametrize()
 @hypothesis_settings(max_examples=1, deadline=None, derandomize=True, database=None)
 def test_every_bound_and_every_method_is_answered_as_documented(case: Case[Any], live: Live) -> None:

@@ -334,6 +334,7 @@ def corrupt(path: Path, how: str) -> None:
         (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["reference", "jax"])
 @pytest.mark.parametrize(
     ("how", "message"),

@@ -949,6 +949,7 @@ def tls_client(port: int, certificate: Tls) -> Iterator[Client]:
             yield client
 
 
+@pytest.mark.slow
 def test_under_tls_requests_refusals_and_slow_heads_are_answered_and_refusals_counted(
     app: Starlette, certificate: Tls
 ) -> None:

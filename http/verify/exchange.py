@@ -20,7 +20,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -158,6 +158,18 @@ def _octal(body: bytes) -> str:
     return "".join(chr(b) if 32 <= b < 127 and b not in b"\\%" else f"\\{b:03o}" for b in body)
 
 
+class Asked(NamedTuple):
+    """What Client.send is asked to send; it says what each part is."""
+
+    method: str
+    path: str
+    body: bytes | None = None
+    content_type: str | None = "application/json"
+    cost: int = 0
+    key: str | None = None
+    first_events: int | None = None
+
+
 class Client:
     """Speaks to one server. At most `concurrency` requests are under way at a time, but for those of a crowd."""
 
@@ -212,32 +224,24 @@ class Client:
     ) -> Exchange:
         """One request. cost: tokens that it may cost at most · key: instead of the user's · first_events: leave a
         stream after so many events · crowd: without waiting for a turn. Raises CannotReach, OutOfBudget, Busy."""
+        asked = Asked(method, path, body, content_type, cost, key, first_events)
         self.budget.reserve(cost)
         spent = cost
         try:
             if crowd:
-                exchange = await self._patiently(method, path, body, content_type, cost, key, first_events)
+                exchange = await self._patiently(asked)
             else:
                 async with self._turns:
-                    exchange = await self._patiently(method, path, body, content_type, cost, key, first_events)
+                    exchange = await self._patiently(asked)
             spent = exchange.tokens
             return exchange
         finally:
             self.budget.settle(cost, spent)
 
-    async def _patiently(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None,
-        content_type: str | None,
-        cost: int,
-        key: str | None,
-        first_events: int | None,
-    ) -> Exchange:
+    async def _patiently(self, asked: Asked) -> Exchange:
         """The answer; that of a later try where the server asks to wait."""
         for tries in range(MOST_WAITS + 1):
-            exchange = await self._exchange(method, path, body, content_type, cost, key, first_events)
+            exchange = await self._exchange(asked)
             wait = _wait(exchange, tries)
             if wait is None:
                 break
@@ -261,25 +265,17 @@ class Client:
         async with self._asking:
             if self._silent < MOST_SILENT:  # another request has asked meanwhile
                 return
-            asked = await self._exchange("POST", "/completions", self.plain, "application/json", 0, None, None)
-            self.budget.settle(0, asked.tokens)
-            if asked.status is None:
+            plain = await self._exchange(Asked("POST", "/completions", self.plain))
+            self.budget.settle(0, plain.tokens)
+            if plain.status is None:
                 raise CannotReach(
                     f"{self.base} no longer answers: {self._silent} requests in a row had no answer, "
-                    f"and a plain one, too: {asked.trouble}"
+                    f"and a plain one, too: {plain.trouble}"
                 )
             self._silent = 0
 
-    async def _exchange(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None,
-        content_type: str | None,
-        cost: int,
-        key: str | None,
-        first_events: int | None,
-    ) -> Exchange:
+    async def _exchange(self, asked: Asked) -> Exchange:
+        method, path, body, content_type, cost, key, first_events = asked
         url = self.base + path
         key = self._key if key is None else key
         headers = {} if content_type is None or body is None else {"content-type": content_type}
