@@ -177,6 +177,31 @@ def test_the_line_of_top_p_stands_where_the_kept_end() -> None:
     assert judged == len(chosen(draw))
 
 
+def test_a_kept_token_never_shows_a_sum_that_looks_like_top_p_before_the_last_kept_one() -> None:
+    """79.7 % is not written as 80 % beside top_p 0.8, or the next token would seem to be kept by mistake."""
+    draw = explain(drawn())
+    second = draw.rows[1]
+    assert second.mass_before is not None
+    assert second.probability is not None
+    top_p = second.mass_before + second.probability + 1e-6  # the third is kept, by very little
+    draw = explain(drawn(top_p=top_p))
+    assert draw.rows[2].kept
+    sums = [
+        float(text.removeprefix("up to ").rstrip(" %")) for text in texts(picture(draw)) if text.startswith("up to")
+    ]
+    assert sums[1] < 100 * top_p <= sums[2]
+
+
+def test_the_numbers_of_the_last_column_are_said_to_be_what_they_are() -> None:
+    seen = " ".join(texts(picture(explain(drawn(temperature=0.5, logit_bias={5: 1}, presence_penalty=1)))))
+    z = "z: the model’s raw number (logit) + bias + penalties."
+    assert f"draw: how far z is below the largest, ÷ temperature, + a random number. {z}" in seen
+    assert "Bars of log-prob and of the draw do not begin at 0" in seen
+    greedy = texts(picture(explain(drawn(temperature=0))))
+    assert z in greedy
+    assert "draw:" not in " ".join(greedy)
+
+
 def test_the_margin_is_written_and_is_as_long_as_it_says() -> None:
     for params in ({}, {"temperature": 0}):
         draw = explain(drawn(**params))
