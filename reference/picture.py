@@ -465,9 +465,8 @@ def sentences(draw: Draw) -> list[str]:
     if not draw.is_greedy and draw.runner_up is not None:
         first = draw.rows[0]
         if first.id != draw.winner:
-            said.append(
-                f"The most probable token was “{shortened(visible(first.label), 24)}”: the random numbers decided otherwise."
-            )
+            most = shortened(visible(first.label), 24)
+            said.append(f"The most probable token was “{most}”: the random numbers decided otherwise.")
     if draw.given is not None and draw.given != draw.winner:
         said.append(f"The token given was {_quoted(draw, draw.given)}.")
     return said
