@@ -719,6 +719,11 @@ def _trace_schemas(server: Server, model: Mapping[str, Any]) -> dict[str, Any]:
                                 "what top_p is compared with.",
                             },
                             "kept": _or_null(_FLAG),
+                            "chance": {
+                                **maybe,
+                                "description": "softmax of scaled over the kept tokens, 0 for the others: how likely "
+                                "this draw was to give it.",
+                            },
                             "words": {**words, "description": "The 64 random bits of this token at this step."},
                             "noise": maybe,
                             "score": {**maybe, "description": "scaled + noise; null for what could not win."},
@@ -730,7 +735,7 @@ def _trace_schemas(server: Server, model: Mapping[str, Any]) -> dict[str, Any]:
                     "those with a bias, the winner, the runner-up and the given token.",
                 ),
                 "others": _object(
-                    {"count": _COUNT, "probability": maybe, "kept": maybe_count, "best_score": maybe},
+                    {"count": _COUNT, "probability": maybe, "kept": maybe_count, "chance": maybe, "best_score": maybe},
                     description="All tokens that are not listed, together.",
                 ),
                 "winner": _COUNT,

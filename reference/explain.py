@@ -43,6 +43,7 @@ class Row:
     probability: float | None  # softmax of scaled, before the nucleus
     mass_before: float | None  # the probability of all ranks before this one: what top_p is compared with
     kept: bool | None
+    chance: float | None  # to be drawn: softmax of scaled over the kept ids, 0 for the others
     words: tuple[str, str] | None  # the random bits, in hexadecimal
     noise: float | None
     score: float | None
@@ -57,6 +58,7 @@ class Others:
     count: int
     probability: float | None
     kept: int | None
+    chance: float | None
     best_score: float | None
 
 
@@ -108,6 +110,7 @@ def explain(trace: Trace, labels: Sequence[str] | None = None, given: int | None
     rank = np.empty(len(z), np.int64)
     rank[order] = np.arange(len(z))
     probability, mass_before = _masses(trace, order)
+    chance = _chances(trace)
     plain = np.exp(report(z))
     runner_up = _runner_up(z if score is None else score, trace.token)
     bias = dict(trace.params.logit_bias or {})
@@ -136,6 +139,7 @@ def explain(trace: Trace, labels: Sequence[str] | None = None, given: int | None
             probability=one(probability, v),
             mass_before=one(mass_before, v),
             kept=None if trace.kept is None else bool(trace.kept[v]),
+            chance=one(chance, v),
             words=None if words is None else words[i],
             noise=one(trace.noise, v),
             score=one(score, v),
@@ -155,7 +159,7 @@ def explain(trace: Trace, labels: Sequence[str] | None = None, given: int | None
         params=trace.params,
         vocab_size=len(z),
         rows=rows,
-        others=_others(trace, rest, probability),
+        others=_others(trace, rest, probability, chance),
         winner=trace.token,
         runner_up=runner_up,
         margin=trace.margin if math.isfinite(trace.margin) else None,
@@ -179,6 +183,14 @@ def _masses(trace: Trace, order: NDArray[np.int64]) -> tuple[F64 | None, F64 | N
     return q, before
 
 
+def _chances(trace: Trace) -> F64 | None:
+    """How likely each id is to win the draw: the probability of the kept ones, shared among them alone."""
+    if trace.scaled is None or trace.kept is None:
+        return None
+    e = np.where(trace.kept, np.exp(trace.scaled), 0.0)
+    return e / e.sum()
+
+
 def _runner_up(score: F64, winner: int) -> int | None:
     others = score.copy()
     others[winner] = -np.inf
@@ -195,13 +207,14 @@ def _hex(word: np.uint32) -> str:
     return f"{int(word):08x}"
 
 
-def _others(trace: Trace, rest: NDArray[np.bool_], probability: F64 | None) -> Others:
+def _others(trace: Trace, rest: NDArray[np.bool_], probability: F64 | None, chance: F64 | None) -> Others:
     count = int(rest.sum())
-    if trace.kept is None or trace.score is None or probability is None:
-        return Others(count, None, None, None)
+    if trace.kept is None or trace.score is None or probability is None or chance is None:
+        return Others(count, None, None, None, None)
     kept = rest & trace.kept
     best = float(trace.score[kept].max()) if kept.any() else -math.inf
-    return Others(count, float(probability[rest].sum()), int(kept.sum()), best if math.isfinite(best) else None)
+    mass, left = float(probability[rest].sum()), float(chance[rest].sum())
+    return Others(count, mass, int(kept.sum()), left, best if math.isfinite(best) else None)
 
 
 # ---- in words
@@ -223,6 +236,15 @@ def percent(p: float) -> str:
     return f"{shown.removesuffix('.0')} %"
 
 
+def beside(mass: float, top_p: float) -> str:
+    """A sum of probabilities beside the top_p it is compared with: with as many digits as show on which side it is."""
+    for text in (percent(mass), *(f"{100 * mass:.{digits}f} %" for digits in range(1, 15))):
+        shown = float(text.strip("<> %")) / 100
+        if (shown < top_p) == (mass < top_p) and (0 < shown < 1 or shown == mass):
+            return text
+    return f"just {'under' if mass < top_p else 'over'} {percent(top_p)}"
+
+
 def _why(trace: Trace, v: int, runner_up: int | None, mass_before: F64 | None) -> str:
     return "; ".join([*_moved(trace, v), _fate(trace, v, runner_up, mass_before)])
 
@@ -242,7 +264,7 @@ def _moved(trace: Trace, v: int) -> list[str]:
 
 def _fate(trace: Trace, v: int, runner_up: int | None, mass_before: F64 | None) -> str:
     margin, params = trace.margin, trace.params
-    what = "z" if trace.score is None else "score"
+    what = "z" if trace.score is None else "sum"
     if v == trace.token:
         if runner_up is None:
             return "won: no other token was left"
@@ -259,7 +281,7 @@ def _fate(trace: Trace, v: int, runner_up: int | None, mass_before: F64 | None) 
             return "removed: top_p 0 keeps the first token alone"
         return (
             f"removed by top_p {number(params.top_p)}: the tokens before it have "
-            f"{percent(float(mass_before[v]))} already"
+            f"{beside(float(mass_before[v]), params.top_p)} already"
         )
     behind = float(trace.score[trace.token] - trace.score[v])
     if not math.isfinite(behind):

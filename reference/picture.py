@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import NamedTuple
 
-from gnomon.reference.explain import Draw, Row, explain, number, percent
+from gnomon.reference.explain import Draw, Row, beside, explain, number, percent
 from gnomon.reference.sampler import Trace
 from gnomon.reference.tokenizer import Tokenizer
 
@@ -189,18 +189,19 @@ def _temperature(draw: Draw, rows: Sequence[Row]) -> Column:
 
 
 def _nucleus(draw: Draw) -> Column:
+    p = draw.params.top_p
+
     def cell(row: Row, x: float, y: float, width: float) -> Iterator[str]:
         assert row.probability is not None
         assert row.mass_before is not None
         begin, length = x + width * row.mass_before, width * row.probability
         if row.kept:
-            yield _text(x, y + 10, f"up to {percent(min(row.mass_before + row.probability, 1.0))}")
+            yield _text(x, y + 10, f"up to {beside(min(row.mass_before + row.probability, 1.0), p)}")
             yield _bar(begin, y + 15, length)
         else:
-            yield _text(x, y + 10, f"from {percent(row.mass_before)}: out", opacity=FAINT)
+            yield _text(x, y + 10, f"from {beside(row.mass_before, p)}: out", opacity=FAINT)
             yield _outline(begin, y + 15, max(length, 2), "2 2")
 
-    p = draw.params.top_p
     if p == 1:
         return Column("top_p 1", "every token stays", 80, cell)
     if p == 0:
@@ -336,7 +337,7 @@ def picture(draw: Draw) -> str:
         body.append(_text(8, y, line, 12))
     y += 22
     body += _legend(draw, y)
-    return _svg(draw, body, y + 12)
+    return _svg(draw, body, y + 45)
 
 
 def _svg(draw: Draw, body: Sequence[str], height: float) -> str:
@@ -416,6 +417,11 @@ def _legend(draw: Draw, y: float) -> Iterator[str]:
         entries.append(("␣", "a space"))
     if draw.given is not None and draw.given != draw.winner:
         entries.append(("◆", "the token given"))
+    z = "z: the model’s raw number (logit) + bias + penalties."
+    last = f"draw: how far z is below the largest, ÷ temperature, + a random number. {z}"
+    yield _text(8, y + 18, z if draw.is_greedy else last, 10.5, SOFT)
+    bars = "z" if draw.is_greedy else "the draw"
+    yield _text(8, y + 33, f"Bars of log-prob and of {bars} do not begin at 0: there, longer is more.", 10.5, SOFT)
     x = 8.0
     for mark, words in entries:
         fill = f' fill="{AMBER}"' if mark == "★" else ""
@@ -429,8 +435,8 @@ def _legend(draw: Draw, y: float) -> Iterator[str]:
         yield _text(x + 23, y, "before the temperature", 10.5, SOFT)
         x += 34 + 5.6 * 22
     yield _stripes(x, y - 8, 18)
-    yield _text(x + 23, y, "luck added", 10.5, SOFT)
-    x += 34 + 5.6 * 10
+    yield _text(x + 23, y, "random number added", 10.5, SOFT)
+    x += 34 + 5.6 * 19
     yield _outline(x, y - 8, 18, "2 2")
     yield _text(x + 23, y, "taken away, or out", 10.5, SOFT)
 
@@ -459,7 +465,8 @@ def sentences(draw: Draw) -> list[str]:
     if not draw.is_greedy and draw.runner_up is not None:
         first = draw.rows[0]
         if first.id != draw.winner:
-            said.append(f"The most probable token was “{shortened(visible(first.label), 24)}”: luck decided otherwise.")
+            most = shortened(visible(first.label), 24)
+            said.append(f"The most probable token was “{most}”: the random numbers decided otherwise.")
     if draw.given is not None and draw.given != draw.winner:
         said.append(f"The token given was {_quoted(draw, draw.given)}.")
     return said
@@ -473,7 +480,8 @@ def described(draw: Draw) -> str:
 
 # ---- in a notebook
 
-HEADINGS = ("token", "log-probability", "bias", "penalty", "probability", "kept", "random number", "score", "why")
+HEADINGS = ("token", "log-probability", "bias", "penalty", "after temperature", "kept", "chance", "random number",
+            "sum", "why")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -500,8 +508,9 @@ def table(draw: Draw) -> str:
     for row in draw.rows:
         kept = "" if row.kept is None else "yes" if row.kept else "no"
         probability = "" if row.probability is None else percent(row.probability)
+        chance = "" if row.chance is None else percent(row.chance)
         values = (
-            number(row.logprob), _signed(row.bias), _signed(row.penalty), probability, kept,
+            number(row.logprob), _signed(row.bias), _signed(row.penalty), probability, kept, chance,
             _maybe(row.noise), _maybe(row.score), row.why,
         )  # fmt: skip
         cells = "".join(f"<td>{escape(value)}</td>" for value in values)

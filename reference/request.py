@@ -401,7 +401,7 @@ FIELDS: tuple[Field, ...] = (
     _field("temperature", "number", 1, "0 to 2", "divides the logits' distances from the maximum; 0 is greedy",
            "4", "sampler.temper", _bounded("number", 0, 2), _number(0, 2), stages=(4, 5)),
     _field("top_p", "number", 1, "0 to 1, both ends legal",
-           "draws only from the most probable tokens whose mass reaches top_p; 0 keeps one token",
+           "draws only from the most probable tokens: one is kept if the mass before it is below top_p; 0 keeps one",
            "4", "sampler.nucleus", _bounded("number", 0, 1), _number(0, 1), stages=(6,)),
     _field("frequency_penalty", "number", 0, "-2 to 2",
            "is subtracted from a token's logit once for every time it was sampled",

@@ -933,6 +933,20 @@ BREAKS = (
         "test_replay.py::test_a_sentence_says_what_became_of_a_token",
     ),
     Break(
+        "explain: the chance of a draw is told as if top_p had removed nothing",
+        EXPLAIN,
+        "e = np.where(trace.kept, np.exp(trace.scaled), 0.0)",
+        "e = np.exp(trace.scaled)",
+        "test_replay.py::test_the_chance_of_a_token_is_shared_among_the_kept_alone",
+    ),
+    Break(
+        "picture: a sum just below top_p is rounded up to it",
+        PICTURE,
+        'f"up to {beside(min(row.mass_before + row.probability, 1.0), p)}"',
+        'f"up to {percent(min(row.mass_before + row.probability, 1.0))}"',
+        "test_picture.py::test_a_kept_token_never_shows_a_sum_that_looks_like_top_p_before_the_last_kept_one",
+    ),
+    Break(
         "picture: a label is markup",
         PICTURE,
         "{escape(text, quote=False)}</text>",

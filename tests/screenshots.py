@@ -38,7 +38,7 @@ def main() -> None:
         page.page.evaluate("document.querySelector('aside').scrollTop = 0; scrollTo(0, 0)")
         keep(page, "page.png")
 
-        page = open_page(viewport={"width": 1280, "height": 820}, color_scheme="dark")
+        page = open_page(viewport={"width": 1280, "height": 765}, color_scheme="dark")
         page.set("seed", 12)
         page.run()
         page.settled()

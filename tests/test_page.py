@@ -314,11 +314,12 @@ def test_choosing_a_token_opens_the_trace_of_its_draw(open_page: Open) -> None:
     assert page["[role=option] >> nth=6"].get_attribute("aria-selected") == "true"
     whys = page["#candidates td.why"].all_text_contents()
     assert whys[: len(draw["candidates"])] == [one["why"] for one in draw["candidates"]]
+    assert page["#stages li > :first-child"].all_text_contents() == list("1234567")
     gone = sum(not one["kept"] for one in draw["candidates"]) + (draw["others"]["kept"] == 0)
     assert page["#candidates tr.gone"].count() == gone > 0
     assert page["#candidates tr.won"].count() == 1
     assert page["#picture svg text"].count() > 20
-    assert "is reached by the first" in (page["#stages li >> nth=4"].text_content() or "")
+    assert "is reached by the first" in (page["#stages li >> nth=5"].text_content() or "")
     page["#after"].click()
     page["#trace-title"].filter(has_text="Draw 8").wait_for()
 
@@ -344,6 +345,226 @@ def test_moving_top_p_makes_the_same_draw_again_at_once(open_page: Open) -> None
     page["#candidates tr.gone"].first.wait_for(state="detached")
     assert page["#candidates tr.won td >> nth=3"].text_content() == noise
     assert (draw["seed"], draw["candidate"]) == ("3", 0)
+
+
+def traced(page: Playground, act: Callable[[], None]) -> dict[str, Any]:
+    """The draw that is shown after `act`."""
+    with page.page.expect_response("**/v1/completions/trace") as told:
+        act()
+    page["#trace:not([aria-busy]) #candidates tbody tr"].first.wait_for()
+    draw: dict[str, Any] = told.value.json()["draw"]
+    return draw
+
+
+def cells(page: Playground, heading: str) -> list[str]:
+    """A column of the table of a draw, the row of the others left out."""
+    at = page["#candidates thead th"].all_text_contents().index(heading)
+    return page[f"#candidates tbody tr:has(th) > :nth-child({at + 1})"].all_text_contents()
+
+
+def number(text: str) -> float:
+    return float(text.replace("−", "-").removesuffix(" %"))
+
+
+@pytest.mark.browser
+def test_the_chance_in_this_draw_is_shared_among_the_tokens_that_top_p_left(open_page: Open) -> None:
+    page = open_page()
+    page.set("seed", 3)
+    page.set("temperature", 0.5)
+    page.run()
+    page.settled()
+    draw = traced(page, lambda: page["#knob-top_p"].fill("0.4"))
+    page["#candidates tr.gone"].first.wait_for()
+    assert draw["others"]["kept"] == 0
+    left = sum(one["probability"] for one in draw["candidates"] if one["kept"])
+    assert left < 0.9
+    shown, before = cells(page, "chance in this draw"), cells(page, "after temperature")
+    for one, chance, after in zip(draw["candidates"], shown, before, strict=True):
+        if one["kept"]:
+            assert number(chance) == pytest.approx(100 * one["probability"] / left, abs=0.5)
+            assert number(after) == pytest.approx(100 * one["probability"], abs=0.5)
+        else:
+            assert chance == "0 %"
+    won = shown[next(i for i, one in enumerate(draw["candidates"]) if one["id"] == draw["winner"])]
+    assert f"with a chance of {won}," in (page["#trace-lead"].text_content() or "")
+    traced(page, lambda: page["#knob-top_p"].fill("0"))
+    page["#trace-lead"].filter(has_text="with a chance of 100 %. No other token could come.").wait_for()
+
+
+@pytest.mark.browser
+def test_a_running_sum_below_top_p_is_never_written_as_if_it_had_reached_it(open_page: Open) -> None:
+    page = open_page()
+    page.set("seed", 3)
+    page.run()
+    page.settled()
+    draw = traced(page, lambda: page["[role=option] >> nth=2"].click())
+    page["#trace-title"].filter(has_text="Draw 3:").wait_for()
+    sums = [one["mass_before"] + one["probability"] for one in draw["candidates"]]
+    last = next(i for i in range(1, 9) if round(100 * sums[i]) > 100 * sums[i] + 0.01)  # whole percents would round up
+    top_p = round(sums[last] + 3e-5, 5)  # the next is kept, though those before it have nearly all of it
+    traced(page, lambda: page["#p-top_p"].fill(str(top_p)))
+    page["#candidates tr.gone"].first.wait_for()
+    assert "gone" not in (page["#candidates tbody tr"].nth(last + 1).get_attribute("class") or "")
+    assert "gone" in (page["#candidates tbody tr"].nth(last + 2).get_attribute("class") or "")
+    shown = [number(text) for text in cells(page, "running sum")]
+    assert [sum < 100 * top_p for sum in shown[:12]] == [i <= last for i in range(12)]
+
+
+@pytest.mark.browser
+def test_the_sum_of_every_token_adds_up_in_the_table(open_page: Open) -> None:
+    page = open_page()
+    page.set("seed", 3)
+    page.set("temperature", 0.7)
+    page.run()
+    page.settled()
+    columns = [cells(page, name) for name in ("distance ÷ temp.", "random number", "sum")]
+    assert len(columns[0]) >= 12
+    for distance, noise, sum in zip(*columns, strict=True):
+        assert number(distance) + number(noise) == pytest.approx(number(sum), abs=0.0151)
+    assert "how far a token’s z is below the largest z" in (page["#candidates-say"].text_content() or "")
+    traced(page, lambda: page["#knob-temperature"].fill("0"))
+    page["#candidates-say"].filter(has_text="The largest z wins: z is the model’s raw number").wait_for()
+    assert page["#stages li > :first-child"].all_text_contents() == list("1234567")
+    assert page["#stages li.idle"].all_text_contents()[-1] == "7the drawNot used at temperature 0."
+
+
+@pytest.mark.browser
+def test_what_is_random_has_one_name(open_page: Open) -> None:
+    page = open_page()
+    page.run()
+    page.settled()
+    page.unfold()
+    assert re.findall(r"dice|\bluck|noise|\bscore|andidate by", page["body"].inner_text()) == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("then", [{"echo": False}, {"echo": False, "max_tokens": 3}])
+def test_the_prompts_tokens_take_no_part_in_the_comparison_with_the_run_before(
+    open_page: Open, then: dict[str, Any]
+) -> None:
+    page = open_page()
+    page.set("seed", 3)
+    page.set("echo", True)
+    page.run()
+    for name, value in then.items():
+        page.set(name, value)
+    page.run()
+    words = "As far as both go, the same text as" if "max_tokens" in then else "The same text as"
+    page["#summary"].filter(has_text=f"{words} the run before.").wait_for()
+    page.set("echo", True)
+    page.set("suffix", " end")
+    page.set("echo", False)
+    page.run()
+    page["#summary"].filter(has_text="first difference is at token").wait_for()
+    [was, now] = re.findall("“([^”]*)” instead of “([^”]*)”", page["#summary"].text_content() or "")[0][::-1]
+    assert was != now
+
+
+@pytest.mark.browser
+def test_running_again_keeps_the_draw_that_was_looked_at(open_page: Open) -> None:
+    page = open_page()
+    page.set("seed", 3)
+    page.set("n", 2)
+    page.run()
+    page.settled()
+    page[".choice >> nth=1"].locator("[role=option] >> nth=17").click()
+    page["#trace-title"].filter(has_text="Draw 18:").wait_for()
+    page["#knob-temperature"].fill("0.9")
+    page["#knobs-say"].filter(has_text="0.9 instead of").wait_for()
+    page["#again"].click()
+    page["#status"].filter(has_text="Done").wait_for(state="attached")
+    for choice in page[".choice"].all():
+        choice.locator("footer", has_text="Reference agrees on 40 of 40").wait_for()
+    page["#trace:not([aria-busy])"].wait_for()
+    assert (page["#trace-title"].text_content() or "").startswith("Draw 18:")
+    assert page[".choice >> nth=1"].locator('[aria-selected="true"]').count() == 1
+    page["#knob-temperature"].fill("0.8")
+    page.set("max_tokens", 9)
+    page["#again"].click()
+    page["#trace-title"].filter(has_not_text="Draw 18:").wait_for()
+
+
+@pytest.mark.browser
+def test_more_candidates_than_choices_say_beside_stream_that_they_do_not_stream(open_page: Open) -> None:
+    page = open_page()
+    page.set("best_of", 3)
+    assert (page["#say-stream"].text_content() or "").startswith("Not used now: best_of is more than n")
+    assert "will not stream" in (page["#say-best_of"].text_content() or "")
+    page.set("n", 3)
+    for name in ("stream", "best_of"):
+        assert "stream:" not in (page[f"#say-{name}"].text_content() or "").lower()
+        assert "best_of is more" not in (page[f"#say-{name}"].text_content() or "")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("seed", [None, 5])
+def test_coming_back_to_the_page_finds_everything_as_it_was_set(open_page: Open, base: str, seed: int | None) -> None:
+    page = open_page()
+    for name in ("prompt", "temperature", "top_p", "logit_bias", "stop", "max_tokens", "echo"):
+        page.set(name, "the end" if name == "prompt" else VALUES[name])
+    if seed is not None:
+        page.set("seed", seed)
+    body = json.loads(page.run())
+    assert page.page.evaluate("location.hash") == ""
+    page.page.goto(f"{base}/v1/models")
+    page.page.go_back()
+    page["#run:not([disabled])"].wait_for()
+    page["#p-temperature"].wait_for(state="attached")
+    assert page["#p-seed"].input_value() == ("" if seed is None else str(seed))
+    page["#same summary"].click()
+    assert json.loads((page["#code"].text_content() or "").split("-d '")[1].rstrip("'")) == body
+    again = json.loads(page.run())
+    assert (again.pop("seed") == body.pop("seed")) == (seed is not None)
+    assert again == body
+
+
+@pytest.mark.browser
+def test_the_law_on_the_page_is_the_law(open_page: Open) -> None:
+    page = open_page()
+    text = (FILE.parent.parent / "reference" / "LAW.md").read_text(encoding="utf-8")
+    section = text.split("## 4. One draw\n")[1].split("\n\n")[0]
+    steps = [" ".join(step.replace("`", "").split()) for step in re.split(r"(?:^|\n)\d\. ", section)[1:]]
+    assert len(steps) == 7
+    assert [" ".join((step or "").split()) for step in page["#law li"].all_text_contents()] == steps
+    page.unfold("details.group, .exact")
+    exactly = page["[data-control=top_p] .exact p"]
+    assert "one is kept if the mass before it is below top_p" in (exactly.text_content() or "")
+    exactly.locator("button").click()
+    page["#law[open]"].wait_for()
+    said = page[".exact p"].all_text_contents()
+    assert [text for text in said if "null." in text] == []
+    assert "It is required." in (page["[data-control=model] .exact p"].text_content() or "")
+
+
+@pytest.mark.browser
+def test_a_gap_behind_a_space_is_said_to_be_in_the_wrong_place(open_page: Open) -> None:
+    page = open_page()
+    for at, says in ((4, True), (3, False)):
+        page["#prompt"].fill("the  end")
+        page["#prompt"].evaluate("(field, at) => field.setSelectionRange(at, at)", at)
+        page["#gap"].click()
+        assert ("right behind the word" in (page["#gap-note"].text_content() or "")) is says
+
+
+@pytest.mark.browser
+def test_on_a_phone_the_names_stay_while_the_rest_is_swiped(open_page: Open) -> None:
+    page = open_page(viewport={"width": 390, "height": 800}, has_touch=True)
+    page.set("seed", 3)
+    page.run()
+    page.settled()
+    assert page[".group > summary >> nth=0"].evaluate("one => getComputedStyle(one).listStylePosition") == "inside"
+    for box, names in (("#candidates", "tbody th >> nth=2"), ("#picture", "svg.names")):
+        frame = page[f".swipe:has({box})"]
+        assert page[f".swipe-say:has(+ .swipe {box})"].is_visible()
+        assert frame.evaluate("one => one.classList.contains('more')")
+        before = page[box].locator(names).bounding_box()
+        page[box].evaluate("one => { one.scrollLeft = 300; }")
+        page[f".swipe.slid:has({box})"].wait_for()
+        assert page[box].locator(names).bounding_box() == before
+        assert page[box].locator(names).is_visible()
+        page[box].evaluate("one => { one.scrollLeft = 9999; }")
+        page[f".swipe:not(.more):has({box})"].wait_for()
+    assert page.page.evaluate("document.scrollingElement.scrollWidth") <= 390
 
 
 @pytest.mark.browser
@@ -451,7 +672,7 @@ def test_stop_ends_the_request(open_page: Open, tokenizer: Tokenizer) -> None:
         page.press_run()
         page["[role=option] >> nth=2"].wait_for()
         page["#run"].click()
-        page["#summary"].filter(has_text="Stopped after").wait_for()
+        page["#summary"].filter(has_text=re.compile(r"Stopped after \d+ tokens?\. Seed -?\d+\.")).wait_for()
         assert page["#run"].text_content() == "Complete"
         end = time.monotonic() + 10
         while app.state.completions.open and time.monotonic() < end:
@@ -475,11 +696,39 @@ def test_candidates_that_best_of_left_out_are_shown_and_the_returned_ones_marked
     assert "best_of" not in everyone_sent
     page[".choice >> nth=4"].locator("footer", has_text="Reference").wait_for()
     everyone = [choice["text"] for choice in answer(base, sent.value.post_data or "")]
+    page["#summary"].filter(has_text="drawn").wait_for()
+    assert everyone[0] not in returned[:1]  # so comparing the first shown with the first shown would be wrong
+    assert "difference" not in (page["#summary"].text_content() or "")
+    call = json.loads((page["#code"].text_content() or "").split("-d '")[1].rstrip("'"))
+    assert call == everyone_sent
     titles = page[".choice h3 b"].all_text_contents()
     for rank, text in enumerate(returned):
         assert titles[everyone.index(text)] == f"Candidate {everyone.index(text)}, returned as choice {rank}"
     assert page[".choice.returned"].count() == 2
     assert len(titles) == 5
+
+
+@pytest.mark.browser
+def test_texts_of_two_runs_are_compared_candidate_by_candidate(open_page: Open) -> None:
+    page = open_page()
+    for name, value in (("seed", 11), ("n", 1), ("best_of", 5), ("max_tokens", 6)):
+        page.set(name, value)
+    with page.page.expect_response("**/v1/completions/trace") as told:
+        page.run()
+    page.settled()
+    candidate = told.value.json()["candidate"]
+    assert candidate > 0
+    page.set("best_of", "")
+    page.run()  # candidate 0 alone: nothing to compare it with
+    assert "run before" not in (page["#summary"].text_content() or "")
+    assert "as before" not in (page["#summary"].text_content() or "")
+    page.set("best_of", 5)
+    page.run()
+    page.settled()
+    page.set("best_of", "")
+    page.set("n", candidate + 1)
+    page.run()
+    page["#summary"].filter(has_text="Once the same text as the run before.").wait_for()
 
 
 @pytest.mark.browser
@@ -527,8 +776,17 @@ def test_echoed_tokens_show_their_surprise_and_were_not_drawn(open_page: Open, b
     given = sum(offset < len("the end") for offset in choice["logprobs"]["text_offset"])
     assert page["[role=option]"].count() == len(choice["logprobs"]["tokens"]) == given + 40
     assert "nothing before it" in (page["[role=option] >> nth=0"].get_attribute("title") or "")
-    bits = -np.mean(choice["logprobs"]["token_logprobs"][1:given]) / np.log(2)
-    assert f"Prompt: {bits:.1f} bits of surprise a token." in (page["#choices footer"].text_content() or "")
+    assert page[".text .t.begins"].count() == 1  # the border between what was given and what was drawn
+    assert page[f"[role=option] >> nth={given}"].evaluate("one => one.classList.contains('begins')")
+    assert page["#legend-echo"].is_visible()
+    of_prompt, of_text = (
+        f"{np.mean(part):.3f}".replace("-", "−")
+        for part in (choice["logprobs"]["token_logprobs"][1:given], choice["logprobs"]["token_logprobs"][given:])
+    )
+    assert (page["#choices footer .sure"].text_content() or "").startswith(
+        f"Prompt: {given - 1} token{'s' * (given != 2)}, mean log-probability {of_prompt} after its first. "
+        f"Completion: 40 tokens, mean log-probability {of_text}: like choosing one of "
+    )
     page["[role=option] >> nth=1"].click()
     page["#trace-lead"].filter(has_text="It was given, not drawn.").wait_for()
     page[f"[role=option] >> nth={given}"].click()
@@ -545,8 +803,9 @@ def test_a_stop_string_cuts_the_text_and_its_tokens_are_shown_as_cut(open_page: 
         page.set("stop", ["bc"])
         page.run()
         assert page[".t"].locator("visible=true").count() >= 3
-        assert page[".t.cut"].all_text_contents() == ["b", "c"]
-        assert "cut off by a stop string" in (page[".t.cut >> nth=0"].get_attribute("aria-label") or "")
+        assert page[".text .t.cut"].all_text_contents() == ["b", "c"]
+        assert page[".choice h3 span"].text_content() == "ended at a stop string"
+        assert "cut off by a stop string" in (page[".text .t.cut >> nth=0"].get_attribute("aria-label") or "")
 
 
 @pytest.mark.browser
@@ -590,6 +849,7 @@ def test_with_authentication_it_asks_for_a_key_and_keeps_it_to_itself(open_page:
         assert 'os.environ["GNOMON_KEY"]' in (page["#code"].text_content() or "")
         shown = page.page.content() + page.page.url + str(page.page.context.storage_state())
         assert KEY not in shown
+        assert KEY not in page.page.evaluate("JSON.stringify(history.state)")
         assert page.page.evaluate("[sessionStorage.length, document.cookie]") == [0, ""]
         page.page.reload()
         page["#key-wrong"].filter(has_text="asks who you are").wait_for()

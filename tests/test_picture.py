@@ -177,6 +177,27 @@ def test_the_line_of_top_p_stands_where_the_kept_end() -> None:
     assert judged == len(chosen(draw))
 
 
+def test_a_kept_token_never_shows_a_sum_that_looks_like_top_p_before_the_last_kept_one() -> None:
+    """79.7 % is not written as 80 % beside top_p 0.8, or the next token would seem to be kept by mistake."""
+    sums = [(row.mass_before or 0) + (row.probability or 0) for row in explain(drawn(5)).rows[:6]]
+    last = next(i for i in range(5) if float(percent(sums[i]).removesuffix(" %")) > 100 * sums[i] + 0.01)
+    top_p = sums[last] + 1e-6  # the next is kept, by very little
+    draw = explain(drawn(5, top_p=top_p))
+    assert draw.rows[last + 1].kept
+    shown = [float(t.removeprefix("up to ").rstrip(" %")) for t in texts(picture(draw)) if t.startswith("up to")]
+    assert shown[last] < 100 * top_p <= shown[last + 1]
+
+
+def test_the_numbers_of_the_last_column_are_said_to_be_what_they_are() -> None:
+    seen = " ".join(texts(picture(explain(drawn(temperature=0.5, logit_bias={5: 1}, presence_penalty=1)))))
+    z = "z: the model’s raw number (logit) + bias + penalties."
+    assert f"draw: how far z is below the largest, ÷ temperature, + a random number. {z}" in seen
+    assert "Bars of log-prob and of the draw do not begin at 0" in seen
+    greedy = texts(picture(explain(drawn(temperature=0))))
+    assert z in greedy
+    assert "draw:" not in " ".join(greedy)
+
+
 def test_the_margin_is_written_and_is_as_long_as_it_says() -> None:
     for params in ({}, {"temperature": 0}):
         draw = explain(drawn(**params))

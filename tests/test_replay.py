@@ -15,7 +15,7 @@ from gnomon.reference import replay
 from gnomon.reference.checkpoint import load_checkpoint
 from gnomon.reference.completion import prepare
 from gnomon.reference.engine import ReferenceEngine, go_on
-from gnomon.reference.explain import Draw, explain
+from gnomon.reference.explain import Draw, beside, explain
 from gnomon.reference.replay import Replay, Retracer, Task, TraceRequest, prepare_trace
 from gnomon.reference.request import CompletionRequest, InvalidRequest, ModelNotFound, parse_json
 from gnomon.reference.sampler import SamplingParams, Trace, nucleus, temper, trace
@@ -383,6 +383,31 @@ def test_the_mass_before_a_token_decides_whether_it_is_kept() -> None:
         for row in explain(of).rows:
             assert row.mass_before is not None
             assert row.kept == bool(kept[row.id]) == (row.rank == 0 or row.mass_before < top_p)
+
+
+@pytest.mark.parametrize("top_p", [0.0, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize("temperature", [0.3, 1, 2])
+def test_the_chance_of_a_token_is_shared_among_the_kept_alone(top_p: float, temperature: float) -> None:
+    of = drawn(hashed_logits([1]), temperature=temperature, top_p=top_p)
+    draw = explain(of)
+    assert of.scaled is not None
+    assert of.kept is not None
+    mass = np.exp(of.scaled)[of.kept].sum()
+    for row in draw.rows:
+        assert row.chance == pytest.approx(math.exp(of.scaled[row.id]) / mass if row.kept else 0, rel=1e-12)
+        assert row.kept or row.chance == 0
+    assert draw.others.chance is not None
+    assert sum(row.chance or 0 for row in draw.rows) + draw.others.chance == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("mass", "top_p", "text"),
+    [(0.7971, 0.8, "79.7 %"), (0.79971, 0.8, "79.97 %"), (0.8004, 0.8, "80 %"), (0.8035, 0.803, "80.35 %"),
+     (0.5904, 0.9, "59 %"), (0.8, 0.8, "80 %"), (0.799999999999, 0.8, "79.9999999999 %"), (0.0004, 0.0005, "0.04 %"),
+     (0.99995, 0.9999, "99.995 %"), (1.0, 0.9, "100 %"), (0.8 - 1e-16, 0.8, "just under 80 %")],
+)  # fmt: skip
+def test_a_sum_beside_top_p_shows_on_which_side_it_is(mass: float, top_p: float, text: str) -> None:
+    assert beside(mass, top_p) == text
 
 
 def test_greedy_has_no_chance_in_it() -> None:
