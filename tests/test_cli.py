@@ -659,6 +659,7 @@ def test_keys_can_come_from_a_pipe_and_are_asked_for(model: Path) -> None:
             process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("out", ["full", "gone", "ascii"])
 def test_a_standard_output_that_takes_nothing_does_not_end_the_server(model: Path, out: str) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as free:

@@ -209,6 +209,7 @@ def theirs_of(path: Path, ids: list[int]) -> np.ndarray[Any, np.dtype[np.float64
 JUNK: tuple[Any, ...] = ("x", [], [[]], [None], {}, {"a": []}, -1, 0, 1.5, True, None, float("nan"), 10**30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_junk_in_any_entry_is_a_checkpoint_error_or_makes_no_difference(
     directories: dict[str, Path], name: str, tmp_path: Path

@@ -398,6 +398,7 @@ def test_a_client_that_leaves_the_engines_queue_never_starts_and_holds_nothing(
 # ---- clients that do not read
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_holds_neither_slots_nor_pages_nor_others_and_little_memory(
     jax: JaxEngine, model: tuple[Checkpoint, Tokenizer]
 ) -> None:

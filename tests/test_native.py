@@ -231,6 +231,7 @@ def idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     return lambda: len(builds)
 
 
+@pytest.mark.slow
 def test_a_second_start_builds_nothing(
     tmp_path: Path, idle: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +259,7 @@ def test_another_source_other_flags_and_another_cpu_are_built_anew(
     assert len(list((tmp_path / "kept").iterdir())) == 4
 
 
+@pytest.mark.slow
 def test_building_prints_nothing(
     tmp_path: Path, idle: Callable[[], int], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

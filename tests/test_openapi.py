@@ -499,6 +499,7 @@ VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @quick
 @given(data=st.data())
 def test_what_the_schema_admits_is_refused_only_for_the_reasons_in_words(
@@ -525,6 +526,7 @@ def test_schema_and_server_agree_on_a_good_request_with_a_few_wild_fields(
     judged({**request_body(max_tokens=1), **changes}, tokenizer)
 
 
+@pytest.mark.slow
 def test_schema_and_server_agree_on_every_field_with_every_value(tokenizer: Tokenizer) -> None:
     seen = {
         judged({**request_body(max_tokens=1), **also, name: value}, tokenizer)

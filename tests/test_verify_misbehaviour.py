@@ -273,6 +273,7 @@ def test_a_server_that_misbehaves_from_the_first_is_told_in_one_line(name: str, 
     assert ended.out == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MISDEEDS)
 def test_a_server_that_misbehaves_later_is_judged_for_it(name: str, run: Run) -> None:
     misdeed, words = MISDEEDS[name]

@@ -542,6 +542,7 @@ def test_a_client_that_goes_on_sending_after_its_refusal_is_cut(base: str) -> No
     assert is_served(base)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", [b"GET /health HTTP/1.0\r\n\r\n", get(b"Host: other")], ids=["answered", "refused"])
 def test_a_client_that_does_not_close_a_closed_connection_is_left(app: Starlette, last: bytes) -> None:
     with serving(app, Settings(max_connections=1)) as base, client_of(base) as client:
@@ -716,6 +717,7 @@ def test_a_truncated_request_is_a_400_that_a_half_closed_client_still_reads(base
 # ---- the clocks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [b"", b"\r\n", b"G", b"GET /health HTTP/1.1\r\nHost: a\r\n"])
 @pytest.mark.parametrize("before", [b"", HEALTH], ids=["first", "second"])
 def test_a_head_that_is_not_whole_in_time_is_a_408(app: Starlette, sent: bytes, before: bytes) -> None:
