@@ -3,6 +3,7 @@
     python tests/sabotage.py            all breaks, a line each; exit 1 if one survives
     python tests/sabotage.py --list     what they are
     python tests/sabotage.py --only N   only those whose name contains N
+    python tests/sabotage.py --every N  one of N
 
 How a break is tried:
 
@@ -1151,12 +1152,13 @@ def inside(copy: Path, tests: Sequence[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="", help="only the breaks whose name contains this")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only one of N, beginning with the first")
     parser.add_argument("--list", action="store_true", help="what would be broken, and which test must notice")
     parser.add_argument("--inside", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:
         return inside(Path(options.inside[0]), options.inside[1:])
-    chosen = [entry for entry in BREAKS if options.only in entry.name]
+    chosen = [entry for entry in BREAKS[:: options.every] if options.only in entry.name]
     if not chosen:
         raise SystemExit(f"sabotage: no break has {options.only!r} in its name")
     width = max(len(entry.name) for entry in chosen)

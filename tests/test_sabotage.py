@@ -72,8 +72,17 @@ def test_only_a_failed_assertion_of_the_named_test_is_red() -> None:
 
 
 @pytest.mark.sabotage
+def test_every_third_break_turns_its_test_red() -> None:
+    check("--every", "3")
+
+
+@pytest.mark.long
 def test_every_break_turns_its_test_red() -> None:
-    script = [sys.executable, str(ROOT / "tests" / "sabotage.py")]
+    check()
+
+
+def check(*options: str) -> None:
+    script = [sys.executable, str(ROOT / "tests" / "sabotage.py"), *options]
     done = subprocess.run(script, capture_output=True, text=True)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
