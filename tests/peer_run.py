@@ -132,7 +132,7 @@ ENGINES = {
     "transformers-serve": Engine(
         transformers,
         ("start_hf_serve.sh", MODEL, "PORT"),
-        ("--profile", "transformers", "--concurrency", "1", "--timeout", "20"),
+        ("--profile", "transformers", "--concurrency", "1", "--timeout", "60"),
     ),
 }
 
