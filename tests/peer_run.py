@@ -4,6 +4,9 @@ Each is installed from PyPI at the version named here, in a virtual environment 
 float32 on 127.0.0.1, and is asked; its verdicts are then held against the report stored in tests/peers (status 1 if one
 differs). --write stores the new report instead; `python tests/peer_table.py` then makes the table anew.
 
+It wants a machine with nothing else to do: two of them lose all speed when their threads wait for a core, and what then
+takes longer than a minute is judged as no answer.
+
 The folder $GNOMON_PEERS (~/.cache/gnomon-peers) keeps what was installed: 6 GB. llama.cpp is compiled from the source
 that llama-cpp-python brings, which takes a C++ compiler and 25 minutes on two cores; the others take 3 minutes each.
 The scripts that start the servers are not part of this repository: ../shared/peers, or $GNOMON_PEER_SCRIPTS.
