@@ -114,7 +114,7 @@ def test_any_or_no_token_passes_while_authentication_is_off(app: Starlette, toke
 @pytest.mark.parametrize(
     "path",
     [
-        "/index",
+        "/index.html",
         "/v1",
         "/tokenize",
         "/v1/",

@@ -303,10 +303,7 @@ def test_the_sliders_end_where_this_server_does(open_page: Open, tokenizer: Toke
 @pytest.mark.browser
 def test_choosing_a_token_opens_the_trace_of_its_draw(open_page: Open) -> None:
     page = open_page()
-    page.set("seed", 3)
-    page.set("top_p", 0.5)
-    page.run()
-    page.settled()
+    page.drawn(seed=3, top_p=0.5)
     with page.page.expect_response("**/v1/completions/trace") as told:
         page["[role=option] >> nth=6"].click()
     draw = told.value.json()["draw"]
@@ -327,9 +324,7 @@ def test_choosing_a_token_opens_the_trace_of_its_draw(open_page: Open) -> None:
 @pytest.mark.browser
 def test_moving_top_p_makes_the_same_draw_again_at_once(open_page: Open) -> None:
     page = open_page()
-    page.set("seed", 3)
-    page.run()
-    page.settled()
+    page.drawn(seed=3)
     noise = page["#candidates tr.won td >> nth=5"].text_content()
     assert page["#candidates tr.gone"].count() == 0
     before = page["#picture"].inner_html()
@@ -369,10 +364,7 @@ def number(text: str) -> float:
 @pytest.mark.browser
 def test_the_chance_in_this_draw_is_shared_among_the_tokens_that_top_p_left(open_page: Open) -> None:
     page = open_page()
-    page.set("seed", 3)
-    page.set("temperature", 0.5)
-    page.run()
-    page.settled()
+    page.drawn(seed=3, temperature=0.5)
     draw = traced(page, lambda: page["#knob-top_p"].fill("0.4"))
     page["#candidates tr.gone"].first.wait_for()
     assert draw["others"]["kept"] == 0
@@ -394,9 +386,7 @@ def test_the_chance_in_this_draw_is_shared_among_the_tokens_that_top_p_left(open
 @pytest.mark.browser
 def test_a_running_sum_below_top_p_is_never_written_as_if_it_had_reached_it(open_page: Open) -> None:
     page = open_page()
-    page.set("seed", 3)
-    page.run()
-    page.settled()
+    page.drawn(seed=3)
     draw = traced(page, lambda: page["[role=option] >> nth=2"].click())
     page["#trace-title"].filter(has_text="Draw 3:").wait_for()
     sums = [one["mass_before"] + one["probability"] for one in draw["candidates"]]
@@ -413,10 +403,7 @@ def test_a_running_sum_below_top_p_is_never_written_as_if_it_had_reached_it(open
 @pytest.mark.browser
 def test_the_sum_of_every_token_adds_up_in_the_table(open_page: Open) -> None:
     page = open_page()
-    page.set("seed", 3)
-    page.set("temperature", 0.7)
-    page.run()
-    page.settled()
+    page.drawn(seed=3, temperature=0.7)
     columns = [cells(page, name) for name in ("distance ÷ temp.", "random number", "sum")]
     assert len(columns[0]) >= 12
     for distance, noise, sum in zip(*columns, strict=True):
@@ -431,8 +418,7 @@ def test_the_sum_of_every_token_adds_up_in_the_table(open_page: Open) -> None:
 @pytest.mark.browser
 def test_what_is_random_has_one_name(open_page: Open) -> None:
     page = open_page()
-    page.run()
-    page.settled()
+    page.drawn()
     page.unfold()
     assert re.findall(r"dice|\bluck|noise|\bscore|andidate by", page["body"].inner_text()) == []
 
@@ -463,10 +449,7 @@ def test_the_prompts_tokens_take_no_part_in_the_comparison_with_the_run_before(
 @pytest.mark.browser
 def test_running_again_keeps_the_draw_that_was_looked_at(open_page: Open) -> None:
     page = open_page()
-    page.set("seed", 3)
-    page.set("n", 2)
-    page.run()
-    page.settled()
+    page.drawn(seed=3, n=2)
     page[".choice >> nth=1"].locator("[role=option] >> nth=17").click()
     page["#trace-title"].filter(has_text="Draw 18:").wait_for()
     page["#knob-temperature"].fill("0.9")
@@ -549,9 +532,7 @@ def test_a_gap_behind_a_space_is_said_to_be_in_the_wrong_place(open_page: Open) 
 @pytest.mark.browser
 def test_on_a_phone_the_names_stay_while_the_rest_is_swiped(open_page: Open) -> None:
     page = open_page(viewport={"width": 390, "height": 800}, has_touch=True)
-    page.set("seed", 3)
-    page.run()
-    page.settled()
+    page.drawn(seed=3)
     assert page[".group > summary >> nth=0"].evaluate("one => getComputedStyle(one).listStylePosition") == "inside"
     for box, names in (("#candidates", "tbody th >> nth=2"), ("#picture", "svg.names")):
         frame = page[f".swipe:has({box})"]
@@ -595,8 +576,7 @@ def test_what_the_reference_says_is_what_the_server_answered(open_page: Open) ->
         route.fulfill(json=told)
 
     page.page.route("**/v1/completions/trace", disagree)
-    page.run()
-    page.settled()
+    page.drawn()
     said = page["#choices footer p:last-child"].text_content()
     assert said == "Reference agrees on 37 of 40 tokens, first not at token 3."
     assert "quite another" in (page["[role=option] >> nth=2"].get_attribute("title") or "")
@@ -722,9 +702,7 @@ def test_texts_of_two_runs_are_compared_candidate_by_candidate(open_page: Open) 
     page.run()  # candidate 0 alone: nothing to compare it with
     assert "run before" not in (page["#summary"].text_content() or "")
     assert "as before" not in (page["#summary"].text_content() or "")
-    page.set("best_of", 5)
-    page.run()
-    page.settled()
+    page.drawn(best_of=5)
     page.set("best_of", "")
     page.set("n", candidate + 1)
     page.run()
@@ -840,8 +818,7 @@ def test_with_authentication_it_asks_for_a_key_and_keeps_it_to_itself(open_page:
         page.page.keyboard.press("Enter")
         page["#run:not([disabled])"].wait_for()
         assert page["#key-box"].is_hidden()
-        page.run()
-        page.settled()
+        page.drawn()
         page["#share"].click()
         page["#same summary"].click()
         assert "$GNOMON_KEY" in (page["#code"].text_content() or "")
@@ -941,8 +918,7 @@ def test_markup_stays_text_wherever_it_comes_from(open_page: Open, tmp_path_fact
         page = open_page(base)
         page.set("prompt", f"</textarea>{attack.replace('img', 'IMG')}")
         page.set("echo", True)
-        page.run()
-        page.settled()
+        page.drawn()
         assert page["[role=option]"].filter(has_text=attack).count() > 0
         page["[role=option]"].filter(has_text=attack).last.click()
         page["#trace-title"].filter(has_text=attack).wait_for()
@@ -999,11 +975,7 @@ def violations(page: Playground) -> list[str]:
 def test_axe_finds_nothing_to_complain_of(open_page: Open, tokenizer: Tokenizer, scheme: str) -> None:
     page = open_page(color_scheme=scheme)
     assert violations(page) == []
-    page.set("n", 2)
-    page.set("seed", 8)
-    page.set("logit_bias", {"5": 1})
-    page.run()
-    page.settled()
+    page.drawn(n=2, seed=8, logit_bias={"5": 1})
     page.unfold()
     page["#key-open"].click()
     page["#knob-top_p"].fill("0.4")
@@ -1023,11 +995,7 @@ def test_axe_finds_nothing_to_complain_of(open_page: Open, tokenizer: Tokenizer,
 @pytest.mark.parametrize("width", [360, 700, 1000])
 def test_nothing_is_wider_than_the_screen(open_page: Open, width: int) -> None:
     page = open_page(viewport={"width": width, "height": 740}, has_touch=width == 360)
-    page.set("n", 3)
-    page.set("logit_bias", {"5": 1})
-    page.set("prompt", "a" * 60)
-    page.run()
-    page.settled()
+    page.drawn(n=3, logit_bias={"5": 1}, prompt="a" * 60)
     page.unfold()
     assert page.page.evaluate("document.scrollingElement.scrollWidth") <= width
     smallest = page["button:visible, summary:visible, input:visible"].evaluate_all(
@@ -1075,8 +1043,7 @@ def test_nothing_moves_while_the_text_streams(open_page: Open, tokenizer: Tokeni
         page.set("n", n)
         page["#text-title"].scroll_into_view_if_needed()
         page.page.evaluate("window.shifts = []")
-        page.run()
-        page.settled()
+        page.drawn()
         assert page["[role=option]"].count() == 40 * n
         assert sum(page.page.evaluate("window.shifts")) < 0.001
 

@@ -24,11 +24,12 @@ def test_there_are_many_breaks_and_no_two_are_alike() -> None:
 
 
 @by_name
-def test_its_patch_applies_exactly_once_and_leaves_valid_python(entry: Break) -> None:
+def test_its_patch_applies_exactly_once_and_leaves_python_valid(entry: Break) -> None:
     whole = (ROOT / entry.file).read_text(encoding="utf-8")
     result = patched(entry.name, whole, entry.old, entry.new)
     assert result != whole
-    assert ast.dump(ast.parse(result)) != ast.dump(ast.parse(whole))
+    if entry.file.endswith(".py"):
+        assert ast.dump(ast.parse(result)) != ast.dump(ast.parse(whole))
 
 
 @by_name

@@ -104,6 +104,13 @@ class Playground:
         self["#choices footer p:last-child"].filter(has_text="Reference agrees").first.wait_for()
         self["#trace:not([aria-busy]) #candidates tbody tr"].first.wait_for()
 
+    def drawn(self, **parameters: Any) -> None:
+        """A run with these parameters, as far as the draw that is shown after it."""
+        for name, value in parameters.items():
+            self.set(name, value)
+        self.run()
+        self.settled()
+
     @property
     def text(self) -> str:
         """Of the first choice, without the prompt's and the suffix's."""
