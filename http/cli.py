@@ -342,7 +342,8 @@ def _from(context: typer.Context, name: str, value: Any) -> Setting:
 def check_environment(environment: Mapping[str, str]) -> None:
     """An empty variable would count as none, and a misspelt one is none: both leave open what they were to close."""
     known = {_variable(name) for name in ("model", "engine", *(row.name for row in ROWS))}
-    others = {"GNOMON_DATA", "GNOMON_KEY"}  # the tests' own, and what `gnomon verify` reads
+    others = {"GNOMON_DATA", "GNOMON_PEERS", "GNOMON_PEER_SCRIPTS"}  # the tests' own
+    others |= {"GNOMON_KEY"}  # what `gnomon verify` reads
     for name in sorted(name for name in environment if name.startswith("GNOMON_") and name not in others):
         if name in known and not environment[name].strip():
             fail(f"{name} is set and empty; give it a value, or unset it", 2)
@@ -781,9 +782,6 @@ def export_model(
 # ---- verify
 
 
-VERIFY_BUDGET = 50_000
-
-
 def verify(
     url: Annotated[
         str | None,
@@ -871,7 +869,7 @@ def verify(
             help="Tokens that the run may cost, prompts included; it never exceeds them. A full run took about 8,300, "
             "and is charged about 22,600 where the server shows no usage.",
         ),
-    ] = VERIFY_BUDGET,
+    ] = 50_000,
     timeout: Annotated[
         float, typer.Option(min=0.1, max=3600, metavar="SECONDS", help="Seconds for one answer, to its last byte.")
     ] = 60,
