@@ -7,7 +7,7 @@
 
 The bytes come from the vocabulary itself, not from the library's `decode`, which answers for whole texts and hides
 what a single token is. Two kinds are known: byte-level BPE (GPT-2 and most since), and SentencePiece's BPE or Unigram
-with byte fallback. Which tokens fill in the middle is one table, FAMILIES.
+with byte fallback. Which tokens fill in the middle is decided in infill.py.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 import tokenizers
 
 from gnomon.reference.checkpoint import CheckpointError, UnsupportedModel, read_json
+from gnomon.reference.infill import DECLARED, Family, Infill, family_of
 from gnomon.reference.request import shown
 
 KINDS = ("BPE", "Unigram")
 RESERVED = ("bytes:", "token_id:")
 NAMED = ("bos_token", "eos_token")  # not pad_token: some files name an ordinary "!" there
-MARKERS = ("fim_prefix_token", "fim_suffix_token", "fim_middle_token")
 OTHER_FORMATS = ("tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "tiktoken.model")
 
 
@@ -38,50 +38,6 @@ class Encoding(NamedTuple):
 
     ids: tuple[int, ...]
     starts: tuple[int, ...]
-
-
-class Infill(NamedTuple):
-    """The fill-in-the-middle tokens of a model trained as `prefix PRE`, `SUF`, `MID` (Bavarian et al. 2022, PSM
-    order)."""
-
-    prefix: int
-    suffix: int
-    middle: int
-
-
-class Family(NamedTuple):
-    """How the models of a family were taught to fill in the middle: the literals of their tokens."""
-
-    name: str
-    prefix: str
-    suffix: str
-    middle: str
-    ends: tuple[str, ...] = ()  # what they write after a middle, besides the three and the end-of-sequence ids
-
-    @property
-    def markers(self) -> tuple[str, str, str]:
-        return self.prefix, self.suffix, self.middle
-
-
-# All of these are prompted in the order PRE prompt SUF suffix MID, with no spaces between (Code Llama knows another
-# order too); a BOS comes first where the tokenizer puts one before strings anyway. A tokenizer belongs to the first row
-# of which it has every token, so that of rows with the same markers the one with more ends stands first.
-FAMILIES = (
-    Family("CodeGemma", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", ("<|file_separator|>",)),
-    Family(
-        "Qwen2.5-Coder",
-        "<|fim_prefix|>",
-        "<|fim_suffix|>",
-        "<|fim_middle|>",
-        ("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|im_end|>", "<|endoftext|>"),
-    ),
-    Family("gnomon", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", ("<|endoftext|>",)),
-    Family("StarCoder2", "<fim_prefix>", "<fim_suffix>", "<fim_middle>", ("<fim_pad>", "<file_sep>", "<|endoftext|>")),
-    Family("StarCoder", "<fim_prefix>", "<fim_suffix>", "<fim_middle>", ("<fim_pad>", "<|endoftext|>")),
-    Family("SantaCoder", "<fim-prefix>", "<fim-suffix>", "<fim-middle>", ("<fim-pad>", "<|endoftext|>")),
-    Family("Code Llama", "▁<PRE>", "▁<SUF>", "▁<MID>", ("▁<EOT>",)),
-    Family("DeepSeek-Coder", "<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>", ("<｜end▁of▁sentence｜>",)),
-)
 
 
 @dataclass(frozen=True)
@@ -153,7 +109,7 @@ def load_tokenizer(path: str | Path, vocab_size: int, markers: Sequence[str] | N
     spec, config = _read(file), read_json(directory / "tokenizer_config.json", missing={})
     try:
         ids = _ids(spec)
-        family = _family(config, ids, markers)
+        family = family_of({name: _content(config.get(name)) for name in DECLARED}, ids, markers)
         _complete(spec, config, ids, family)
         _keep_spaces(spec.get("post_processor"))
         text = json.dumps(spec)
@@ -260,29 +216,6 @@ def _keep_spaces(post_processor: Any) -> None:
 def _content(token: Any) -> str:
     """A token of tokenizer_config.json, which writes it as a string or as an object."""
     return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
-
-
-def _family(config: Mapping[str, Any], ids: Mapping[str, int], markers: Sequence[str] | None) -> Family | None:
-    """The model's fill-in-the-middle tokens: as the operator says, else as tokenizer_config.json says, else by the
-    table."""
-    declared = {name: _content(config.get(name)) for name in MARKERS}
-    if markers is not None:
-        where = dict(zip(("--fim-prefix", "--fim-suffix", "--fim-middle"), markers, strict=True))
-    elif any(declared.values()):
-        where = declared
-    else:
-        return next((family for family in FAMILIES if ids.keys() >= {*family.markers, *family.ends}), None)
-    for name, literal in where.items():
-        if literal not in ids:
-            raise CheckpointError(f"{name} is {shown(literal)}, which is no token of this tokenizer")
-    if len(set(where.values())) < len(where):
-        raise CheckpointError(
-            f"{', '.join(where)} are {shown(list(where.values()))}; three different tokens are needed"
-        )
-    prefix, suffix, middle = where.values()
-    chosen = Family("declared", prefix, suffix, middle)
-    alike = (row for row in FAMILIES if row.markers == chosen.markers and ids.keys() >= set(row.ends))
-    return next(alike, chosen)
 
 
 def _bos_id(config: Mapping[str, Any], ids: Mapping[str, int], tokenizer: tokenizers.Tokenizer) -> int | None:

@@ -19,8 +19,9 @@ from gnomon.http.cli import main
 from gnomon.reference.checkpoint import CheckpointError, load_checkpoint
 from gnomon.reference.completion import prepare
 from gnomon.reference.engine import ReferenceEngine
+from gnomon.reference.infill import FAMILIES
 from gnomon.reference.request import CompletionRequest
-from gnomon.reference.tokenizer import FAMILIES, Tokenizer, load_tokenizer
+from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
 from helpers.fake import MID, PRE, SPECIALS, SUF, FakeEngine, always, fake_tokenizer, tokenizer_files
 from helpers.models import tiny_llama
 
