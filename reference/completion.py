@@ -59,7 +59,7 @@ def prepare(request: CompletionRequest, engine: Engine, tokenizer: Tokenizer, mo
             raise InvalidRequest(
                 f"logit_bias.{v}", f"logit_bias.{v}: no token of this model; ids are below {engine.vocab_size}"
             )
-    end_ids = engine.eos_ids
+    end_ids = engine.eos_ids | stop_ids(request.stop, tokenizer)
     if request.suffix:
         prompts = tuple(encode_infill(prompt, request, tokenizer) for prompt in request.prompts)
         end_ids |= tokenizer.infill_ends
@@ -77,6 +77,12 @@ def prepare(request: CompletionRequest, engine: Engine, tokenizer: Tokenizer, mo
         end_ids=end_ids,
     )
     return Run(request, engine, tokenizer, prompts, params)
+
+
+def stop_ids(stops: Sequence[str], tokenizer: Tokenizer) -> frozenset[int]:
+    """Section 5: the special tokens that a stop string is the literal of. They have no characters that could match,
+    so each ends a candidate as an end-of-sequence id does."""
+    return frozenset(v for v, literal in tokenizer.special.items() if literal in stops)
 
 
 def encode_prompt(prompt: Prompt, engine: Engine, tokenizer: Tokenizer) -> EncodedPrompt:

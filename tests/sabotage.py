@@ -281,6 +281,20 @@ BREAKS = (
         "test_stop.py::test_tokens_past_the_cut_stay_in_the_arrays_with_offsets_at_or_past_the_end",
     ),
     Break(
+        "a special token's literal is sought among the characters only",
+        COMPLETION,
+        "engine.eos_ids | stop_ids(request.stop, tokenizer)",
+        "engine.eos_ids",
+        "test_stop.py::test_a_special_tokens_literal_as_a_stop_string_ends_on_that_token",
+    ),
+    Break(
+        "a part of a special token's literal ends on the token",
+        COMPLETION,
+        "if literal in stops)",
+        "if any(stop in literal for stop in stops))",
+        "test_stop.py::test_a_stop_string_with_more_or_less_than_a_literal_never_meets_it",
+    ),
+    Break(
         "the suffix comes before the prefix",
         COMPLETION,
         "mark.prefix, *before.ids, mark.suffix, *after.ids, mark.middle",
