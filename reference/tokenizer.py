@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import tokenizers
 
 from gnomon.reference.checkpoint import CheckpointError, UnsupportedModel, read_json
-from gnomon.reference.infill import DECLARED, Family, Infill, family_of
+from gnomon.reference.infill import DECLARED, NOTHING_TOLD, Family, Infill, InfillError, Told, decide
 from gnomon.reference.request import shown
 
 KINDS = ("BPE", "Unigram")
@@ -54,6 +54,7 @@ class Tokenizer:
     bos_id: int | None  # what the tokenizer puts before a string by itself
     end_of_text_id: int | None
     infill: Infill | None
+    infill_note: str  # which tokens, in which order and why; or why there are none
     infill_ends: frozenset[int]  # they end a middle as end-of-sequence ids do; the markers are among them
     fingerprint: str  # of its files and of the library: part of what decides an answer's bytes
 
@@ -98,25 +99,26 @@ def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> Encoding:
 # ---- loading
 
 
-def load_tokenizer(path: str | Path, vocab_size: int, markers: Sequence[str] | None = None) -> Tokenizer:
+def load_tokenizer(path: str | Path, vocab_size: int, told: Told = NOTHING_TOLD) -> Tokenizer:
     """Reads tokenizer.json (and tokenizer_config.json, if there) of a directory. Raises CheckpointError.
 
     vocab_size: the model's V; a tokenizer with an id beyond it does not belong to the model.
-    markers: the literals of the fill-in-the-middle tokens (prefix, suffix, middle) instead of those the files tell.
+    told: the fill-in-the-middle tokens and their order, instead of those the files tell.
     """
     directory = Path(path)
     file = directory / "tokenizer.json"
     spec, config = _read(file), read_json(directory / "tokenizer_config.json", missing={})
     try:
         ids = _ids(spec)
-        family = family_of({name: _content(config.get(name)) for name in DECLARED}, ids, markers)
+        declared = {name: _content(config.get(name)) for name in DECLARED}
+        family, note = decide(ids, vocab_size, declared, _names(directory, config), told)
         _complete(spec, config, ids, family)
         _keep_spaces(spec.get("post_processor"))
         text = json.dumps(spec)
         parsing, literal = tokenizers.Tokenizer.from_str(text), tokenizers.Tokenizer.from_str(text)
         joined = _without_prefix_space(spec)
         following = literal if joined == spec else tokenizers.Tokenizer.from_str(json.dumps(joined))
-    except CheckpointError as error:
+    except (CheckpointError, InfillError) as error:
         raise CheckpointError(f"{directory}: {error}") from None
     except Exception as error:  # the library raises a bare Exception for a malformed file
         raise CheckpointError(f"{file}: {error}") from None
@@ -146,8 +148,7 @@ def load_tokenizer(path: str | Path, vocab_size: int, markers: Sequence[str] | N
             token_bytes[v] = _sentencepiece(token)
             if v not in added and _FALLBACK.fullmatch(token):
                 fallback.add(v)
-    infill = None if family is None else Infill(*(ids[literal] for literal in family.markers))
-    ends = () if family is None else (*family.markers, *family.ends)
+    infill, ends = _infill(family, ids, vocab_size)
     return Tokenizer(
         literal,
         parsing,
@@ -159,9 +160,14 @@ def load_tokenizer(path: str | Path, vocab_size: int, markers: Sequence[str] | N
         bos_id=_bos_id(config, ids, parsing),
         end_of_text_id=ids.get(_content(config.get("eos_token")), ids.get(_content(config.get("bos_token")))),
         infill=infill,
-        infill_ends=frozenset(ids[literal] for literal in ends),
-        fingerprint=hashlib.sha256(f"{tokenizers.__version__} {config} {text} {family}".encode()).hexdigest()[:8],
+        infill_note=note,
+        infill_ends=ends,
+        fingerprint=_digest(tokenizers.__version__, config, text, infill, sorted(ends)),
     )
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()[:8]
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -216,6 +222,27 @@ def _keep_spaces(post_processor: Any) -> None:
 def _content(token: Any) -> str:
     """A token of tokenizer_config.json, which writes it as a string or as an object."""
     return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
+
+
+def _names(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """What the files call the model, by the place where they do."""
+    model = read_json(directory / "config.json", missing={})
+    places = {
+        "config.json's model_type": model.get("model_type"),
+        "config.json's _name_or_path": model.get("_name_or_path"),
+        "tokenizer_config.json's name_or_path": config.get("name_or_path"),
+    }
+    return {place: name for place, name in places.items() if isinstance(name, str)}
+
+
+def _infill(family: Family | None, ids: Mapping[str, int], vocab_size: int) -> tuple[Infill | None, frozenset[int]]:
+    """The markers' ids in their order, and the ids that end a middle: of the family's, those that are here."""
+    if family is None:
+        return None, frozenset()
+    middle = None if family.middle is None else ids[family.middle]
+    literals = (*family.markers, *(end for end in family.ends if end in ids))
+    ends = frozenset(ids[literal] for literal in literals if ids[literal] < vocab_size)
+    return Infill(ids[family.prefix], ids[family.suffix], middle, family.order), ends
 
 
 def _bos_id(config: Mapping[str, Any], ids: Mapping[str, int], tokenizer: tokenizers.Tokenizer) -> int | None:
