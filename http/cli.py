@@ -83,16 +83,17 @@ class ModelOptions:
     )
     fim_middle: str | None = option(
         None,
-        "The one before the middle, which only --fim-order spm can do without. Default: as the files say.",
+        "The one before the middle, which the order spm can do without. Default: as the files say.",
         MODEL,
         metavar="TOKEN",
     )
     fim_order: Order | None = option(
         None,
-        "psm sends prefix-token prompt suffix-token suffix middle-token; spm suffix-token suffix prefix-token prompt "
-        "middle-token; spm-joined prefix-token suffix-token suffix middle-token prompt. Default: what is known of the "
-        "tokens, which a line at the start tells.",
+        "Their order: psm is PREFIX prompt SUFFIX suffix MIDDLE, spm is SUFFIX suffix PREFIX prompt MIDDLE, "
+        "spm-joined is PREFIX SUFFIX suffix MIDDLE prompt. Default: what is known of the tokens, which a line at the "
+        "start tells.",
         MODEL,
+        metavar="ORDER",
     )
 
     def told(self) -> Told:
@@ -102,7 +103,7 @@ class ModelOptions:
         missing = [flag for flag in needed if given[flag] is None]
         if missing and any(literal is not None for literal in given.values()):
             fail(f"{', '.join(needed)} go together; missing: {', '.join(missing)}", 2)
-        return Told(*given.values(), order=self.fim_order)
+        return Told(self.fim_prefix, self.fim_suffix, self.fim_middle, self.fim_order)
 
 
 @dataclass(frozen=True, slots=True)
