@@ -230,9 +230,11 @@ def _of_these(
     alike = [row for row in FAMILIES if (row.prefix, row.suffix, row.middle) == (prefix, suffix, middle)]
     no_middle = middle is None and (order is WITHOUT_MIDDLE or bool(alike))
     for place in places[:2] if no_middle else places:
-        if where.get(place) not in ids:
-            hint = f"; only --fim-order {WITHOUT_MIDDLE} goes without one" if place == places[2] and not middle else ""
-            raise InfillError(f"{place} is {shown(where.get(place) or '')}, which is no token of this tokenizer{hint}")
+        if place not in where:
+            hint = f"; only --fim-order {WITHOUT_MIDDLE} goes without it" if place == places[2] else ""
+            raise InfillError(f"{place} is missing beside {', '.join(where)}{hint}")
+        if where[place] not in ids:
+            raise InfillError(f"{place} is {shown(where[place])}, which is no token of this tokenizer")
     if len(set(where.values())) < len(where):
         raise InfillError(f"{', '.join(where)} are {shown(list(where.values()))}; different tokens are needed")
     assert prefix is not None

@@ -490,8 +490,8 @@ def test_two_markers_serve_with_the_one_order_that_needs_no_third(gnomon: Gnomon
     status, out, error = gnomon("complete", "a", "--model", model, *SWAPPED[:4])
     assert (status, out) == (1, "")
     assert error == (
-        f'gnomon: {model}: --fim-middle is "", which is no token of this tokenizer; '
-        "only --fim-order spm goes without one\n"
+        f"gnomon: {model}: --fim-middle is missing beside --fim-prefix, --fim-suffix; "
+        "only --fim-order spm goes without it\n"
     )
     options = ("--model", model, "--suffix", "b", "--max-tokens", 1, "--json")
     status, out, _ = gnomon("complete", "a", *options, *SWAPPED[:4], "--fim-order", "spm")

@@ -463,8 +463,8 @@ def test_fill_in_the_middle_needs_all_three_tokens(tmp_path: Path) -> None:
     all_three: dict[str, object] = dict(zip(names, SPECIALS[1:], strict=True))
     assert configured(tmp_path, **all_three).infill == Infill(PRE, SUF, MID)
     for name in names:
-        for wrong in (None, "<|unheard of|>"):
-            with pytest.raises(CheckpointError, match=f"{name} is .*no token of this tokenizer"):
+        for wrong, told in ((None, "is missing beside"), ("<|unheard of|>", "is .*no token of this tokenizer")):
+            with pytest.raises(CheckpointError, match=f"{name} {told}"):
                 configured(tmp_path, **{**all_three, name: wrong})
     with pytest.raises(CheckpointError, match="different tokens are needed"):
         configured(tmp_path, **{**all_three, names[0]: SPECIALS[2]})
