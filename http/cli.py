@@ -33,6 +33,7 @@ import typer
 
 from gnomon.http.settings import AuthMode, AuthSettings, Option, Settings, option, options
 from gnomon.http.verify.profiles import ProfileName
+from gnomon.reference.infill import Order, Told
 from gnomon.reference.request import BY_NAME, CompletionRequest, RequestError
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class ModelOptions:
     )
     fim_prefix: str | None = option(
         None,
-        "The fill-in-the-middle token before the prompt, as its literal; with --fim-suffix and --fim-middle. "
+        "The fill-in-the-middle token before the prompt, as its literal; with --fim-suffix. "
         "Default: as the model's files say.",
         MODEL,
         metavar="TOKEN",
@@ -81,16 +82,28 @@ class ModelOptions:
         None, "The one before the suffix. Default: as the files say.", MODEL, metavar="TOKEN"
     )
     fim_middle: str | None = option(
-        None, "The one before the middle. Default: as the files say.", MODEL, metavar="TOKEN"
+        None,
+        "The one before the middle, which the order spm can do without. Default: as the files say.",
+        MODEL,
+        metavar="TOKEN",
+    )
+    fim_order: Order | None = option(
+        None,
+        "Their order: psm is PREFIX prompt SUFFIX suffix MIDDLE, spm is SUFFIX suffix PREFIX prompt MIDDLE, "
+        "spm-joined is PREFIX SUFFIX suffix MIDDLE prompt. Default: what is known of the tokens, which a line at the "
+        "start tells.",
+        MODEL,
+        metavar="ORDER",
     )
 
-    def markers(self) -> tuple[str, str, str] | None:
-        """The three, if they are given. All or none: anything else ends the command."""
-        given = {name: getattr(self, name) for name in ("fim_prefix", "fim_suffix", "fim_middle")}
-        if len({literal is None for literal in given.values()}) == 2:
-            missing = [_flag(name) for name, literal in given.items() if literal is None]
-            fail(f"--fim-prefix, --fim-suffix and --fim-middle go together; missing: {', '.join(missing)}", 2)
-        return None if self.fim_prefix is None else (given["fim_prefix"], given["fim_suffix"], given["fim_middle"])
+    def told(self) -> Told:
+        """What they say of the fill-in-the-middle tokens. One without those it needs ends the command."""
+        given = {_flag(name): getattr(self, name) for name in ("fim_prefix", "fim_suffix", "fim_middle")}
+        needed = list(given)[:2] if self.fim_middle is None and self.fim_order in (None, Order.spm) else list(given)
+        missing = [flag for flag in needed if given[flag] is None]
+        if missing and any(literal is not None for literal in given.values()):
+            fail(f"{', '.join(needed)} go together; missing: {', '.join(missing)}", 2)
+        return Told(self.fim_prefix, self.fim_suffix, self.fim_middle, self.fim_order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +193,7 @@ def read_model(model: str | None, which: ModelOptions, say: Say) -> tuple[Checkp
         fail("the model's directory is an empty string; leave it out for the embedded model", 1)
     path = locate(default_model_path() if model is None else model, which.revision)
     checkpoint = load_checkpoint(path, which.max_model_len, say)
-    return checkpoint, load_tokenizer(path, checkpoint.config.vocab_size, which.markers())
+    return checkpoint, load_tokenizer(path, checkpoint.config.vocab_size, which.told())
 
 
 def open_model(
@@ -192,6 +205,7 @@ def open_model(
 
     try:
         checkpoint, tokenizer = read_model(model, which, say)
+        say(f"fill-in-the-middle: {tokenizer.infill_note}")
         match engine:
             case EngineName.reference:
                 return ReferenceEngine(checkpoint), tokenizer, checkpoint
@@ -377,7 +391,7 @@ def serve(chosen: dict[str, Setting], print_config: bool) -> None:
         fail(f"--served-model-name: {name!r} is not allowed; give printable characters, one at least", 2)
     which = ModelOptions(**{row.name: chosen[row.name].value for row in options(ModelOptions)})
     jax_options = JaxOptions(**{row.name: chosen[row.name].value for row in options(JaxOptions)})
-    which.markers()
+    which.told()
     auth = AuthSettings(**{row.name[5:]: chosen[row.name].value for row in options(AuthSettings, "auth_")})
     settings = Settings(**{row.name: chosen[row.name].value for row in options(Settings)}, auth=check_auth(auth))
     check_tls(settings)
@@ -562,7 +576,7 @@ def _infill_option(name: str) -> Any:
     """The option of `serve` of that name, for a command whose options are written out."""
     row = next(row for row in options(ModelOptions) if row.name == name)
     return typer.Option(
-        _flag(name), envvar=_variable(name), help=row.help, metavar=row.more["metavar"], show_default=False
+        _flag(name), envvar=_variable(name), help=row.help, metavar=row.more.get("metavar"), show_default=False
     )
 
 
@@ -606,6 +620,7 @@ def complete(
     fim_prefix: Annotated[str | None, _infill_option("fim_prefix")] = None,
     fim_suffix: Annotated[str | None, _infill_option("fim_suffix")] = None,
     fim_middle: Annotated[str | None, _infill_option("fim_middle")] = None,
+    fim_order: Annotated[Order | None, _infill_option("fim_order")] = None,
     user: Annotated[str | None, _field("user")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the whole response as JSON, as the server would send it.")
@@ -643,7 +658,7 @@ def complete(
     }
     try:
         request = CompletionRequest.from_json(_body(members))
-        which = ModelOptions(revision, max_model_len, fim_prefix, fim_suffix, fim_middle)
+        which = ModelOptions(revision, max_model_len, fim_prefix, fim_suffix, fim_middle, fim_order)
         opened, tokenizer, _ = open_model(engine, model, which, JAX_DEFAULTS, silently)
         name = _model_name(model)
         request = replace(request, model=name, stream=not as_json and request.candidates == request.n)

@@ -33,6 +33,7 @@ from gnomon.http.errors import (
 )
 from gnomon.http.settings import AuthMode, Settings
 from gnomon.reference.engine import LOWEST_LOGPROB, Engine
+from gnomon.reference.infill import Order
 from gnomon.reference.request import FIELDS, STAGES, Field, InvalidRequest, ModelNotFound, RequestError
 from gnomon.reference.response import json_bytes
 from gnomon.reference.tokenizer import Tokenizer
@@ -762,7 +763,16 @@ def _capability_schemas(model: Mapping[str, Any]) -> dict[str, Any]:
                         "eos_ids": _array(_COUNT),
                         "bos_id": id_or_null,
                         "end_of_text_id": id_or_null,
-                        "fill_in_the_middle": _or_null(_object({"prefix": _COUNT, "suffix": _COUNT, "middle": _COUNT})),
+                        "fill_in_the_middle": _or_null(
+                            _object(
+                                {
+                                    "prefix": _COUNT,
+                                    "suffix": _COUNT,
+                                    "middle": id_or_null,
+                                    "order": {"type": "string", "enum": list(Order)},
+                                }
+                            )
+                        ),
                     }
                 ),
                 "engine": _TEXT,
@@ -942,7 +952,7 @@ def capabilities(
 def _parameter(field: Field, server: Server, tokenizer: Tokenizer) -> dict[str, Any]:
     honoured, reason = True, None
     if field.name == "suffix" and tokenizer.infill is None:
-        honoured, reason = False, "this model has no fill-in-the-middle tokens"
+        honoured, reason = False, tokenizer.infill_note
     elif field.name == "user":
         reason = field.meaning
     return {

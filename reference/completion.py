@@ -59,7 +59,7 @@ def prepare(request: CompletionRequest, engine: Engine, tokenizer: Tokenizer, mo
             raise InvalidRequest(
                 f"logit_bias.{v}", f"logit_bias.{v}: no token of this model; ids are below {engine.vocab_size}"
             )
-    end_ids = engine.eos_ids
+    end_ids = engine.eos_ids | stop_ids(request.stop, tokenizer)
     if request.suffix:
         prompts = tuple(encode_infill(prompt, request, tokenizer) for prompt in request.prompts)
         end_ids |= tokenizer.infill_ends
@@ -77,6 +77,12 @@ def prepare(request: CompletionRequest, engine: Engine, tokenizer: Tokenizer, mo
         end_ids=end_ids,
     )
     return Run(request, engine, tokenizer, prompts, params)
+
+
+def stop_ids(stops: Sequence[str], tokenizer: Tokenizer) -> frozenset[int]:
+    """Section 5: the special tokens that a stop string is the literal of. They have no characters that could match,
+    so each ends a candidate as an end-of-sequence id does."""
+    return frozenset(v for v, literal in tokenizer.special.items() if literal in stops)
 
 
 def encode_prompt(prompt: Prompt, engine: Engine, tokenizer: Tokenizer) -> EncodedPrompt:
@@ -109,25 +115,35 @@ def _beginning(engine: Engine, tokenizer: Tokenizer) -> int:
 
 
 def encode_infill(prompt: Prompt, request: CompletionRequest, tokenizer: Tokenizer) -> EncodedPrompt:
-    """Section 9: [BOS if any] [PRE] prompt [SUF] suffix [MID]; both texts encoded literally, the markers without
-    text."""
-    if tokenizer.infill is None:
-        raise InvalidRequest("suffix", "suffix: this model has no fill-in-the-middle tokens; leave it out")
+    """Section 9: a BOS if there is one, then the markers and both texts in the model's order. The texts are encoded
+    literally; of all tokens only the prompt's own have a span."""
+    mark = tokenizer.infill
+    if mark is None:
+        raise InvalidRequest("suffix", f"suffix: {tokenizer.infill_note}; leave it out")
     if not isinstance(prompt, str):
         raise InvalidRequest("suffix", "suffix: only with prompts that are strings")
     if request.echo:
         raise InvalidRequest("suffix", "suffix: not together with echo")
-    bos = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
     before, after = tokenizer.encode_literal(prompt), tokenizer.encode_following(request.suffix)
     # some vocabularies hold the literals of special tokens as ordinary pieces too
     if not tokenizer.special.keys().isdisjoint(before.ids + after.ids):
         raise InvalidRequest(
             "suffix", "suffix: this tokenizer cannot read the literals of special tokens as plain text"
         )
-    mark = tokenizer.infill
-    ids = (*bos, mark.prefix, *before.ids, mark.suffix, *after.ids, mark.middle)
-    starts = (0,) * (len(bos) + 1) + before.starts + (len(prompt),) * (len(after.ids) + 2)
-    return EncodedPrompt(ids, starts, prompt)
+    ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    starts, at = [0] * len(ids), 0
+    for part in mark.parts:
+        if isinstance(part, int):
+            ids.append(part)
+            starts.append(at)
+        elif part == "prompt":
+            ids += before.ids
+            starts += before.starts
+            at = len(prompt)
+        else:
+            ids += after.ids
+            starts += [at] * len(after.ids)
+    return EncodedPrompt(tuple(ids), tuple(starts), prompt)
 
 
 def _check_length(length: int, max_tokens: int, context: int) -> None:

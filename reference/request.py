@@ -421,7 +421,8 @@ FIELDS: tuple[Field, ...] = (
            "puts the prompt before the completion, with its log-probabilities",
            "7", "completion.Run", {"type": "boolean"}, _boolean),
     _field("stop", "string or string[]", None, "up to 64 strings, none empty in a list; \"\" and [] mean none",
-           "ends a completion where one of them is complete in its text, and cuts the text before it",
+           "ends a completion where one of them is complete in its text, and cuts the text before it; one that is a "
+           "special token's literal also ends it on that token",
            "5", "completion.StopMatcher",
            {"anyOf": [{"type": "string"},
                       {"type": "array", "maxItems": 64, "items": {"type": "string", "minLength": 1}}]},

@@ -7,7 +7,7 @@
 
 The bytes come from the vocabulary itself, not from the library's `decode`, which answers for whole texts and hides
 what a single token is. Two kinds are known: byte-level BPE (GPT-2 and most since), and SentencePiece's BPE or Unigram
-with byte fallback. Which tokens fill in the middle is one table, FAMILIES.
+with byte fallback. Which tokens fill in the middle is decided in infill.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 import tokenizers
 
 from gnomon.reference.checkpoint import CheckpointError, UnsupportedModel, read_json
+from gnomon.reference.infill import DECLARED, NOTHING_TOLD, Family, Infill, InfillError, Told, decide
 from gnomon.reference.request import shown
 
 KINDS = ("BPE", "Unigram")
 RESERVED = ("bytes:", "token_id:")
 NAMED = ("bos_token", "eos_token")  # not pad_token: some files name an ordinary "!" there
-MARKERS = ("fim_prefix_token", "fim_suffix_token", "fim_middle_token")
 OTHER_FORMATS = ("tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "tiktoken.model")
 
 
@@ -38,50 +38,6 @@ class Encoding(NamedTuple):
 
     ids: tuple[int, ...]
     starts: tuple[int, ...]
-
-
-class Infill(NamedTuple):
-    """The fill-in-the-middle tokens of a model trained as `prefix PRE`, `SUF`, `MID` (Bavarian et al. 2022, PSM
-    order)."""
-
-    prefix: int
-    suffix: int
-    middle: int
-
-
-class Family(NamedTuple):
-    """How the models of a family were taught to fill in the middle: the literals of their tokens."""
-
-    name: str
-    prefix: str
-    suffix: str
-    middle: str
-    ends: tuple[str, ...] = ()  # what they write after a middle, besides the three and the end-of-sequence ids
-
-    @property
-    def markers(self) -> tuple[str, str, str]:
-        return self.prefix, self.suffix, self.middle
-
-
-# All of these are prompted in the order PRE prompt SUF suffix MID, with no spaces between (Code Llama knows another
-# order too); a BOS comes first where the tokenizer puts one before strings anyway. A tokenizer belongs to the first row
-# of which it has every token, so that of rows with the same markers the one with more ends stands first.
-FAMILIES = (
-    Family("CodeGemma", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", ("<|file_separator|>",)),
-    Family(
-        "Qwen2.5-Coder",
-        "<|fim_prefix|>",
-        "<|fim_suffix|>",
-        "<|fim_middle|>",
-        ("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|im_end|>", "<|endoftext|>"),
-    ),
-    Family("gnomon", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", ("<|endoftext|>",)),
-    Family("StarCoder2", "<fim_prefix>", "<fim_suffix>", "<fim_middle>", ("<fim_pad>", "<file_sep>", "<|endoftext|>")),
-    Family("StarCoder", "<fim_prefix>", "<fim_suffix>", "<fim_middle>", ("<fim_pad>", "<|endoftext|>")),
-    Family("SantaCoder", "<fim-prefix>", "<fim-suffix>", "<fim-middle>", ("<fim-pad>", "<|endoftext|>")),
-    Family("Code Llama", "▁<PRE>", "▁<SUF>", "▁<MID>", ("▁<EOT>",)),
-    Family("DeepSeek-Coder", "<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>", ("<｜end▁of▁sentence｜>",)),
-)
 
 
 @dataclass(frozen=True)
@@ -98,6 +54,7 @@ class Tokenizer:
     bos_id: int | None  # what the tokenizer puts before a string by itself
     end_of_text_id: int | None
     infill: Infill | None
+    infill_note: str  # which tokens, in which order and why; or why there are none
     infill_ends: frozenset[int]  # they end a middle as end-of-sequence ids do; the markers are among them
     fingerprint: str  # of its files and of the library: part of what decides an answer's bytes
 
@@ -142,25 +99,26 @@ def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> Encoding:
 # ---- loading
 
 
-def load_tokenizer(path: str | Path, vocab_size: int, markers: Sequence[str] | None = None) -> Tokenizer:
+def load_tokenizer(path: str | Path, vocab_size: int, told: Told = NOTHING_TOLD) -> Tokenizer:
     """Reads tokenizer.json (and tokenizer_config.json, if there) of a directory. Raises CheckpointError.
 
     vocab_size: the model's V; a tokenizer with an id beyond it does not belong to the model.
-    markers: the literals of the fill-in-the-middle tokens (prefix, suffix, middle) instead of those the files tell.
+    told: the fill-in-the-middle tokens and their order, instead of those the files tell.
     """
     directory = Path(path)
     file = directory / "tokenizer.json"
     spec, config = _read(file), read_json(directory / "tokenizer_config.json", missing={})
     try:
         ids = _ids(spec)
-        family = _family(config, ids, markers)
+        declared = {name: _content(config.get(name)) for name in DECLARED}
+        family, note = decide(ids, vocab_size, declared, _names(directory, config), told)
         _complete(spec, config, ids, family)
         _keep_spaces(spec.get("post_processor"))
         text = json.dumps(spec)
         parsing, literal = tokenizers.Tokenizer.from_str(text), tokenizers.Tokenizer.from_str(text)
         joined = _without_prefix_space(spec)
         following = literal if joined == spec else tokenizers.Tokenizer.from_str(json.dumps(joined))
-    except CheckpointError as error:
+    except (CheckpointError, InfillError) as error:
         raise CheckpointError(f"{directory}: {error}") from None
     except Exception as error:  # the library raises a bare Exception for a malformed file
         raise CheckpointError(f"{file}: {error}") from None
@@ -190,8 +148,7 @@ def load_tokenizer(path: str | Path, vocab_size: int, markers: Sequence[str] | N
             token_bytes[v] = _sentencepiece(token)
             if v not in added and _FALLBACK.fullmatch(token):
                 fallback.add(v)
-    infill = None if family is None else Infill(*(ids[literal] for literal in family.markers))
-    ends = () if family is None else (*family.markers, *family.ends)
+    infill, ends = _infill(family, ids, vocab_size)
     return Tokenizer(
         literal,
         parsing,
@@ -203,9 +160,14 @@ def load_tokenizer(path: str | Path, vocab_size: int, markers: Sequence[str] | N
         bos_id=_bos_id(config, ids, parsing),
         end_of_text_id=ids.get(_content(config.get("eos_token")), ids.get(_content(config.get("bos_token")))),
         infill=infill,
-        infill_ends=frozenset(ids[literal] for literal in ends),
-        fingerprint=hashlib.sha256(f"{tokenizers.__version__} {config} {text} {family}".encode()).hexdigest()[:8],
+        infill_note=note,
+        infill_ends=ends,
+        fingerprint=_digest(tokenizers.__version__, config, text, infill, sorted(ends)),
     )
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()[:8]
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -262,27 +224,25 @@ def _content(token: Any) -> str:
     return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
 
 
-def _family(config: Mapping[str, Any], ids: Mapping[str, int], markers: Sequence[str] | None) -> Family | None:
-    """The model's fill-in-the-middle tokens: as the operator says, else as tokenizer_config.json says, else by the
-    table."""
-    declared = {name: _content(config.get(name)) for name in MARKERS}
-    if markers is not None:
-        where = dict(zip(("--fim-prefix", "--fim-suffix", "--fim-middle"), markers, strict=True))
-    elif any(declared.values()):
-        where = declared
-    else:
-        return next((family for family in FAMILIES if ids.keys() >= {*family.markers, *family.ends}), None)
-    for name, literal in where.items():
-        if literal not in ids:
-            raise CheckpointError(f"{name} is {shown(literal)}, which is no token of this tokenizer")
-    if len(set(where.values())) < len(where):
-        raise CheckpointError(
-            f"{', '.join(where)} are {shown(list(where.values()))}; three different tokens are needed"
-        )
-    prefix, suffix, middle = where.values()
-    chosen = Family("declared", prefix, suffix, middle)
-    alike = (row for row in FAMILIES if row.markers == chosen.markers and ids.keys() >= set(row.ends))
-    return next(alike, chosen)
+def _names(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """What the files call the model, by the place where they do."""
+    model = read_json(directory / "config.json", missing={})
+    places = {
+        "config.json's model_type": model.get("model_type"),
+        "config.json's _name_or_path": model.get("_name_or_path"),
+        "tokenizer_config.json's name_or_path": config.get("name_or_path"),
+    }
+    return {place: name for place, name in places.items() if isinstance(name, str)}
+
+
+def _infill(family: Family | None, ids: Mapping[str, int], vocab_size: int) -> tuple[Infill | None, frozenset[int]]:
+    """The markers' ids in their order, and the ids that end a middle: of the family's, those that are here."""
+    if family is None:
+        return None, frozenset()
+    middle = None if family.middle is None else ids[family.middle]
+    literals = (*family.markers, *(end for end in family.ends if end in ids))
+    ends = frozenset(ids[literal] for literal in literals if ids[literal] < vocab_size)
+    return Infill(ids[family.prefix], ids[family.suffix], middle, family.order), ends
 
 
 def _bos_id(config: Mapping[str, Any], ids: Mapping[str, int], tokenizer: tokenizers.Tokenizer) -> int | None:

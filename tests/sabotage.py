@@ -51,7 +51,7 @@ class Break(NamedTuple):
 
 SAMPLER, PRNG, ENGINE, MODEL = "reference/sampler.py", "reference/prng.py", "reference/engine.py", "reference/model.py"
 COMPLETION, REQUEST, TOKENIZER = "reference/completion.py", "reference/request.py", "reference/tokenizer.py"
-GOLDEN_JUDGE = "reference/golden/judge.py"
+GOLDEN_JUDGE, INFILL = "reference/golden/judge.py", "reference/infill.py"
 REPLAY, EXPLAIN, PICTURE = "reference/replay.py", "reference/explain.py", "reference/picture.py"
 RETRACE = "http/retrace.py"
 
@@ -281,11 +281,53 @@ BREAKS = (
         "test_stop.py::test_tokens_past_the_cut_stay_in_the_arrays_with_offsets_at_or_past_the_end",
     ),
     Break(
-        "the suffix comes before the prefix",
+        "a special token's literal is sought among the characters only",
         COMPLETION,
-        "mark.prefix, *before.ids, mark.suffix, *after.ids, mark.middle",
-        "mark.suffix, *after.ids, mark.prefix, *before.ids, mark.middle",
+        "engine.eos_ids | stop_ids(request.stop, tokenizer)",
+        "engine.eos_ids",
+        "test_stop.py::test_a_special_tokens_literal_as_a_stop_string_ends_on_that_token",
+    ),
+    Break(
+        "a part of a special token's literal ends on the token",
+        COMPLETION,
+        "if literal in stops)",
+        "if any(stop in literal for stop in stops))",
+        "test_stop.py::test_a_stop_string_with_more_or_less_than_a_literal_never_meets_it",
+    ),
+    Break(
+        "the suffix comes before the prefix",
+        INFILL,
+        'Order.psm: ("[PRE]", "prompt", "[SUF]", "suffix", "[MID]"),',
+        'Order.psm: ("[SUF]", "suffix", "[PRE]", "prompt", "[MID]"),',
         "test_suffix.py::test_the_prompt_is_prefix_suffix_middle",
+    ),
+    Break(
+        "every family is prompted prefix first",
+        INFILL,
+        "family._replace(order=told.order or family.order)",
+        "family._replace(order=told.order or Order.psm)",
+        "test_infill_table.py::test_a_suffix_first_family_with_starcoders_tokens_is_known_by_its_files",
+    ),
+    Break(
+        "the start does not tell that the names leave the order open",
+        INFILL,
+        "set(row.markers) == set(family.markers) and row.order != family.order",
+        "row.order != row.order",
+        "test_infill_table.py::test_the_note_says_order_tokens_and_reason_and_how_to_change_it",
+    ),
+    Break(
+        "a family is known only by all of its ends",
+        INFILL,
+        "ids.keys() >= set(row.markers) and",
+        "ids.keys() >= {*row.markers, *row.ends} and",
+        "test_infill_table.py::test_a_familys_markers_are_needed_and_its_other_ends_are_not",
+    ),
+    Break(
+        "tokens before the prompt count from its end",
+        COMPLETION,
+        "starts, at = [0] * len(ids), 0",
+        "starts, at = [0] * len(ids), len(prompt)",
+        "test_infill_table.py::test_in_every_order_offsets_count_from_the_prompts_text",
     ),
     # ---- text, labels, logprobs
     Break(

@@ -28,9 +28,10 @@ from gnomon.http.openapi import ENDPOINTS, capabilities, document
 from gnomon.http.settings import AuthMode, AuthSettings, Settings
 from gnomon.reference import sampler
 from gnomon.reference.completion import prepare
+from gnomon.reference.infill import Infill, Order
 from gnomon.reference.request import BY_NAME, FIELDS, STAGES, CompletionRequest, InvalidRequest, RequestError
 from gnomon.reference.tokenizer import Tokenizer
-from helpers.fake import FAKE_VOCAB, FakeEngine, fake_tokenizer, hashed_logits
+from helpers.fake import FAKE_VOCAB, PRE, SUF, FakeEngine, fake_tokenizer, hashed_logits
 from helpers.live import MODEL, call, events, post, request_body
 
 CONTEXT = 64
@@ -610,15 +611,16 @@ def test_the_ends_of_a_range_are_accepted_and_nothing_beyond(settings: Settings,
 
 
 def test_suffix_is_honoured_exactly_where_the_model_can(tokenizer: Tokenizer) -> None:
-    for able in (tokenizer, replace(tokenizer, infill=None)):
+    suffix_first = replace(tokenizer, infill=Infill(PRE, SUF, None, Order.spm))
+    for able in (tokenizer, suffix_first, replace(tokenizer, infill=None, infill_note="none here")):
         told = row("suffix", LAW, able)
         assert told["honoured"] == (able.infill is not None)
-        assert (told["reason"] is None) == told["honoured"]
+        assert told["reason"] == (None if able.infill else "none here")
         answer = post(create_app(FakeEngine(hashed_logits), able, LAW), suffix="b", max_tokens=1)
         assert (answer.status_code == 200) == told["honoured"]
         facts = capabilities("reference", FakeEngine(hashed_logits), able, LAW, traced=True)
         validator("Capabilities").validate(facts)
-        assert (facts["model"]["fill_in_the_middle"] is not None) == told["honoured"]
+        assert facts["model"]["fill_in_the_middle"] == (able.infill._asdict() if able.infill else None)
 
 
 def test_user_is_said_to_have_no_effect(tokenizer: Tokenizer) -> None:

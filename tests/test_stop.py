@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from gnomon.reference.completion import StopMatcher, prepare
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import Choice, Completion
 from gnomon.reference.tokenizer import Tokenizer
-from helpers.fake import EOT, PRE, FakeEngine, always, fake_tokenizer
+from helpers.fake import EOT, FAKE_VOCAB, PRE, SUF, FakeEngine, always, fake_tokenizer
 
 THE = 258  # " the"
 C3, A9 = 0xC3, 0xA9  # é
@@ -133,8 +135,74 @@ def test_a_split_character_matches_with_its_last_byte(tokenizer: Tokenizer) -> N
 def test_special_tokens_are_invisible(tokenizer: Tokenizer) -> None:
     choice = written(tokenizer, [ord("a"), PRE, ord("b"), ord("c")], "ab")
     assert (choice.text, choice.finish_reason, count(choice)) == ("", "stop", 3)
-    choice = written(tokenizer, [ord("a"), PRE, ord("b")], "<|fim_prefix|>")
+
+
+LITERAL = "<|fim_prefix|>"
+
+
+@pytest.mark.parametrize("stop", [LITERAL, [LITERAL], ["zz", LITERAL, "<|endoftext|>"]])
+def test_a_special_tokens_literal_as_a_stop_string_ends_on_that_token(tokenizer: Tokenizer, stop: object) -> None:
+    """It is counted and has its place in the arrays, as an end-of-sequence token has, and the engine's work ends."""
+    engine = FakeEngine(always(ord("a"), PRE, ord("b")))
+    answer = ask(engine, tokenizer, stop=stop, max_tokens=6, logprobs=0)
+    choice = answer.choices[0]
+    assert (choice.text, choice.finish_reason, engine.calls) == ("a", "stop", 2)
+    assert choice.logprobs is not None
+    assert (choice.logprobs.tokens, choice.logprobs.text_offset) == (("a", LITERAL), (1, 2))
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 2
+
+
+def test_a_literal_ends_on_the_last_allowed_token_with_stop(tokenizer: Tokenizer) -> None:
+    assert written(tokenizer, [ord("a"), PRE], LITERAL).finish_reason == "stop"
+
+
+@pytest.mark.parametrize("stop", ["fim_prefix", "<|fim_prefix|", LITERAL + "b", "a" + LITERAL, "a" + LITERAL + "b"])
+def test_a_stop_string_with_more_or_less_than_a_literal_never_meets_it(tokenizer: Tokenizer, stop: str) -> None:
+    choice = written(tokenizer, [ord("a"), PRE, ord("b")], stop)
     assert (choice.text, choice.finish_reason) == ("ab", "length")
+
+
+def test_a_literal_ends_on_no_other_special_token(tokenizer: Tokenizer) -> None:
+    choice = written(tokenizer, [ord("a"), SUF, PRE, ord("b")], LITERAL)
+    assert (choice.text, choice.finish_reason, count(choice)) == ("a", "stop", 3)
+
+
+def test_what_was_held_back_for_a_literal_is_text_when_its_token_comes(tokenizer: Tokenizer) -> None:
+    script = [*b"a<|fim", PRE]
+    choice = written(tokenizer, script, LITERAL)
+    assert (choice.text, choice.finish_reason) == ("a<|fim", "stop")
+    choice = written(tokenizer, [C3, PRE], LITERAL)
+    assert (choice.text, choice.finish_reason) == ("\ufffd", "stop")
+
+
+def test_each_candidate_ends_on_the_literals_token_where_it_samples_it(tokenizer: Tokenizer) -> None:
+    def logits(tokens: Sequence[int]) -> NDArray[np.float64]:
+        z = np.full(FAKE_VOCAB, -50.0)
+        z[[ord("a"), ord("b"), PRE]] = 0
+        return z
+
+    fields: dict[str, object] = {"temperature": 1, "seed": 5, "n": 3, "best_of": 6, "max_tokens": 12, "logprobs": 0}
+    answer = ask(FakeEngine(logits), tokenizer, ["b", "c"], stop=["zz", LITERAL], **fields)
+    assert len({len(choice.text) for choice in answer.choices}) > 1
+    for choice in answer.choices:
+        assert choice.logprobs is not None
+        tokens = choice.logprobs.tokens
+        assert choice.text == "".join(token for token in tokens if token != LITERAL)
+        assert choice.finish_reason == ("stop" if tokens[-1] == LITERAL else "length")
+        assert LITERAL not in tokens[:-1]
+    free = ask(FakeEngine(logits), tokenizer, ["b", "c"], **fields)
+    assert any(LITERAL in choice.logprobs.tokens[:-1] for choice in free.choices if choice.logprobs)
+
+
+def test_streamed_a_literal_ends_as_it_does_whole(tokenizer: Tokenizer) -> None:
+    script = [*b"ab<|fim_pr", PRE, ord("c")]
+    fields = {"model": "fake", "prompt": "b", "temperature": 0, "max_tokens": 20, "stop": [LITERAL, "zz"]}
+    request = CompletionRequest.from_fields({**fields, "stream": True})
+    chunks = [chunk.choices[0] for chunk in prepare(request, FakeEngine(always(*script)), tokenizer, "fake").chunks()]
+    whole = ask(FakeEngine(always(*script)), tokenizer, **{k: v for k, v in fields.items() if k != "model"}).choices[0]
+    assert "".join(chunk.text for chunk in chunks) == whole.text == "ab<|fim_pr"
+    assert [chunk.finish_reason for chunk in chunks if chunk.finish_reason] == [whole.finish_reason] == ["stop"]
 
 
 def test_a_split_character_survives_a_special_token_in_its_middle(tokenizer: Tokenizer) -> None:
@@ -206,14 +274,14 @@ def simulated(script: Sequence[int], stops: Sequence[str]) -> tuple[str, str, in
             complete = [stop for stop in stops if text.endswith(stop)]
             if complete:
                 return text[: -max(map(len, complete))], "stop", t + 1
-        if v == EOT:
+        if v == EOT or (v == PRE and LITERAL in stops):
             return data.decode(errors="replace"), "stop", t + 1
     return data.decode(errors="replace"), "length", len(script)
 
 
 TOKENS = st.sampled_from([*b"aabb", C3, A9, 0xFF, 0xE7, 0x95, 0x8C, PRE, THE])
 SCRIPTS = st.builds(lambda ids, end: ids + end, st.lists(TOKENS, min_size=1, max_size=14), st.sampled_from([[], [EOT]]))
-STOPS = st.lists(st.text(st.sampled_from("ab\ufffdé h"), min_size=1, max_size=4), max_size=5)
+STOPS = st.lists(st.text(st.sampled_from("ab\ufffdé h"), min_size=1, max_size=4) | st.just(LITERAL), max_size=5)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

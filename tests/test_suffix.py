@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gnomon.reference.completion import prepare
+from gnomon.reference.infill import Infill
 from gnomon.reference.request import CompletionRequest, InvalidRequest
 from gnomon.reference.response import Completion
 from gnomon.reference.tokenizer import Tokenizer
@@ -130,7 +131,7 @@ def plain_markers(directory: Path) -> Tokenizer:
     spec = json.loads((tokenizer_files(directory) / "tokenizer.json").read_text())
     added = [{**token, "special": token["id"] == EOT} for token in spec["added_tokens"]]
     tokenizer = fake_tokenizer(directory, added_tokens=added)
-    assert tokenizer.infill == (PRE, SUF, MID)
+    assert tokenizer.infill == Infill(PRE, SUF, MID)
     return tokenizer
 
 

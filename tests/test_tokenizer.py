@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from gnomon.reference.checkpoint import CheckpointError
+from gnomon.reference.infill import Infill
 from gnomon.reference.tokenizer import Decoder, Tokenizer, decoded, load_tokenizer, pending
 from helpers.data import real_tokenizer
 from helpers.fake import EOT, FAKE_VOCAB, MERGES, MID, PRE, SPECIALS, SUF, fake_tokenizer, tokenizer_files
@@ -460,12 +461,12 @@ def test_the_end_of_text_token_is_eos_or_else_bos_as_string_or_object(tmp_path: 
 def test_fill_in_the_middle_needs_all_three_tokens(tmp_path: Path) -> None:
     names = ("fim_prefix_token", "fim_suffix_token", "fim_middle_token")
     all_three: dict[str, object] = dict(zip(names, SPECIALS[1:], strict=True))
-    assert configured(tmp_path, **all_three).infill == (PRE, SUF, MID)
+    assert configured(tmp_path, **all_three).infill == Infill(PRE, SUF, MID)
     for name in names:
-        for wrong in (None, "<|unheard of|>"):
-            with pytest.raises(CheckpointError, match=f"{name} is .*no token of this tokenizer"):
+        for wrong, told in ((None, "is missing beside"), ("<|unheard of|>", "is .*no token of this tokenizer")):
+            with pytest.raises(CheckpointError, match=f"{name} {told}"):
                 configured(tmp_path, **{**all_three, name: wrong})
-    with pytest.raises(CheckpointError, match="three different"):
+    with pytest.raises(CheckpointError, match="different tokens are needed"):
         configured(tmp_path, **{**all_three, names[0]: SPECIALS[2]})
 
 

@@ -242,8 +242,12 @@ def stops() -> Iterator[GoldenRequest]:
                  **greedy)  # fmt: skip
     yield golden("stop: on the last token allowed", "the reason is stop", stop="there", temperature=0, max_tokens=2,
                  logprobs=0)  # fmt: skip
-    yield golden("stop: a special token's literal", "is not seen: that token adds no text", logit_bias={str(PRE): 100},
-                 stop="<|fim_prefix|>", temperature=0, max_tokens=3, logprobs=0)  # fmt: skip
+    yield golden("stop: a special token's literal", "ends on that token, which is counted and adds no text",
+                 logit_bias={str(PRE): 100}, stop=["zebra", "<|fim_prefix|>"], temperature=0, max_tokens=3,
+                 logprobs=0)  # fmt: skip
+    yield golden("stop: a part of a special token's literal", "is not seen: that token adds no text",
+                 logit_bias={str(PRE): 100}, stop=["fim_prefix", "|<|fim_prefix|>"], temperature=0, max_tokens=3,
+                 logprobs=0)  # fmt: skip
     yield golden("stop: the empty string", "is none", stop="", temperature=0, max_tokens=6)
     yield golden("stop: the empty list", "is none", stop=[], temperature=0, max_tokens=6)
     yield golden("stop: 64 strings", "as many as that", stop=[f"{i}!" for i in range(63)] + [" was"], **greedy)
