@@ -95,8 +95,9 @@ def encode_prompt(prompt: Prompt, engine: Engine, tokenizer: Tokenizer) -> Encod
             raise InvalidRequest(
                 "prompt", f"prompt: {v} is no token id of this model; ids are below {engine.vocab_size}"
             )
+    for piece in tokenizer.prompt_pieces(prompt):
         offsets.append(len(text))
-        text += decoder.push(tokenizer.prompt_bytes(v))
+        text += decoder.push(piece)
     return EncodedPrompt(prompt, tuple(offsets), text + decoder.flush())
 
 

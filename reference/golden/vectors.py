@@ -450,7 +450,7 @@ def sequence(name: str, ids: Sequence[int], tokenizer: Tokenizer) -> Document:
         "ids": list(ids),
         "labels": [tokenizer.labels[v] for v in ids],
         "completion": decoding([tokenizer.token_bytes[v] for v in ids]),
-        "prompt": decoding([tokenizer.prompt_bytes(v) for v in ids]),
+        "prompt": decoding(list(tokenizer.prompt_pieces(ids))),
     }
 
 
