@@ -9,8 +9,10 @@ The last two are older: where there is an added_tokens_decoder, nobody reads the
 lstrip, …) that stand outside, the id that tokenizer.json has for it, else the next free one. A file that states another
 id is refused: one of the two is not what the model was trained with.
 
-Two things differ from transformers. A pad_token that is an ordinary token of the vocabulary stays one: some files name
-"!" there. And fill-in-the-middle tokens are not made: a name that is no token of the vocabulary is refused elsewhere.
+What differs from transformers: a pad_token that is an ordinary token of the vocabulary stays one, as some files name
+"!" there; a token of added_tokens.json is special wherever it is named so, in a list or by an object; eos_token and
+bos_token are special whatever their flags say; and fill-in-the-middle tokens are not made: a name that is no token of
+the vocabulary is refused.
 """
 
 from __future__ import annotations
@@ -23,11 +25,12 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
-from gnomon.reference.request import shown
 from gnomon.reference.checkpoint import CheckpointError, read_json
+from gnomon.reference.request import shown
 
 CONFIG, SPECIAL_TOKENS, ADDED_TOKENS = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-BY_ID, LISTS = "added_tokens_decoder", ("extra_special_tokens", "additional_special_tokens")
+BY_ID, NAMED = "added_tokens_decoder", "model_specific_special_tokens"
+EXTRA, OLD_EXTRA = "extra_special_tokens", "additional_special_tokens"
 STANDARD = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 NOT_MADE = ("fim_prefix_token", "fim_suffix_token", "fim_middle_token")
@@ -36,18 +39,32 @@ Json = Mapping[str, Any]
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """tokenizer_config.json, with what special_tokens_map.json and added_tokens.json say besides, if they are read."""
+    """tokenizer_config.json, with what special_tokens_map.json and added_tokens.json say besides, if they are read. The
+    list of further special tokens is EXTRA, and an object of named ones is NAMED, whatever the files call them."""
     config = read_json(directory / CONFIG, missing={})
+    if not config.get(EXTRA):
+        config = {**config, EXTRA: config.get(OLD_EXTRA)} if OLD_EXTRA in config else config
+    config = _with_names(config)
     if BY_ID in config:
         return config
     older = read_json(directory / SPECIAL_TOKENS, missing={})
-    extra, lists = LISTS[0], {}
-    if isinstance(older.get(extra), list) and not isinstance(_extra(config), dict):
-        known = list(_extra(config))
-        lists[extra] = known + [token for token in older[extra] if token not in known]
-    elif any(name in config for name in LISTS):
-        lists[extra] = _extra(config)
-    return {**config, **older, **lists, ADDED_TOKENS: read_json(directory / ADDED_TOKENS, missing={})}
+    merged = {**config, **older, ADDED_TOKENS: read_json(directory / ADDED_TOKENS, missing={})}
+    known = config.get(EXTRA) or []
+    if isinstance(older.get(EXTRA), list):
+        merged[EXTRA] = known + [token for token in older[EXTRA] if token not in known]
+    elif EXTRA not in older:
+        merged[EXTRA] = known if EXTRA in config else older.get(OLD_EXTRA)
+    return _with_names(merged)
+
+
+def _with_names(config: dict[str, Any]) -> dict[str, Any]:
+    extra = config.get(EXTRA)
+    if isinstance(extra, dict):
+        config = {**config, NAMED: {**config.get(NAMED, {}), **extra}}
+        del config[EXTRA]
+    elif not isinstance(extra or [], list):
+        raise CheckpointError(f"{EXTRA} is {shown(extra)}; a list of tokens, or an object, is expected")
+    return config
 
 
 def merge(spec: dict[str, Any], ids: Mapping[str, int], config: Json) -> dict[str, int]:
@@ -66,10 +83,10 @@ def merge(spec: dict[str, Any], ids: Mapping[str, int], config: Json) -> dict[st
     for name in new.keys() & {token.content for token in named.values()}:
         new[name].special = True
     known = {"", *own, *(token.content for _, token in stated)}
-    for name, token in (*named.items(), *((LISTS[0], token) for token in listed)):
+    for name, token in (*named.items(), *((EXTRA, token) for token in listed)):
         is_ordinary = name == "pad_token" and token.content in ids
         if token.content not in known and not is_ordinary:
-            new.setdefault(token.content, token)
+            new[token.content] = token  # of two with one text the later decides, as with transformers
     now = {**_with_library(spec, list(new.values())), **ids} if new else dict(ids)
     for v, token in stated:
         if now[token.content] != v:
@@ -105,22 +122,13 @@ def _contradiction(config: Json, name: str, v: int, now: Mapping[str, int], ids:
 
 def _named(config: Json) -> dict[str, AddedToken]:
     """Name → token, those of transformers first: the order in which ids are given to tokens that have none."""
-    extra = _extra(config)
     others = [name for name in config if name.endswith("_token") and name not in (*STANDARD, *NOT_MADE)]
-    values = {name: config.get(name) for name in (*STANDARD, *others)} | (extra if isinstance(extra, dict) else {})
+    values = {name: config.get(name) for name in (*STANDARD, *others)} | config.get(NAMED, {})
     return {name: _added_token(value, True) for name, value in values.items() if isinstance(value, str | dict)}
 
 
 def _listed(config: Json) -> list[AddedToken]:
-    extra = _extra(config)
-    return [] if isinstance(extra, dict) else [_added_token(token, True) for token in extra]
-
-
-def _extra(config: Json) -> Any:
-    extra = config.get(LISTS[0]) or config.get(LISTS[1]) or []
-    if not isinstance(extra, list | dict):
-        raise CheckpointError(f"{CONFIG}: {LISTS[0]} is {shown(extra)}; a list of tokens, or an object, is expected")
-    return extra
+    return [_added_token(token, True) for token in config.get(EXTRA) or []]
 
 
 def _stated(config: Json) -> list[tuple[int, AddedToken]]:

@@ -10,6 +10,8 @@ The library's decoders answer for a whole list of tokens. Here a token has bytes
 in this order, each or none of them, in a Sequence or alone. No decoder at all joins tokens with spaces. What asks for
 more than the token and whether it is the first one is refused: BPEDecoder and CTC, and these steps in another order.
 
+What transformers may do to a text afterwards (clean_up_tokenization_spaces) is no part of it.
+
 A token's place is one of two. A completion follows its prompt, so all of its tokens are `following` ones: the space
 between two words is there. A prompt of ids is a text of its own, whose first token is `opening`.
 """

@@ -41,6 +41,10 @@ class Encoding(NamedTuple):
     starts: tuple[int, ...]
 
 
+class UnknownText(ValueError):
+    """A text that the tokenizer cannot encode: it lacks a token for unknown characters, or words."""
+
+
 class Infill(NamedTuple):
     """The fill-in-the-middle tokens of a model trained as `prefix PRE`, `SUF`, `MID` (Bavarian et al. 2022, PSM
     order)."""
@@ -155,7 +159,10 @@ class Tokenizer:
 
 def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> Encoding:
     # a batch of one: unlike `encode` it lets other threads run while it works on a long text
-    encoded = tokenizer.encode_batch([text], add_special_tokens=False)[0]
+    try:
+        encoded = tokenizer.encode_batch([text], add_special_tokens=False)[0]
+    except Exception as error:  # the library raises a bare Exception
+        raise UnknownText(str(error)) from None
     starts: list[int] = []
     for start, _ in encoded.offsets:
         starts.append(max(start, starts[-1] if starts else 0))
@@ -219,7 +226,7 @@ def load_tokenizer(path: str | Path, vocab_size: int, markers: Sequence[str] | N
         _labels(token_bytes, special, fallback),
         decoder,
         frozenset(added),
-        bos_id=_bos_id(config, ids, parsing),
+        bos_id=_bos_id(config, ids, spec.get("post_processor")),
         eos_id=ids.get(_content(config.get("eos_token"))),
         end_of_text_id=ids.get(_content(config.get("eos_token")), ids.get(_content(config.get("bos_token")))),
         infill=infill,
@@ -308,7 +315,7 @@ def _family(config: Mapping[str, Any], ids: Mapping[str, int], markers: Sequence
     return next(alike, chosen)
 
 
-def _bos_id(config: Mapping[str, Any], ids: Mapping[str, int], tokenizer: tokenizers.Tokenizer) -> int | None:
+def _bos_id(config: Mapping[str, Any], ids: Mapping[str, int], post_processor: Any) -> int | None:
     """The BOS that is put before every string. tokenizer_config.json decides if it says add_bos_token: in the files of
     DeepSeek, for one, tokenizer.json puts nothing first. Else the post-processor of tokenizer.json does."""
     match config.get("add_bos_token"):
@@ -317,12 +324,15 @@ def _bos_id(config: Mapping[str, Any], ids: Mapping[str, int], tokenizer: tokeni
         case False:
             return None
         case _:
-            return _added_before(tokenizer)
+            return _added_before(post_processor)
 
 
-def _added_before(tokenizer: tokenizers.Tokenizer) -> int | None:
-    """The BOS that the tokenizer's post-processor puts before every string, if it does."""
-    encoded = tokenizer.encode("a", add_special_tokens=True)
+def _added_before(post_processor: Any) -> int | None:
+    """The BOS that a post-processor puts before every string, if it does: found out with a vocabulary of one word, as
+    the model's own may have no token for a word of ours."""
+    word = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
+    spec = {"version": "1.0", "post_processor": post_processor, "model": word}
+    encoded = tokenizers.Tokenizer.from_str(json.dumps(spec)).encode("a", add_special_tokens=True)
     is_added = encoded.special_tokens_mask
     before = encoded.ids[: is_added.index(0)] if 0 in is_added else []
     if len(before) > 1:

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from gnomon.reference.checkpoint import load_checkpoint
 from gnomon.reference.completion import EngineFailed, prepare
+from gnomon.reference.decoders import byte_alphabet
 from gnomon.reference.engine import Engine, Event, Job, ReferenceEngine, Token
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import Completion, Usage
 from gnomon.reference.sampler import SamplingParams
-from gnomon.reference.decoders import byte_alphabet
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
 from helpers.fake import (
     EOT,

@@ -413,9 +413,10 @@ def test_another_format_alone_is_refused_with_what_to_do(tmp_path: Path, name: s
     assert load_tokenizer(tmp_path, 300).vocab_size == 300
 
 
-@pytest.mark.parametrize("kind", ["WordPiece", "WordLevel", "Cats", None, 3])
+@pytest.mark.parametrize("kind", ["Cats", None, 3])
 def test_a_vocabulary_of_another_kind_is_refused_by_its_name(tmp_path: Path, kind: object) -> None:
-    with pytest.raises(UnsupportedModel, match=f"type {json.dumps(kind)} is not supported; supported: BPE, Unigram"):
+    message = f"type {json.dumps(kind)} is not supported; supported: BPE, Unigram, WordPiece, WordLevel"
+    with pytest.raises(UnsupportedModel, match=message):
         fake_tokenizer(tmp_path, model={"type": kind, "vocab": {"a": 0}, "unk_token": "a"})
 
 
