@@ -286,6 +286,17 @@ def test_merges_are_not_left_out_at_random_and_the_fingerprint_is_the_same(tmp_p
     assert ours(made, tmp_path).fingerprint == plain.fingerprint
 
 
+def test_a_unigram_vocabulary_is_cut_the_same_way_every_time(tmp_path: Path) -> None:
+    """Its sampling is set in a program, and no file has it: the library neither writes nor reads it."""
+    made = tokenizers.Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0), ("aa", -1.1)], 0, alpha=0.1, nbest_size=9))
+    assert len({tuple(made.encode("a" * 20).ids) for _ in range(20)}) > 1
+    spec = json.loads(made.to_str())
+    spec["model"] |= {"alpha": 0.1, "nbest_size": 9}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    tokenizer = load_tokenizer(tmp_path, 3)
+    assert {tokenizer.encode("a" * 20).ids for _ in range(20)} == {(2,) * 10}
+
+
 def test_text_that_is_decoded_as_it_comes_is_that_of_all_bytes(tmp_path: Path) -> None:
     """The pieces of a character that bytes make are held back until it is whole, whatever steps come before."""
     theirs = library(DECODERS["Metaspace, then bytes"])
