@@ -32,6 +32,7 @@ from gnomon.http.errors import (
     UnsupportedMedia,
 )
 from gnomon.http.settings import AuthMode, Settings
+from gnomon.reference.completion import end_ids
 from gnomon.reference.engine import LOWEST_LOGPROB, Engine
 from gnomon.reference.infill import Order
 from gnomon.reference.request import FIELDS, STAGES, Field, InvalidRequest, ModelNotFound, RequestError
@@ -921,7 +922,7 @@ def capabilities(
             "id": settings.served_model_name,
             "context": engine.context,
             "vocab_size": engine.vocab_size,
-            "eos_ids": sorted(engine.eos_ids),
+            "eos_ids": sorted(end_ids(engine, tokenizer)),
             "bos_id": tokenizer.bos_id,
             "end_of_text_id": tokenizer.end_of_text_id,
             "fill_in_the_middle": None if infill is None else infill._asdict(),

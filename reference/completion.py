@@ -25,7 +25,7 @@ from gnomon.reference.engine import Done, Engine, Event, Failed, Job, PromptScor
 from gnomon.reference.request import CompletionRequest, InvalidRequest, ModelNotFound, Prompt, RequestError, shown
 from gnomon.reference.response import Choice, Completion, FinishReason, Logprobs, Usage
 from gnomon.reference.sampler import SamplingParams
-from gnomon.reference.tokenizer import Decoder, Tokenizer
+from gnomon.reference.tokenizer import Decoder, Encoding, Tokenizer, UnknownText
 
 
 class EngineFailed(RequestError):
@@ -59,10 +59,10 @@ def prepare(request: CompletionRequest, engine: Engine, tokenizer: Tokenizer, mo
             raise InvalidRequest(
                 f"logit_bias.{v}", f"logit_bias.{v}: no token of this model; ids are below {engine.vocab_size}"
             )
-    end_ids = engine.eos_ids | stop_ids(request.stop, tokenizer)
+    ends = end_ids(engine, tokenizer) | stop_ids(request.stop, tokenizer)
     if request.suffix:
         prompts = tuple(encode_infill(prompt, request, tokenizer) for prompt in request.prompts)
-        end_ids |= tokenizer.infill_ends
+        ends |= tokenizer.infill_ends
     else:
         prompts = tuple(encode_prompt(prompt, engine, tokenizer) for prompt in request.prompts)
     for prompt in prompts:
@@ -74,9 +74,16 @@ def prepare(request: CompletionRequest, engine: Engine, tokenizer: Tokenizer, mo
         frequency_penalty=request.frequency_penalty,
         presence_penalty=request.presence_penalty,
         logit_bias=request.logit_bias,
-        end_ids=end_ids,
+        end_ids=ends,
     )
     return Run(request, engine, tokenizer, prompts, params)
+
+
+def end_ids(engine: Engine, tokenizer: Tokenizer) -> frozenset[int]:
+    """The end-of-sequence ids: those of the model's configuration, and the token that its tokenizer names as
+    `eos_token`. Models that were taught to chat often name theirs in one of the two places only."""
+    named = {tokenizer.eos_id} if tokenizer.eos_id is not None else set()
+    return engine.eos_ids | named
 
 
 def stop_ids(stops: Sequence[str], tokenizer: Tokenizer) -> frozenset[int]:
@@ -90,7 +97,7 @@ def encode_prompt(prompt: Prompt, engine: Engine, tokenizer: Tokenizer) -> Encod
     if isinstance(prompt, str):
         if not prompt:
             return EncodedPrompt((_beginning(engine, tokenizer),), (0,), "")
-        ids, starts = tokenizer.encode(prompt)
+        ids, starts = _encoded("prompt", tokenizer.encode, prompt)
         if not ids:
             raise InvalidRequest("prompt", f"prompt: {shown(prompt)} encodes to no tokens with this model's tokenizer")
         return EncodedPrompt(ids, starts, prompt)
@@ -101,8 +108,9 @@ def encode_prompt(prompt: Prompt, engine: Engine, tokenizer: Tokenizer) -> Encod
             raise InvalidRequest(
                 "prompt", f"prompt: {v} is no token id of this model; ids are below {engine.vocab_size}"
             )
+    for piece in tokenizer.prompt_pieces(prompt):
         offsets.append(len(text))
-        text += decoder.push(tokenizer.prompt_bytes(v))
+        text += decoder.push(piece)
     return EncodedPrompt(prompt, tuple(offsets), text + decoder.flush())
 
 
@@ -124,7 +132,8 @@ def encode_infill(prompt: Prompt, request: CompletionRequest, tokenizer: Tokeniz
         raise InvalidRequest("suffix", "suffix: only with prompts that are strings")
     if request.echo:
         raise InvalidRequest("suffix", "suffix: not together with echo")
-    before, after = tokenizer.encode_literal(prompt), tokenizer.encode_following(request.suffix)
+    before = _encoded("prompt", tokenizer.encode_literal, prompt)
+    after = _encoded("suffix", tokenizer.encode_following, request.suffix)
     # some vocabularies hold the literals of special tokens as ordinary pieces too
     if not tokenizer.special.keys().isdisjoint(before.ids + after.ids):
         raise InvalidRequest(
@@ -208,6 +217,15 @@ def _fallbacks(stop: str) -> list[int]:
         state += stop[state] == char
         table.append(state)
     return table
+
+
+def _encoded(field: str, encode: Callable[[str], Encoding], text: str) -> Encoding:
+    try:
+        return encode(text)
+    except UnknownText as error:
+        raise InvalidRequest(
+            field, f"{field}: {shown(text)} has characters that this model's tokenizer has no token for ({error})"
+        ) from None
 
 
 class Candidate:

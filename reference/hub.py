@@ -26,6 +26,7 @@ WANTED = (
     "generation_config.json",
     "tokenizer*",
     "special_tokens_map.json",
+    "added_tokens.json",
     "*.safetensors",
     "model.safetensors.index.json",
 )

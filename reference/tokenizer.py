@@ -5,17 +5,15 @@
     labels        a name for every id, no two alike, by construction
     Decoder       bytes → text piece by piece, never showing a character before all of its bytes are there
 
-The bytes come from the vocabulary itself, not from the library's `decode`, which answers for whole texts and hides
-what a single token is. Two kinds are known: byte-level BPE (GPT-2 and most since), and SentencePiece's BPE or Unigram
-with byte fallback. Which tokens fill in the middle is decided in infill.py.
+The bytes are those that the file's `decoder` makes of a token (decoders.py); tokens that stand outside tokenizer.json
+are merged into it first (added_tokens.py). Which tokens fill in the middle is decided in infill.py.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,11 +21,14 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
+from gnomon.reference import added_tokens
+from gnomon.reference.added_tokens import content as _content
 from gnomon.reference.checkpoint import CheckpointError, UnsupportedModel, read_json
+from gnomon.reference.decoders import TokenDecoder, read_decoder
 from gnomon.reference.infill import DECLARED, NOTHING_TOLD, Family, Infill, InfillError, Told, decide
 from gnomon.reference.request import shown
 
-KINDS = ("BPE", "Unigram")
+KINDS = ("BPE", "Unigram", "WordPiece", "WordLevel")
 RESERVED = ("bytes:", "token_id:")
 NAMED = ("bos_token", "eos_token")  # not pad_token: some files name an ordinary "!" there
 OTHER_FORMATS = ("tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "tiktoken.model")
@@ -38,6 +39,10 @@ class Encoding(NamedTuple):
 
     ids: tuple[int, ...]
     starts: tuple[int, ...]
+
+
+class UnknownText(ValueError):
+    """A text that the tokenizer cannot encode: it lacks a token for unknown characters, or words."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,10 @@ class Tokenizer:
     token_bytes: tuple[bytes, ...]  # [V]: what id v adds to a completion's text; b"" for special tokens and gaps
     special: Mapping[int, str]  # id → literal
     labels: tuple[str, ...]  # [V], injective
+    decoder: TokenDecoder
+    added: frozenset[int]  # ids of the tokens that stand beside the vocabulary
     bos_id: int | None  # what the tokenizer puts before a string by itself
+    eos_id: int | None  # the token it names as the end of a text
     end_of_text_id: int | None
     infill: Infill | None
     infill_note: str  # which tokens, in which order and why; or why there are none
@@ -84,12 +92,34 @@ class Tokenizer:
 
     def prompt_bytes(self, v: int) -> bytes:
         """The bytes of id v in a prompt of ids: there a special token shows its literal."""
-        return self.special[v].encode() if v in self.special else self.token_bytes[v]
+        if v not in self.special:
+            return self.token_bytes[v]
+        return self.decoder.gap(self.special[v]) + self.special[v].encode()
+
+    def prompt_pieces(self, ids: Sequence[int]) -> Iterator[bytes]:
+        """The bytes of every id of a prompt of ids, the first of which begins a text: a decoder that puts a space
+        before words puts, or leaves, none there."""
+        return self.decoder.without_beginning(self._pieces(ids))
+
+    def _pieces(self, ids: Sequence[int]) -> Iterator[bytes]:
+        is_first = True
+        for v in ids:
+            token = self.parsing.id_to_token(v) if is_first else None
+            if token is None:
+                yield self.prompt_bytes(v)
+            elif v in self.special:
+                yield token.encode()
+            else:
+                yield self.decoder.opening(token, is_added=v in self.added)
+            is_first = is_first and token is None
 
 
 def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> Encoding:
     # a batch of one: unlike `encode` it lets other threads run while it works on a long text
-    encoded = tokenizer.encode_batch([text], add_special_tokens=False)[0]
+    try:
+        encoded = tokenizer.encode_batch([text], add_special_tokens=False)[0]
+    except Exception as error:  # the library raises a bare Exception
+        raise UnknownText(str(error)) from None
     starts: list[int] = []
     for start, _ in encoded.offsets:
         starts.append(max(start, starts[-1] if starts else 0))
@@ -100,16 +130,17 @@ def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> Encoding:
 
 
 def load_tokenizer(path: str | Path, vocab_size: int, told: Told = NOTHING_TOLD) -> Tokenizer:
-    """Reads tokenizer.json (and tokenizer_config.json, if there) of a directory. Raises CheckpointError.
+    """Reads tokenizer.json of a directory, and the files beside it that name tokens. Raises CheckpointError.
 
     vocab_size: the model's V; a tokenizer with an id beyond it does not belong to the model.
     told: the fill-in-the-middle tokens and their order, instead of those the files tell.
     """
     directory = Path(path)
     file = directory / "tokenizer.json"
-    spec, config = _read(file), read_json(directory / "tokenizer_config.json", missing={})
+    spec, config = _read(file), added_tokens.read_config(directory)
     try:
-        ids = _ids(spec)
+        _reset(spec)
+        ids = added_tokens.merge(spec, _ids(spec), config)
         declared = {name: _content(config.get(name)) for name in DECLARED}
         family, note = decide(ids, vocab_size, declared, _names(directory, config), told)
         _complete(spec, config, ids, family)
@@ -118,13 +149,13 @@ def load_tokenizer(path: str | Path, vocab_size: int, told: Told = NOTHING_TOLD)
         parsing, literal = tokenizers.Tokenizer.from_str(text), tokenizers.Tokenizer.from_str(text)
         joined = _without_prefix_space(spec)
         following = literal if joined == spec else tokenizers.Tokenizer.from_str(json.dumps(joined))
-    except (CheckpointError, InfillError) as error:
+        decoder = read_decoder(spec, ids)
+    except InfillError as error:
         raise CheckpointError(f"{directory}: {error}") from None
+    except CheckpointError as error:
+        raise type(error)(f"{directory}: {error}") from None
     except Exception as error:  # the library raises a bare Exception for a malformed file
         raise CheckpointError(f"{file}: {error}") from None
-    for tokenizer in (parsing, literal, following):
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
     literal.encode_special_tokens = following.encode_special_tokens = True
 
     read = parsing.get_vocab(with_added_tokens=True)
@@ -136,17 +167,12 @@ def load_tokenizer(path: str | Path, vocab_size: int, told: Told = NOTHING_TOLD)
         raise CheckpointError(f"{file} has id {max(vocabulary)}, but the model's vocabulary has {vocab_size} ids")
     added: dict[int, tokenizers.AddedToken] = dict(parsing.get_added_tokens_decoder())
     special = {v: token.content for v, token in added.items() if token.special}
-    byte_level = _is_byte_level(spec)
     token_bytes = [b""] * vocab_size
     fallback = set()
     for v, token in vocabulary.items():
-        if v in special:
-            continue
-        if byte_level:
-            token_bytes[v] = token.encode() if v in added else _byte_level(token)
-        else:  # an added token too is written with ▁ for its spaces
-            token_bytes[v] = _sentencepiece(token)
-            if v not in added and _FALLBACK.fullmatch(token):
+        if v not in special:
+            token_bytes[v] = decoder.following(token, v in added)
+            if v not in added and decoder.is_byte(token):
                 fallback.add(v)
     infill, ends = _infill(family, ids, vocab_size)
     return Tokenizer(
@@ -157,7 +183,10 @@ def load_tokenizer(path: str | Path, vocab_size: int, told: Told = NOTHING_TOLD)
         tuple(token_bytes),
         special,
         _labels(token_bytes, special, fallback),
-        bos_id=_bos_id(config, ids, parsing),
+        decoder,
+        frozenset(added),
+        bos_id=_bos_id(config, ids, spec.get("post_processor")),
+        eos_id=ids.get(_content(config.get("eos_token"))),
         end_of_text_id=ids.get(_content(config.get("eos_token")), ids.get(_content(config.get("bos_token")))),
         infill=infill,
         infill_note=note,
@@ -186,6 +215,14 @@ def _read(file: Path) -> dict[str, Any]:
             f"{file}: a vocabulary of type {shown(kind)} is not supported; supported: {', '.join(KINDS)}"
         )
     return spec
+
+
+def _reset(spec: dict[str, Any]) -> None:
+    """Undoes what a tokenizer was saved with after training or batching: cuts, padding, and merges left out at random.
+    Nothing else that the library writes makes an encoding random or shorter; the rest is the tokenizer's meaning."""
+    for part, name in ((spec, "truncation"), (spec, "padding"), (spec["model"], "dropout")):
+        if name in part:
+            part[name] = None
 
 
 def _ids(spec: Mapping[str, Any]) -> dict[str, int]:
@@ -219,11 +256,6 @@ def _keep_spaces(post_processor: Any) -> None:
             _keep_spaces(part)
 
 
-def _content(token: Any) -> str:
-    """A token of tokenizer_config.json, which writes it as a string or as an object."""
-    return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
-
-
 def _names(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """What the files call the model, by the place where they do."""
     model = read_json(directory / "config.json", missing={})
@@ -245,7 +277,7 @@ def _infill(family: Family | None, ids: Mapping[str, int], vocab_size: int) -> t
     return Infill(ids[family.prefix], ids[family.suffix], middle, family.order), ends
 
 
-def _bos_id(config: Mapping[str, Any], ids: Mapping[str, int], tokenizer: tokenizers.Tokenizer) -> int | None:
+def _bos_id(config: Mapping[str, Any], ids: Mapping[str, int], post_processor: Any) -> int | None:
     """The BOS that is put before every string. tokenizer_config.json decides if it says add_bos_token: in the files of
     DeepSeek, for one, tokenizer.json puts nothing first. Else the post-processor of tokenizer.json does."""
     match config.get("add_bos_token"):
@@ -254,12 +286,15 @@ def _bos_id(config: Mapping[str, Any], ids: Mapping[str, int], tokenizer: tokeni
         case False:
             return None
         case _:
-            return _added_before(tokenizer)
+            return _added_before(post_processor)
 
 
-def _added_before(tokenizer: tokenizers.Tokenizer) -> int | None:
-    """The BOS that the tokenizer's post-processor puts before every string, if it does."""
-    encoded = tokenizer.encode("a", add_special_tokens=True)
+def _added_before(post_processor: Any) -> int | None:
+    """The BOS that a post-processor puts before every string, if it does: found out with a vocabulary of one word, as
+    the model's own may have no token for a word of ours."""
+    word = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
+    spec = {"version": "1.0", "post_processor": post_processor, "model": word}
+    encoded = tokenizers.Tokenizer.from_str(json.dumps(spec)).encode("a", add_special_tokens=True)
     is_added = encoded.special_tokens_mask
     before = encoded.ids[: is_added.index(0)] if 0 in is_added else []
     if len(before) > 1:
@@ -284,40 +319,6 @@ def _unprefixed(part: Any) -> Any:
         name: _unprefixed(value) if isinstance(value, list) else without.get(name, value)
         for name, value in part.items()
     }
-
-
-def _is_byte_level(spec: Mapping[str, Any]) -> bool:
-    parts = [spec.get("decoder"), spec.get("pre_tokenizer")]
-    return any('"ByteLevel"' in json.dumps(part) for part in parts)
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's alphabet (Radford et al. 2019): a printable character for every byte, so that vocabularies are plain
-    text.
-
-    The printable Latin-1 bytes stand for themselves; the 68 others are the characters from U+0100 on, in order.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
-
-
-_ALPHABET = _byte_alphabet()
-_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
-
-
-def _byte_level(token: str) -> bytes:
-    """A token of a byte-level vocabulary; one with characters beyond the alphabet was put in by hand and is plain
-    text."""
-    if all(char in _ALPHABET for char in token):
-        return bytes(_ALPHABET[char] for char in token)
-    return token.encode()
-
-
-def _sentencepiece(token: str) -> bytes:
-    """A token of a SentencePiece vocabulary: ▁ is a space, <0xNN> a byte."""
-    match = _FALLBACK.fullmatch(token)
-    return bytes([int(match[1], 16)]) if match else token.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
 
 
 # ---- labels

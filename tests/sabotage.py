@@ -51,6 +51,7 @@ class Break(NamedTuple):
 
 SAMPLER, PRNG, ENGINE, MODEL = "reference/sampler.py", "reference/prng.py", "reference/engine.py", "reference/model.py"
 COMPLETION, REQUEST, TOKENIZER = "reference/completion.py", "reference/request.py", "reference/tokenizer.py"
+DECODERS, ADDED = "reference/decoders.py", "reference/added_tokens.py"
 GOLDEN_JUDGE, INFILL = "reference/golden/judge.py", "reference/infill.py"
 REPLAY, EXPLAIN, PICTURE = "reference/replay.py", "reference/explain.py", "reference/picture.py"
 RETRACE = "http/retrace.py"
@@ -350,6 +351,76 @@ BREAKS = (
         "        return decoded(data)\n",
         '        return data.decode(errors="replace")\n',
         "test_tokenizer.py::test_pieces_of_a_byte_each_join_to_the_one_shot_decoding",
+    ),
+    Break(
+        "tokens without a decoder are not joined with spaces",
+        DECODERS,
+        "[_joined_with_spaces] if decoder is None else []",
+        "[]",
+        "test_decoders.py::test_a_texts_tokens_have_the_text_that_the_librarys_decoder_gives_them[none]",
+    ),
+    Break(
+        "a decoder that needs the next token is read without it",
+        DECODERS,
+        "if tokens is None or any(suffix in token for token in tokens):",
+        "if tokens is None:",
+        "test_decoders.py::test_a_decoder_that_needs_more_than_a_token_and_its_place_is_refused[BPEDecoder]",
+    ),
+    Break(
+        "steps of a decoder are taken in any order",
+        DECODERS,
+        "if kind in TEXT_STEPS and to_bytes is None and not is_one:",
+        "if kind in TEXT_STEPS:",
+        "test_decoders.py::test_a_decoder_that_needs_more_than_a_token_and_its_place_is_refused[bytes first]",
+    ),
+    Break(
+        "a text that begins with a space keeps what its decoder strips",
+        DECODERS,
+        "piece, left = piece[len(content) :], left - 1",
+        "left -= 1",
+        "test_decoders.py::test_a_prompt_of_ids_has_the_text_that_the_librarys_decoder_gives_it[Llama 2]",
+    ),
+    Break(
+        "a byte-level vocabulary needs no decoder",
+        DECODERS,
+        'if byte_level and "ByteLevel" not in kinds:',
+        "if False:",
+        "test_decoders.py::test_a_byte_level_vocabulary_without_its_decoder_is_refused",
+    ),
+    Break(
+        "merges are left out at random, as in training",
+        TOKENIZER,
+        ', (spec["model"], "dropout")):',
+        "):",
+        "test_decoders.py::test_merges_are_not_left_out_at_random_and_the_fingerprint_is_the_same",
+    ),
+    Break(
+        "tokens that only tokenizer_config.json names are cut into pieces",
+        ADDED,
+        "if token.content not in known and not is_ordinary:",
+        "if False:",
+        "test_added_tokens.py::test_the_token_that_a_tokenizer_names_as_its_end_ends_a_completion",
+    ),
+    Break(
+        "a pad_token that is plain text shows none",
+        ADDED,
+        'is_ordinary = name == "pad_token" and token.content in ids',
+        "is_ordinary = False",
+        "test_added_tokens.py::test_a_pad_token_that_the_vocabulary_has_as_an_ordinary_one_stays_one",
+    ),
+    Break(
+        "files may give one token two ids",
+        ADDED,
+        "if now[token.content] != v:",
+        "if False:",
+        "test_added_tokens.py::test_files_that_contradict_each_other_are_refused_by_name",
+    ),
+    Break(
+        "the end that only the tokenizer names is no end",
+        COMPLETION,
+        "return engine.eos_ids | named",
+        "return engine.eos_ids",
+        "test_added_tokens.py::test_the_token_that_a_tokenizer_names_as_its_end_ends_a_completion",
     ),
     Break(
         "two tokens may share a label",

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from gnomon.reference.checkpoint import load_checkpoint
 from gnomon.reference.completion import EngineFailed, prepare
+from gnomon.reference.decoders import byte_alphabet
 from gnomon.reference.engine import Engine, Event, Job, ReferenceEngine, Token
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import Completion, Usage
 from gnomon.reference.sampler import SamplingParams
-from gnomon.reference.tokenizer import Tokenizer, _byte_alphabet, load_tokenizer
+from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
 from helpers.fake import (
     EOT,
     FAKE_VOCAB,
@@ -58,7 +59,7 @@ LIKELY = (
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     directory = tmp_path_factory.mktemp("mixed")
     model = json.loads((tokenizer_files(directory) / "tokenizer.json").read_text())["model"]
-    chars = {byte: char for char, byte in _byte_alphabet().items()}
+    chars = {byte: char for char, byte in byte_alphabet().items()}
     for i, content in enumerate(MIXED):
         model["vocab"]["".join(chars[byte] for byte in content)] = FAKE_VOCAB + i
     return fake_tokenizer(directory, VOCAB, model=model)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gnomon.reference.checkpoint import CheckpointError, UnsupportedModel, load_checkpoint, read_config
+from gnomon.reference.checkpoint import CheckpointError, load_checkpoint, read_config
 from gnomon.reference.completion import prepare
 from gnomon.reference.request import CompletionRequest, InvalidRequest
 from gnomon.reference.sampler import report
-from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
-from helpers.fake import FakeEngine, always, fake_tokenizer, hashed_logits, tokenizer_files
+from gnomon.reference.tokenizer import Tokenizer
+from helpers.fake import FakeEngine, always, fake_tokenizer, hashed_logits
 from helpers.models import TINY, tiny_llama
 
 
@@ -127,15 +127,6 @@ def test_spans_cover_the_spaces_their_tokens_stand_for(tmp_path: Path) -> None:
     ids, starts = tokenizer.encode(text)
     ends = [*starts[1:], len(text)]
     assert [text[a:b] for a, b in zip(starts, ends, strict=True)] == [tokenizer.labels[v] for v in ids]
-
-
-def test_a_vocabulary_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
-    tokenizer_files(tmp_path)
-    spec = json.loads((tmp_path / "tokenizer.json").read_text())
-    spec["model"] = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
-    with pytest.raises(UnsupportedModel, match="WordLevel"):
-        load_tokenizer(tmp_path, 300)
 
 
 def test_a_number_beside_an_integer_stays_beside_it() -> None:

@@ -95,6 +95,14 @@ def test_a_hub_id_is_fetched_into_the_hubs_own_cache_and_runs(hub: FakeHub, ask:
     assert (snapshot / "config.json").is_symlink()
 
 
+def test_files_that_name_tokens_beside_tokenizer_json_are_fetched(hub: FakeHub, ask: Ask) -> None:
+    names = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
+    hub.files |= dict.fromkeys(names, b"{}")
+    done = ask(GNOMON, *COMPLETE)
+    assert done.returncode == 0, done.stderr
+    assert names < hub.fetched
+
+
 def test_what_is_in_the_cache_is_not_fetched_again_and_serves_offline(hub: FakeHub, ask: Ask) -> None:
     first = ask(LOCATE, "maker/tiny")
     hub.asked.clear()

@@ -31,7 +31,7 @@ from gnomon.reference.completion import prepare
 from gnomon.reference.infill import Infill, Order
 from gnomon.reference.request import BY_NAME, FIELDS, STAGES, CompletionRequest, InvalidRequest, RequestError
 from gnomon.reference.tokenizer import Tokenizer
-from helpers.fake import FAKE_VOCAB, PRE, SUF, FakeEngine, fake_tokenizer, hashed_logits
+from helpers.fake import EOT, FAKE_VOCAB, PRE, SUF, FakeEngine, fake_tokenizer, hashed_logits
 from helpers.live import MODEL, call, events, post, request_body
 
 CONTEXT = 64
@@ -638,7 +638,7 @@ def test_limits_and_facts_are_those_of_this_server_and_model(tokenizer: Tokenize
     assert (limits["max_queue"], limits["queue_seconds"], limits["max_body_bytes"]) == (7, 1.5, 1000)
     assert (limits["logprobs"], limits["stop"], limits["openai_limits"]) == (5, 4, True)
     assert (model["id"], model["context"], model["vocab_size"]) == (MODEL, CONTEXT, FAKE_VOCAB)
-    assert model["eos_ids"] == [3, 5]
+    assert model["eos_ids"] == [3, 5, EOT]  # the last one is the tokenizer's own
     assert [(end["method"], end["path"]) for end in table["endpoints"]] == list(ENDPOINTS)
 
 

@@ -44,7 +44,7 @@ from gnomon.http.verify.labels import Place as Reported
 from gnomon.http.verify.probe import Answer, Broken, Probe, Refused, Subject
 from gnomon.http.verify.report import MakeSection, Section
 from gnomon.http.verify.verdict import Case, Finding, Judge, Outcome, honoured, unclear, wrong
-from gnomon.reference.completion import encode_prompt
+from gnomon.reference.completion import encode_prompt, end_ids
 from gnomon.reference.engine import ReferenceEngine
 from gnomon.reference.request import InvalidRequest
 from gnomon.reference.sampler import report
@@ -460,7 +460,7 @@ def _read(hearing: Hearing, count: int, names: Names, reference: ReferenceEngine
     most = min(count, longest, reference.vocab_size)  # a sampled token may be listed beside so many
     for asked in hearing.asked:
         name = asked.question.name
-        ids = _ids(asked, names, style, reference.eos_ids)
+        ids = _ids(asked, names, style, end_ids(reference, names.tokenizer))
         if ids is None:
             hearing.notes.append(f"{name}: the prompt is not echoed with its log-probabilities")
             continue

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnomon.reference.completion import Run, prepare
+from gnomon.reference.completion import Run, end_ids, prepare
 from gnomon.reference.engine import ReferenceEngine, Token
 from gnomon.reference.golden.cases import MODEL, ONCE, GoldenRequest, requests
 from gnomon.reference.golden.judge import FLOAT32, REACH
@@ -432,7 +432,7 @@ def token_document(engine: ReferenceEngine, tokenizer: Tokenizer) -> Document:
         "format": FORMAT,
         "vocabulary": len(tokenizer.labels),
         "special": {str(v): literal for v, literal in tokenizer.special.items()},
-        "end_ids": sorted(engine.eos_ids),
+        "end_ids": sorted(end_ids(engine, tokenizer)),
         "infill_end_ids": sorted(tokenizer.infill_ends),
         "labels": list(tokenizer.labels),
         "bytes": {str(v): tokenizer.token_bytes[v].hex(" ") for v in (0, 1, 66, 131, 176, 226, 257, 261, 300, 2047)},
@@ -450,7 +450,7 @@ def sequence(name: str, ids: Sequence[int], tokenizer: Tokenizer) -> Document:
         "ids": list(ids),
         "labels": [tokenizer.labels[v] for v in ids],
         "completion": decoding([tokenizer.token_bytes[v] for v in ids]),
-        "prompt": decoding([tokenizer.prompt_bytes(v) for v in ids]),
+        "prompt": decoding(list(tokenizer.prompt_pieces(ids))),
     }
 
 

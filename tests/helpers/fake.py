@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gnomon.reference.decoders import byte_alphabet
 from gnomon.reference.engine import ReferenceEngine, _finite, go_on
-from gnomon.reference.tokenizer import Tokenizer, _byte_alphabet, load_tokenizer
+from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
 
 LogitsOf = Callable[[Sequence[int]], NDArray[np.float64]]
 
@@ -83,7 +84,7 @@ def always(*ids: int, vocab_size: int = FAKE_VOCAB, prompt: int = 1) -> LogitsOf
 def tokenizer_files(directory: Path, **changes: object) -> Path:
     """Writes tokenizer.json and tokenizer_config.json of a byte-level BPE tokenizer: 256 bytes, ten merges, four
     specials."""
-    alphabet = sorted(_byte_alphabet().items(), key=lambda item: item[1])
+    alphabet = sorted(byte_alphabet().items(), key=lambda item: item[1])
     tokens = [char for char, _ in alphabet] + [merge.replace(" ", "") for merge in MERGES] + list(SPECIALS)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
