@@ -337,8 +337,8 @@ def test_a_folder_that_bears_the_name_is_no_evidence(tmp_path: Path) -> None:
 
 
 def test_the_note_says_order_tokens_and_reason_and_how_to_change_it(tmp_path: Path) -> None:
-    def noted(literals: list[str], told: Told = Told(), model: str | None = None, **config: str) -> str:  # noqa: B008
-        byte_level(tmp_path, literals, model=model, **config)
+    def noted(literals: list[str], told: Told = Told(), model: str | None = None) -> str:  # noqa: B008
+        byte_level(tmp_path, literals, model=model)
         return load_tokenizer(tmp_path, 300, told).infill_note
 
     prefix_first = "<fim_prefix> prompt <fim_suffix> suffix <fim_middle> (order psm: "
@@ -382,7 +382,7 @@ def test_a_family_without_a_middle_token_has_one_order_unless_one_is_named(tmp_p
     )
     with pytest.raises(CheckpointError, match="the order psm needs a middle token: give --fim-prefix, "):
         load_tokenizer(tmp_path, 300, Told(order=Order.psm))
-    told = load_tokenizer(tmp_path, 300, Told(*literals, order=Order.psm))
+    told = load_tokenizer(tmp_path, 300, Told("[PREFIX]", "[SUFFIX]", "[MIDDLE]", Order.psm))
     assert told.infill == Infill(FIRST, FIRST + 1, FIRST + 2)
 
 
