@@ -942,7 +942,7 @@ def capabilities(
 def _parameter(field: Field, server: Server, tokenizer: Tokenizer) -> dict[str, Any]:
     honoured, reason = True, None
     if field.name == "suffix" and tokenizer.infill is None:
-        honoured, reason = False, "this model has no fill-in-the-middle tokens"
+        honoured, reason = False, tokenizer.no_infill
     elif field.name == "user":
         reason = field.meaning
     return {

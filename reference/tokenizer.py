@@ -94,11 +94,13 @@ class Tokenizer:
     vocab_size: int
     token_bytes: tuple[bytes, ...]  # [V]: what id v adds to a completion's text; b"" for special tokens and gaps
     special: Mapping[int, str]  # id → literal
+    beyond: Mapping[int, str]  # added tokens that the model has no row for, id → literal: never sampled, no prompt's
     labels: tuple[str, ...]  # [V], injective
     bos_id: int | None  # what the tokenizer puts before a string by itself
     end_of_text_id: int | None
     infill: Infill | None
     infill_ends: frozenset[int]  # they end a middle as end-of-sequence ids do; the markers are among them
+    no_infill: str  # what to say where `infill` is None
     fingerprint: str  # of its files and of the library: part of what decides an answer's bytes
 
     @cached_property
@@ -145,7 +147,8 @@ def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> Encoding:
 def load_tokenizer(path: str | Path, vocab_size: int, markers: Sequence[str] | None = None) -> Tokenizer:
     """Reads tokenizer.json (and tokenizer_config.json, if there) of a directory. Raises CheckpointError.
 
-    vocab_size: the model's V; a tokenizer with an id beyond it does not belong to the model.
+    vocab_size: the model's V. Added tokens may lie beyond it, as in published models: a prompt with one is refused. A
+    tokenizer whose vocabulary itself has such ids, or that puts such a token before every string, is not the model's.
     markers: the literals of the fill-in-the-middle tokens (prefix, suffix, middle) instead of those the files tell.
     """
     directory = Path(path)
@@ -173,11 +176,15 @@ def load_tokenizer(path: str | Path, vocab_size: int, markers: Sequence[str] | N
     moved = [f"{shown(token)} from {v} to {read.get(token)}" for token, v in ids.items() if read.get(token) != v]
     if moved:  # the library numbers added tokens itself, whatever the file says
         raise CheckpointError(f"{file}: ids of added tokens that are not the next free ones: {', '.join(moved[:3])}")
-    vocabulary = {v: token for token, v in ids.items()}
-    if max(vocabulary, default=0) >= vocab_size:
-        raise CheckpointError(f"{file} has id {max(vocabulary)}, but the model's vocabulary has {vocab_size} ids")
     added: dict[int, tokenizers.AddedToken] = dict(parsing.get_added_tokens_decoder())
-    special = {v: token.content for v, token in added.items() if token.special}
+    beyond = {v: token.content for v, token in added.items() if v >= vocab_size}
+    bos_id = _bos_id(config, ids, parsing)
+    vocabulary = {v: token for token, v in ids.items() if v not in beyond}
+    for v in (max(vocabulary, default=0), bos_id or 0):
+        if v >= vocab_size:
+            token = shown(beyond.get(v, vocabulary.get(v)))
+            raise CheckpointError(f"{file} has id {v}, {token}, but the model's vocabulary has {vocab_size} ids")
+    special = {v: token.content for v, token in added.items() if token.special and v < vocab_size}
     byte_level = _is_byte_level(spec)
     token_bytes = [b""] * vocab_size
     fallback = set()
@@ -191,7 +198,15 @@ def load_tokenizer(path: str | Path, vocab_size: int, markers: Sequence[str] | N
             if v not in added and _FALLBACK.fullmatch(token):
                 fallback.add(v)
     infill = None if family is None else Infill(*(ids[literal] for literal in family.markers))
+    no_infill = "this model has no fill-in-the-middle tokens"
+    if family is not None and infill is not None and not beyond.keys().isdisjoint(infill):
+        named = ", ".join(map(shown, family.markers))
+        no_infill = f"of the fill-in-the-middle tokens {named} some lie beyond this model's {vocab_size} ids"
+        if markers is not None:
+            raise CheckpointError(f"{file}: {no_infill}")
+        infill = family = None
     ends = () if family is None else (*family.markers, *family.ends)
+    named_ends = (_content(config.get("eos_token")), _content(config.get("bos_token")))
     return Tokenizer(
         literal,
         parsing,
@@ -199,11 +214,13 @@ def load_tokenizer(path: str | Path, vocab_size: int, markers: Sequence[str] | N
         vocab_size,
         tuple(token_bytes),
         special,
+        beyond,
         _labels(token_bytes, special, fallback),
-        bos_id=_bos_id(config, ids, parsing),
-        end_of_text_id=ids.get(_content(config.get("eos_token")), ids.get(_content(config.get("bos_token")))),
+        bos_id=bos_id,
+        end_of_text_id=next((ids[name] for name in named_ends if ids.get(name, vocab_size) < vocab_size), None),
         infill=infill,
-        infill_ends=frozenset(ids[literal] for literal in ends),
+        infill_ends=frozenset(ids[literal] for literal in ends) - beyond.keys(),
+        no_infill=no_infill,
         fingerprint=hashlib.sha256(f"{tokenizers.__version__} {config} {text} {family}".encode()).hexdigest()[:8],
     )
 
