@@ -74,9 +74,8 @@ def reachable_ids(name: str, value: Any, vocab_size: int, file: str, warn: Calla
             raise CheckpointError(f"{name} is {shown(v)}, not a token id or a list of them")
     out = [v for v in ids if not 0 <= v < vocab_size]
     if out:
-        warn(
-            f"{file} has {name} {shown(out[0] if len(out) == 1 else out)}, but the vocabulary has {vocab_size} ids: ignored"
-        )
+        what = shown(out[0] if len(out) == 1 else out)
+        warn(f"{file} has {name} {what}, but the vocabulary has {vocab_size} ids: ignored")
     return frozenset(v for v in ids if 0 <= v < vocab_size)
 
 

@@ -59,8 +59,9 @@ def rope_forms(kind: str, given: Entries, defaults: Entries, aliases: Mapping[st
     for place in ("rope_parameters", "rope_scaling"):
         entries = mapping(given, place)
         if set(entries) & {*LAYER_KINDS}:
-            own = _in_one_wording(mapping(entries, kind), f"{place}.{kind}", aliases)
-            forms[place] = {**shared, "rope_theta": theta, **own}
+            if mapping(entries, kind):
+                own = _in_one_wording(entries[kind], f"{place}.{kind}", aliases)
+                forms[place] = {**shared, "rope_theta": theta, **own}
         elif entries and not (kind == "sliding_attention" and local is not None):
             own = _in_one_wording(entries, place, aliases)
             for name in shared.keys() & own.keys():
