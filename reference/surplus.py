@@ -13,7 +13,7 @@ tensor is an error, in tensors.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -66,7 +66,7 @@ def fitted(config: ModelConfig, source: TensorFiles, warn: Callable[[str], None]
     return Fitted(config, source)
 
 
-def _standard(name: str, config: ModelConfig, known: object) -> str:
+def _standard(name: str, config: ModelConfig, known: Collection[str]) -> str:
     """The table's name of a tensor. A class without a head stores names without the prefix that the whole model has;
     like transformers, it is put before a name, or taken away, where that makes a name of the table."""
     names = names_of(config)
@@ -99,7 +99,7 @@ def _repeats(name: str, config: ModelConfig) -> str | None:
     return None
 
 
-def _odd(config: ModelConfig, source: TensorFiles, apart: object) -> Iterator[tuple[str, list[str]]]:
+def _odd(config: ModelConfig, source: TensorFiles, apart: Collection[str]) -> Iterator[tuple[str, list[str]]]:
     """What is not what it ought to be, by what that is."""
     fits = {ROTARY: _is_rotary, MASK: _is_causal, MASKING: _is_masking}
     for what, check in fits.items():

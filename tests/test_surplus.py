@@ -4,6 +4,8 @@ trust. test_as_transformers.py asks transformers the same."""
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +17,9 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from gnomon.http.cli import ModelOptions, read_model
 from gnomon.jax_engine.engine import EngineSettings, JaxEngine
-from gnomon.reference.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from gnomon.reference.checkpoint import Checkpoint, CheckpointError, load_checkpoint, silently
 from gnomon.reference.engine import ReferenceEngine, Token
 from gnomon.reference.replay import Retracer, Task
 from gnomon.reference.sampler import SamplingParams
@@ -200,6 +203,46 @@ def test_comparing_takes_the_memory_of_pieces_and_not_of_tensors(tmp_path: Path)
     finally:
         tracemalloc.stop()
     assert peak < 32 * PIECE  # both pieces, in float64 too
+
+
+COMMAND = (sys.executable, "-c", "from gnomon.http.cli import main; main()")
+TOLD = "config.json ties lm_head.weight to model.embed_tokens.weight"
+
+
+def test_complete_prints_the_line_once_as_a_warning(contradicting: Path) -> None:
+    arguments = ["complete", "the", "--model", str(contradicting), "--engine", "reference", "--max-tokens", "2"]
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"gnomon: warning: {TOLD}")
+    assert TOLD not in done.stdout
+
+
+def test_what_doctor_and_verify_read_prints_the_line_too(
+    contradicting: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read_model(str(contradicting), ModelOptions(), silently)
+    assert capsys.readouterr().err.startswith(f"gnomon: warning: {TOLD}")
+
+
+def test_serve_logs_the_line_once_as_a_warning(contradicting: Path) -> None:
+    arguments = ["serve", str(contradicting), "--engine", "reference", "--port", "0", "--log-format", "json"]
+    with subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as server:
+        assert server.stdout is not None
+        lines = []
+        for line in server.stdout:
+            lines.append(line)
+            if "started in" in line:
+                server.terminate()
+    [told] = [json.loads(line) for line in lines if TOLD in line]
+    assert told["level"].lower() == "warning"
+
+
+def test_a_library_that_is_not_asked_warns_in_pythons_own_way(contradicting: Path) -> None:
+    with pytest.warns(UserWarning, match=TOLD):
+        load_checkpoint(contradicting)
 
 
 # ---- what repeats config.json
