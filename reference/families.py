@@ -492,9 +492,9 @@ def architecture_of(raw: Entries) -> str:
 
 
 def _supported(name: Any) -> str:
-    found = HEADLESS.get(name, name) if isinstance(name, str) else None
+    was = name if isinstance(name, str) else shown(name)
+    found = HEADLESS.get(was, was)
     if found not in ARCHITECTURES:
-        was = name if isinstance(name, str) else shown(name)
         raise UnsupportedModel(f"architecture {was} is not supported; supported: {', '.join(ARCHITECTURES)}")
     return found
 

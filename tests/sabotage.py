@@ -814,13 +814,6 @@ BREAKS = (
         "test_surplus.py::test_comparing_takes_the_memory_of_pieces_and_not_of_tensors",
     ),
     Break(
-        "a head alone is not the embedding",
-        "reference/surplus.py",
-        "embedding if name == head else name",
-        "name",
-        "test_surplus.py::test_a_tied_file_with_only_the_head_has_the_embedding_there",
-    ),
-    Break(
         "layers too many are dropped in silence",
         "reference/surplus.py",
         "    if extra:\n",
