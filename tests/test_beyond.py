@@ -72,9 +72,9 @@ def test_a_prompt_with_a_token_beyond_the_model_is_a_400_that_names_it(tokenizer
 def test_an_ordinary_added_token_beyond_the_model_is_refused_too(tokenizer: Tokenizer) -> None:
     words = f'"{IMAGE}") is no token id of this model; ids are below {V}'
     assert words in refusal(tokenizer, prompt=f"one {IMAGE}")[1]
-    for fields in ({"prompt": f"a {IMAGE}", "suffix": "b"}, {"prompt": "a", "suffix": f"b {IMAGE}"}):
-        param, message = refusal(tokenizer, **fields)
-        assert param == ("prompt" if IMAGE in fields["prompt"] else "suffix")
+    for named, prompt, suffix in (("prompt", f"a {IMAGE}", "b"), ("suffix", "a", f"b {IMAGE}")):
+        param, message = refusal(tokenizer, prompt=prompt, suffix=suffix)
+        assert param == named
         assert words in message
 
 

@@ -159,7 +159,8 @@ def test_without_tying_the_embedding_and_the_head_must_both_be_there(tmp_path: P
 
 
 def test_a_tied_head_of_another_shape_or_dtype_is_refused_by_name(tmp_path: Path) -> None:
-    for number, head in enumerate((np.zeros((3, 32), np.float32), np.zeros((270, 32), np.int8))):
+    heads: list[NDArray[Any]] = [np.zeros((3, 32), np.float32), np.zeros((270, 32), np.int8)]
+    for number, head in enumerate(heads):
 
         def add(tensors: Tensors, head: NDArray[Any] = head) -> Tensors:
             return {**tensors, HEAD: head}
