@@ -183,8 +183,11 @@ def _model_name(model: str | None) -> str:
     return model if is_hub_id(model) else Path(model).resolve().name
 
 
-def read_model(model: str | None, which: ModelOptions, say: Say) -> tuple[Checkpoint, Tokenizer]:
-    """The embedded model if none is named. Raises CheckpointError or OSError."""
+def read_model(
+    model: str | None, which: ModelOptions, say: Say, warned: Say | None = None
+) -> tuple[Checkpoint, Tokenizer]:
+    """The embedded model if none is named. `warned` gets a line for whatever of the files is not taken as it says; left
+    out, it is printed as a warning. Raises CheckpointError or OSError."""
     from gnomon.reference.checkpoint import default_model_path, load_checkpoint
     from gnomon.reference.hub import locate
     from gnomon.reference.tokenizer import load_tokenizer
@@ -192,19 +195,24 @@ def read_model(model: str | None, which: ModelOptions, say: Say) -> tuple[Checkp
     if model == "":
         fail("the model's directory is an empty string; leave it out for the embedded model", 1)
     path = locate(default_model_path() if model is None else model, which.revision)
-    checkpoint = load_checkpoint(path, which.max_model_len, say)
+    checkpoint = load_checkpoint(path, which.max_model_len, say, warned or warn)
     return checkpoint, load_tokenizer(path, checkpoint.config.vocab_size, which.told())
 
 
 def open_model(
-    engine: EngineName, model: str | None, which: ModelOptions, jax_options: JaxOptions, say: Say
+    engine: EngineName,
+    model: str | None,
+    which: ModelOptions,
+    jax_options: JaxOptions,
+    say: Say,
+    warned: Say | None = None,
 ) -> tuple[ServedEngine, Tokenizer, Checkpoint]:
     """The engine, its tokenizer, and what both were made from. `say` gets a line for every step of the start."""
     from gnomon.reference.checkpoint import CheckpointError
     from gnomon.reference.engine import ReferenceEngine
 
     try:
-        checkpoint, tokenizer = read_model(model, which, say)
+        checkpoint, tokenizer = read_model(model, which, say, warned)
         say(f"fill-in-the-middle: {tokenizer.infill_note}")
         match engine:
             case EngineName.reference:
@@ -478,10 +486,11 @@ def run_server(
     from gnomon.http.server import CannotListen, Server, bind, url
     from gnomon.http.tracing import CannotTrace
 
-    started, say = time.monotonic(), logging.getLogger("gnomon.start").info
+    started, log = time.monotonic(), logging.getLogger("gnomon.start")
+    say = log.info
 
     def load() -> tuple[ServedEngine, Tokenizer, Checkpoint]:
-        opened = open_model(engine, model, which, jax_options, say)
+        opened = open_model(engine, model, which, jax_options, say, log.warning)
         say(f"started in {time.monotonic() - started:.1f} s")
         return opened
 

@@ -2,7 +2,8 @@
 
     1 config.json decides whether the model is supported: what is not is refused by name before any weight is read
     2 the config implies one table: the tensors of the checkpoint, and which place in params each part of them has
-    3 the headers of the files are held against the table: everything missing, extra or misshapen is in one error
+    3 the headers of the files are held against the table: everything missing, extra or misshapen is in one error; what
+      may be there besides is compared with what it would repeat (surplus.py)
     4 tensors are read one after the other and put where they belong, so that no more than one is in memory beside what
       has been made of them: float64 for the reference, for another engine what it likes
 
@@ -13,6 +14,7 @@ files. How files are read is in tensors.py.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnomon.reference.entries import ContextError, UnsupportedModel
-from gnomon.reference.families import model_config, names_of, stored_tensors
+from gnomon.reference.families import model_config, stored_tensors
 from gnomon.reference.model import ModelConfig
+from gnomon.reference.surplus import fitted
 from gnomon.reference.tensors import CheckpointError, Place, TensorFiles, read_json
 
 __all__ = [
@@ -137,29 +140,29 @@ def default_model_path() -> Path:
     return Path(str(files("gnomon.reference") / "default_model"))
 
 
-def load_checkpoint(path: str | Path, max_model_len: int | None = None, say: Say = silently) -> Checkpoint:
+def load_checkpoint(
+    path: str | Path, max_model_len: int | None = None, say: Say = silently, warn: Say = warnings.warn
+) -> Checkpoint:
     """Opens a local Hugging Face directory: its config is read and its files are checked, weights are read later.
 
-    max_model_len: a shorter context than the model's own. Raises CheckpointError, or UnsupportedModel for what this
-    version does not run.
+    max_model_len: a shorter context than the model's own · say: gets lines while weights are read · warn: gets a line
+    for whatever of the files is not taken as it says, once each. Raises CheckpointError, or UnsupportedModel for what
+    this version does not run.
     """
     directory = Path(path).absolute()  # so that every message says which one
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory on this machine, and nothing is downloaded")
-    config = read_config(directory, max_model_len)
-    names, expected = names_of(config), expected_tensors(config)
-    source = TensorFiles.open(directory).with_prefix(names.optional_prefix, expected)
-    source.check(expected, lambda name: name.endswith(names.buffers) or _may_be_left_out(name, expected))
+    config, source = fitted(read_config(directory, max_model_len, warn), TensorFiles.open(directory), warn)
     return Checkpoint(directory, config, source, say)
 
 
-def read_config(directory: Path, max_model_len: int | None = None) -> ModelConfig:
-    """config.json as a ModelConfig. max_model_len: a shorter context than the model's own. Raises CheckpointError, or
-    UnsupportedModel, naming the entry that decided."""
+def read_config(directory: Path, max_model_len: int | None = None, warn: Say = warnings.warn) -> ModelConfig:
+    """config.json as a ModelConfig. max_model_len: a shorter context than the model's own · warn: gets a line for
+    every entry that has no effect. Raises CheckpointError, or UnsupportedModel, naming the entry that decided."""
     raw = read_json(directory / "config.json")
     generation = read_json(directory / "generation_config.json", missing={}).get("eos_token_id")
     try:
-        return model_config(raw, generation, max_model_len)
+        return model_config(raw, generation, max_model_len, warn)
     except (UnsupportedModel, ContextError):
         raise
     except CheckpointError as error:
@@ -169,8 +172,3 @@ def read_config(directory: Path, max_model_len: int | None = None) -> ModelConfi
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name in the checkpoint → shape."""
     return {stored.name: stored.shape for stored in stored_tensors(config)}
-
-
-def _may_be_left_out(name: str, expected: Mapping[str, tuple[int, ...]]) -> bool:
-    """Tensors that carry nothing of their own: a tied head stored twice, and the rotary table of old exports."""
-    return name.endswith(".rotary_emb.inv_freq") or (name == "lm_head.weight" and name not in expected)

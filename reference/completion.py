@@ -100,18 +100,25 @@ def encode_prompt(prompt: Prompt, engine: Engine, tokenizer: Tokenizer) -> Encod
         ids, starts = _encoded("prompt", tokenizer.encode, prompt)
         if not ids:
             raise InvalidRequest("prompt", f"prompt: {shown(prompt)} encodes to no tokens with this model's tokenizer")
+        _check_ids("prompt", ids, engine.vocab_size, tokenizer)
         return EncodedPrompt(ids, starts, prompt)
     _check_length(len(prompt), 0, engine.context)  # before a long one is decoded
+    _check_ids("prompt", prompt, engine.vocab_size, tokenizer)
     decoder, text, offsets = Decoder(), "", []
-    for v in prompt:
-        if v >= engine.vocab_size:
-            raise InvalidRequest(
-                "prompt", f"prompt: {v} is no token id of this model; ids are below {engine.vocab_size}"
-            )
     for piece in tokenizer.prompt_pieces(prompt):
         offsets.append(len(text))
         text += decoder.push(piece)
     return EncodedPrompt(prompt, tuple(offsets), text + decoder.flush())
+
+
+def _check_ids(param: str, ids: Sequence[int], vocab_size: int, tokenizer: Tokenizer) -> None:
+    """The model has no row for an id of V or more, and a tokenizer may have such added tokens."""
+    for v in ids:
+        if v >= vocab_size:
+            literal = f" ({shown(tokenizer.beyond[v])})" if v in tokenizer.beyond else ""
+            raise InvalidRequest(
+                param, f"{param}: {v}{literal} is no token id of this model; ids are below {vocab_size}"
+            )
 
 
 def _beginning(engine: Engine, tokenizer: Tokenizer) -> int:
@@ -134,6 +141,8 @@ def encode_infill(prompt: Prompt, request: CompletionRequest, tokenizer: Tokeniz
         raise InvalidRequest("suffix", "suffix: not together with echo")
     before = _encoded("prompt", tokenizer.encode_literal, prompt)
     after = _encoded("suffix", tokenizer.encode_following, request.suffix)
+    _check_ids("prompt", before.ids, tokenizer.vocab_size, tokenizer)
+    _check_ids("suffix", after.ids, tokenizer.vocab_size, tokenizer)
     # some vocabularies hold the literals of special tokens as ordinary pieces too
     if not tokenizer.special.keys().isdisjoint(before.ids + after.ids):
         raise InvalidRequest(

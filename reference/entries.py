@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gnomon.reference.request import shown
@@ -65,10 +65,18 @@ def flag(raw: Entries, name: str, default: bool) -> bool:
     return value
 
 
-def token_id(name: str, value: Any, vocab_size: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < vocab_size:
-        raise CheckpointError(f"{name} is {shown(value)}, not a token id below the vocabulary's size, {vocab_size}")
-    return value
+def reachable_ids(name: str, value: Any, vocab_size: int, file: str, warn: Callable[[str], None]) -> frozenset[int]:
+    """The token ids of an entry: an integer, a list of them, or null. One outside the vocabulary (a class's default
+    beside a small one, or −1 for none) can never be sampled: it is left out, and told to `warn`."""
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    for v in ids:
+        if isinstance(v, bool) or not isinstance(v, int):
+            raise CheckpointError(f"{name} is {shown(v)}, not a token id or a list of them")
+    out = [v for v in ids if not 0 <= v < vocab_size]
+    if out:
+        what = shown(out[0] if len(out) == 1 else out)
+        warn(f"{file} has {name} {what}, but the vocabulary has {vocab_size} ids: ignored")
+    return frozenset(v for v in ids if 0 <= v < vocab_size)
 
 
 def mapping(raw: Entries, name: str) -> Entries:

@@ -11,6 +11,7 @@ What is not supported is refused by name, before any weight is read, with the en
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -22,17 +23,16 @@ from gnomon.reference.entries import (
     Entries,
     UnsupportedModel,
     flag,
-    mapping,
     positive,
     positive_or_none,
+    reachable_ids,
     size,
-    token_id,
 )
 from gnomon.reference.model import ModelConfig, RopeScaling
 from gnomon.reference.request import shown
-from gnomon.reference.rope import rope_of
+from gnomon.reference.rope import LAYER_KINDS, RopeForms, rope_forms, rope_of
 from gnomon.reference.tensors import CheckpointError, Place, Stored
-from gnomon.reference.transformer import Experts, Family, Layer, family_of
+from gnomon.reference.transformer import Experts, Family, Layer, Rope, family_of
 
 Array = NDArray[Any]
 Cut = Callable[[Array], Array]
@@ -60,8 +60,13 @@ class Names:
     layer: Mapping[str, str]
     fused: tuple[Fused, ...] = ()
     are_transposed: bool = False  # matrices of layers are stored [in, out]
-    optional_prefix: str = ""  # that older files leave out
-    buffers: tuple[str, ...] = ()  # ends of names that hold nothing of their own, in older files
+    masks: tuple[str, ...] = ()  # ends of names under which older files keep attention's masks
+    other_head: str = ""  # another name of the head
+
+    @property
+    def prefix(self) -> str:
+        """What files of a class without a head leave out before every name, and GPT-2's first files did."""
+        return self.layers.partition(".")[0] + "."
 
 
 def _never(i: int, raw: Entries) -> bool:
@@ -76,6 +81,7 @@ def _always(i: int, raw: Entries) -> bool:
 class Architecture:
     """What an architecture's name says. The defaults are Llama's."""
 
+    model_type: str  # in config.json; what stands in for the name where that is left out
     names: Names
     entries: Mapping[str, str] = field(default_factory=dict)  # our name of an entry → its name in config.json
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of entries that config.json leaves out
@@ -92,6 +98,8 @@ class Architecture:
     more: Callable[[Entries, ModelConfig], dict[str, Any]] = lambda raw, config: {}  # of Family, as config.json says
     has_groups: bool = True  # whether queries may share keys and values
     activations: Mapping[str, str] = field(default_factory=dict)  # names that mean something else here
+    rope_types: Mapping[str, str] = field(default_factory=dict)  # the same
+    headless: str = ""  # the name of the class without a head, where it is not formed like the others
 
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -150,8 +158,7 @@ GPT2 = Names(
      "mlp.up_proj": "mlp.c_fc", "mlp.down_proj": "mlp.c_proj"},
     (Fused("attn.c_attn", tuple(f"self_attn.{name}" for name in QKV)),),
     are_transposed=True,
-    optional_prefix="transformer.",
-    buffers=(".attn.bias", ".attn.masked_bias"),
+    masks=("attn.bias", "attn.masked_bias"),
 )  # fmt: skip
 NEOX = Names(
     "gpt_neox.layers.{i}.",
@@ -159,7 +166,8 @@ NEOX = Names(
     {**_same("input_layernorm", "post_attention_layernorm"), "self_attn.o_proj": "attention.dense",
      "mlp.up_proj": "mlp.dense_h_to_4h", "mlp.down_proj": "mlp.dense_4h_to_h"},
     (Fused("attention.query_key_value", tuple(f"self_attn.{name}" for name in QKV), by_heads=True),),
-    buffers=(".attention.bias", ".attention.masked_bias"),
+    masks=("attention.bias", "attention.masked_bias"),
+    other_head="lm_head",
 )  # fmt: skip
 STARCODER2 = Names(
     LLAMA.layers,
@@ -241,9 +249,10 @@ def _granite_scales(raw: Entries, config: ModelConfig) -> dict[str, Any]:
 GEMMA = {"tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh", "head_dim": 256}
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "LlamaForCausalLM": Architecture(LLAMA, biases=LLAMA_BIASES),
-    "MistralForCausalLM": Architecture(LLAMA, is_windowed=_if_sliding, defaults={"sliding_window": 4096}),
+    "LlamaForCausalLM": Architecture("llama", LLAMA, biases=LLAMA_BIASES),
+    "MistralForCausalLM": Architecture("mistral", LLAMA, is_windowed=_if_sliding, defaults={"sliding_window": 4096}),
     "MixtralForCausalLM": Architecture(
+        "mixtral",
         _llama_with(MIXTRAL_EXPERTS, without=PLAIN_MLP),
         is_windowed=_if_sliding,
         has_experts=_always,
@@ -252,15 +261,17 @@ ARCHITECTURES: Mapping[str, Architecture] = {
                   "rms_norm_eps": 1e-5},
     ),
     "SmolLM3ForCausalLM": Architecture(
+        "smollm3",
         LLAMA,
         biases=LLAMA_BIASES,
         has_rope=_smollm3_rope,
         is_windowed=lambda i, raw: _slides_at_all(i, raw) and not _smollm3_rope(i, raw),
         defaults={"tie_word_embeddings": True, "rope_theta": 2e6},
     ),
-    "GraniteForCausalLM": Architecture(LLAMA, biases=LLAMA_BIASES, more=_granite_scales),
-    "Qwen2ForCausalLM": Architecture(LLAMA, biases=((QKV, True),), is_windowed=_qwen_window),
+    "GraniteForCausalLM": Architecture("granite", LLAMA, biases=LLAMA_BIASES, more=_granite_scales),
+    "Qwen2ForCausalLM": Architecture("qwen2", LLAMA, biases=((QKV, True),), is_windowed=_qwen_window),
     "Qwen3ForCausalLM": Architecture(
+        "qwen3",
         _llama_with(NORMED),
         biases=((ATTENTION, "attention_bias"),),
         query_key_norm="head",
@@ -268,6 +279,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         defaults={"head_dim": 128},
     ),
     "Qwen3MoeForCausalLM": Architecture(
+        "qwen3_moe",
         _llama_with(NORMED, EXPERTS, {"mlp.router": "mlp.gate"}),
         biases=((ATTENTION, "attention_bias"),),
         query_key_norm="head",
@@ -277,6 +289,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         defaults={"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": False},
     ),
     "GemmaForCausalLM": Architecture(
+        "gemma",
         LLAMA,
         biases=((ATTENTION, "attention_bias"),),
         norm="rms_offset",
@@ -286,6 +299,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         activations={"gelu": "gelu_pytorch_tanh"},
     ),
     "Gemma2ForCausalLM": Architecture(
+        "gemma2",
         _llama_with(FEED_FORWARD_NORMS),
         biases=((ATTENTION, "attention_bias"),),
         norm="rms_offset",
@@ -297,6 +311,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         needs={"use_bidirectional_attention": (None, False)},
     ),
     "Gemma3ForCausalLM": Architecture(
+        "gemma3_text",
         _llama_with(FEED_FORWARD_NORMS, NORMED),
         biases=((ATTENTION, "attention_bias"),),
         norm="rms_offset",
@@ -307,8 +322,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         entries={"hidden_act": "hidden_activation"},
         defaults={**GEMMA, "sliding_window": 4096, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
         needs={"use_bidirectional_attention": (None, False)},
+        headless="Gemma3TextModel",
     ),
     "Phi3ForCausalLM": Architecture(
+        "phi3",
         _llama_with(
             without=(*SELF_ATTN[:3], "mlp.gate_proj", "mlp.up_proj"),
             fused=(
@@ -318,8 +335,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         ),
         is_windowed=_if_sliding,
         defaults={"rms_norm_eps": 1e-5},
+        rope_types={"yarn": "longrope"},  # as its first files called it
     ),
     "PhiForCausalLM": Architecture(
+        "phi",
         PHI,
         biases=(*ALL_BIASES, (("lm_head",), True)),
         norm="layer",
@@ -331,6 +350,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         needs={"qk_layernorm": (None, False)},
     ),
     "Olmo2ForCausalLM": Architecture(
+        "olmo2",
         _llama_with(NORMED, {"post_feedforward_layernorm": "post_feedforward_layernorm"}, without=("input_layernorm",)),
         biases=((ATTENTION, "attention_bias"),),
         placement="after",
@@ -338,6 +358,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         defaults={"rms_norm_eps": 1e-5},
     ),
     "Olmo3ForCausalLM": Architecture(
+        "olmo3",
         _llama_with(NORMED, {"post_feedforward_layernorm": "post_feedforward_layernorm"}, without=("input_layernorm",)),
         biases=((ATTENTION, "attention_bias"),),
         placement="after",
@@ -346,6 +367,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         defaults={"rms_norm_eps": 1e-5, "sliding_window": 4096, "rope_theta": 5e5},
     ),
     "Starcoder2ForCausalLM": Architecture(
+        "starcoder2",
         STARCODER2,
         biases=((ATTENTION, "use_bias"), (MLP, "use_bias")),
         norm="layer",
@@ -356,6 +378,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
                   "use_bias": True, "num_key_value_heads": 2},
     ),
     "GPT2LMHeadModel": Architecture(
+        "gpt2",
         GPT2,
         biases=ALL_BIASES,
         has_groups=False,
@@ -374,6 +397,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
                "add_cross_attention": (None, False)},
     ),
     "GPTNeoXForCausalLM": Architecture(
+        "gpt_neox",
         NEOX,
         biases=((ATTENTION, "attention_bias"), (MLP, True)),
         norm="layer",
@@ -387,16 +411,28 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 }  # fmt: skip
 
 
+def _headless(name: str, row: Architecture) -> str:
+    return row.headless or f"{name.removesuffix('ForCausalLM').removesuffix('LMHeadModel')}Model"
+
+
+BY_MODEL_TYPE = {row.model_type: name for name, row in ARCHITECTURES.items()}
+HEADLESS = {_headless(name, row): name for name, row in ARCHITECTURES.items()}
+
 # ---- config.json → ModelConfig
 
 
-def model_config(raw: Entries, eos_token_ids: list[int] | None, max_model_len: int | None = None) -> ModelConfig:
+def model_config(
+    raw: Entries, eos_token_ids: Any, max_model_len: int | None = None, warn: Callable[[str], None] = warnings.warn
+) -> ModelConfig:
     """config.json as a ModelConfig. eos_token_ids: those of generation_config.json, which go before config.json's ·
-    max_model_len: a context shorter than the model's own. Raises CheckpointError, or UnsupportedModel."""
+    max_model_len: a context shorter than the model's own · warn: gets a line for every entry that has no effect.
+    Raises CheckpointError, or UnsupportedModel."""
     name = architecture_of(raw)
     row = ARCHITECTURES[name]
-    raw = _in_our_words(raw, row)
+    given = _in_our_words(raw, row)
+    raw = {**row.defaults, **given}
     _refuse_unsupported(raw, row)
+    ropes = {kind: rope_forms(kind, given, row.defaults, row.rope_types) for kind in LAYER_KINDS}
     hidden_size, heads = size(raw, "hidden_size"), size(raw, "num_attention_heads")
     kv_heads = size(raw, "num_key_value_heads", heads) if row.has_groups else heads
     if heads % kv_heads:
@@ -405,7 +441,10 @@ def model_config(raw: Entries, eos_token_ids: list[int] | None, max_model_len: i
     if max_model_len is not None and not 1 <= max_model_len <= longest:
         allowed = f"the model's context is {longest}; allowed: 1 to {longest}"
         raise ContextError(f"max-model-len {max_model_len}: {allowed}")
-    bos = raw.get("bos_token_id")
+    if isinstance(raw.get("bos_token_id"), list):
+        raise CheckpointError(f"bos_token_id is {shown(raw['bos_token_id'])}, not a token id")
+    bos = reachable_ids("bos_token_id", raw.get("bos_token_id"), vocab_size, "config.json", warn)
+    rope = next(iter(ropes["full_attention"].values()))
     config = ModelConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
@@ -418,32 +457,56 @@ def model_config(raw: Entries, eos_token_ids: list[int] | None, max_model_len: i
         head_dim=size(raw, "head_dim", hidden_size // heads),
         max_position_embeddings=longest if max_model_len is None else max_model_len,
         rms_norm_eps=positive(raw, "rms_norm_eps", 1e-6),
-        rope_theta=positive(_rope_entries(raw), "rope_theta", 10000.0),
-        rope_scaling=_llama3_scaling(raw),
+        rope_theta=positive(rope, "rope_theta"),
+        rope_scaling=_llama3_scaling(rope, longest),
         tie_word_embeddings=flag(raw, "tie_word_embeddings", False),
-        eos_token_ids=_eos_token_ids(raw, eos_token_ids, vocab_size),
-        bos_token_id=None if bos is None else token_id("bos_token_id", bos, vocab_size),
+        eos_token_ids=_eos_token_ids(raw, eos_token_ids, vocab_size, warn),
+        bos_token_id=min(bos, default=None),
     )
-    return _with_family(name, row, raw, config, longest)
+    return _with_family(name, row, raw, ropes, config, longest)
 
 
 def architecture_of(raw: Entries) -> str:
-    """The name by which the table knows the model. Raises UnsupportedModel."""
-    named = raw.get("architectures") or f"model_type {shown(raw.get('model_type'))}"
-    name = named[0] if isinstance(named, list) else named
-    if not isinstance(name, str) or name not in ARCHITECTURES:
-        was = name if isinstance(name, str) else shown(name)
+    """The name by which the table knows the model. Raises UnsupportedModel.
+
+    `architectures` decides; where it is left out, null or empty, `model_type` does, and a class without a head
+    (LlamaModel) is the model that has it. transformers goes by model_type alone: where the two name different models,
+    its numbers would be others than ours, and the model is refused.
+    """
+    named, kind = raw.get("architectures"), raw.get("model_type")
+    by_type = BY_MODEL_TYPE.get(kind) if isinstance(kind, str) else None
+    if named is None or named == []:
+        if by_type is None:
+            raise UnsupportedModel(
+                f"config.json names no architectures, and model_type {shown(kind)} is not supported; "
+                f"supported: {', '.join(BY_MODEL_TYPE)}"
+            )
+        return by_type
+    models = {_supported(name) for name in (named if isinstance(named, list) else [named])}
+    if by_type is not None:
+        models.add(by_type)
+    if len(models) > 1:
+        both = f"architectures {shown(named)} and model_type {shown(kind)}"
+        raise UnsupportedModel(f"config.json has {both}: different models, of which one is supported at a time")
+    return models.pop()
+
+
+def _supported(name: Any) -> str:
+    was = name if isinstance(name, str) else shown(name)
+    found = HEADLESS.get(was, was)
+    if found not in ARCHITECTURES:
         raise UnsupportedModel(f"architecture {was} is not supported; supported: {', '.join(ARCHITECTURES)}")
-    return name
+    return found
+
+
+MAY_BE_NULL = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")  # null means none, no default
 
 
 def _in_our_words(raw: Entries, row: Architecture) -> dict[str, Any]:
-    """The entries under our names, with the architecture's defaults where config.json leaves them out."""
+    """The entries that config.json has, under our names."""
     named = {our: raw[their] for our, their in row.entries.items() if raw.get(their) is not None}
-    here = {**{key: value for key, value in raw.items() if value is not None or key not in row.defaults}, **named}
-    kept_null = dict.fromkeys(("sliding_window", "attn_logit_softcapping", "final_logit_softcapping"))
-    given_null = {key: value for key, value in kept_null.items() if key in raw and raw[key] is None}
-    return {**row.defaults, **here, **given_null}
+    is_left_out = {key for key, value in raw.items() if value is None and key in row.defaults} - {*MAY_BE_NULL}
+    return {**{key: value for key, value in raw.items() if key not in is_left_out}, **named}
 
 
 def _refuse_unsupported(raw: Entries, row: Architecture) -> None:
@@ -459,45 +522,29 @@ def _refuse_unsupported(raw: Entries, row: Architecture) -> None:
         raise UnsupportedModel("config.json has quantization_config: quantised weights are not supported")
 
 
-def _rope_entries(raw: Entries, kind: str = "full_attention") -> Entries:
-    """What config.json says of rotary positions, for layers of this kind where it tells them apart.
-
-    transformers 5 keeps all of it in rope_parameters, its predecessors in rope_theta and rope_scaling.
-    """
-    new, old = mapping(raw, "rope_parameters"), mapping(raw, "rope_scaling")
-    if new and old and new != old:
-        raise CheckpointError("rope_parameters and rope_scaling are both given, and differ")
-    given = new or old
-    if set(given) & {"full_attention", "sliding_attention"}:
-        given = mapping(given, kind)
-    plain = {"rope_theta": raw.get("rope_theta", 10000.0)}
-    if raw.get("original_max_position_embeddings") is not None:
-        plain["original_max_position_embeddings"] = raw["original_max_position_embeddings"]
-    return {**plain, **{key: value for key, value in given.items() if value is not None}}
-
-
-def _llama3_scaling(raw: Entries) -> RopeScaling | None:
+def _llama3_scaling(rope: Entries, longest: int) -> RopeScaling | None:
     """What model.py itself knows of scaling."""
-    rope = _rope_entries(raw)
-    if (rope.get("rope_type") or rope.get("type")) != "llama3":
+    if rope["rope_type"] != "llama3":
         return None
     return RopeScaling(
         factor=positive(rope, "factor"),
         low_freq_factor=positive(rope, "low_freq_factor"),
         high_freq_factor=positive(rope, "high_freq_factor"),
-        original_max_position_embeddings=size(rope, "original_max_position_embeddings"),
+        original_max_position_embeddings=size(rope, "original_max_position_embeddings", longest),
     )
 
 
-def _eos_token_ids(raw: Entries, generation: Any, vocab_size: int) -> frozenset[int]:
-    named = raw.get("eos_token_id") if generation is None else generation
-    ids = [] if named is None else named if isinstance(named, list) else [named]
-    return frozenset(token_id("eos_token_id", v, vocab_size) for v in ids)
+def _eos_token_ids(raw: Entries, generation: Any, vocab_size: int, warn: Callable[[str], None]) -> frozenset[int]:
+    if generation is None:
+        return reachable_ids("eos_token_id", raw.get("eos_token_id"), vocab_size, "config.json", warn)
+    return reachable_ids("eos_token_id", generation, vocab_size, "generation_config.json", warn)
 
 
-def _with_family(name: str, row: Architecture, raw: Entries, config: ModelConfig, longest: int) -> ModelConfig:
+def _with_family(
+    name: str, row: Architecture, raw: Entries, ropes: Mapping[str, RopeForms], config: ModelConfig, longest: int
+) -> ModelConfig:
     """The config with what differs from Llama; a plain Llama as it is."""
-    layers = _layers(row, raw, config, longest)
+    layers = _layers(row, raw, ropes, config, longest)
     activation = row.activations.get(raw.get("hidden_act", "silu"), raw.get("hidden_act", "silu"))
     experts = None
     if any(layer.has_experts for layer in layers):
@@ -521,31 +568,22 @@ def _with_family(name: str, row: Architecture, raw: Entries, config: ModelConfig
     return config if family == family_of(config) else replace(config, family=family)
 
 
-def _layers(row: Architecture, raw: Entries, config: ModelConfig, longest: int) -> tuple[Layer, ...]:
+def _layers(
+    row: Architecture, raw: Entries, forms: Mapping[str, RopeForms], config: ModelConfig, longest: int
+) -> tuple[Layer, ...]:
     kinds = raw.get("layer_types")
     if kinds is not None and (
         not isinstance(kinds, list)
         or len(kinds) != config.num_hidden_layers
-        or not all(kind in ("full_attention", "sliding_attention") for kind in kinds)
+        or not all(kind in LAYER_KINDS for kind in kinds)
     ):
         allowed = "a list of full_attention and sliding_attention, one for every layer"
         raise UnsupportedModel(f"config.json has layer_types {shown(kinds)}; supported: {allowed}")
     context = config.max_position_embeddings
     fraction = raw.get("partial_rotary_factor") or raw.get("rotary_fraction") or row.rotary_fraction
-    ropes = {}
-    for kind in ("full_attention", "sliding_attention"):
-        entries = dict(_rope_entries(raw, kind))
-        if kind == "sliding_attention" and "rope_local_base_freq" in raw and not _tells_layers_apart(raw):
-            entries = {"rope_theta": raw["rope_local_base_freq"]}
-        part = positive(
-            {"partial_rotary_factor": entries.get("partial_rotary_factor", fraction)}, "partial_rotary_factor"
-        )
-        dim = int(config.head_dim * part)
-        if row.has_rope is not _never and (dim % 2 or not 0 < dim <= config.head_dim):
-            raise CheckpointError(
-                f"head_dim {config.head_dim}, of which {part:g} is rotated: {dim} is no even number of it"
-            )
-        ropes[kind] = rope_of(entries, dim, longest, context) if row.has_rope is not _never else None
+    ropes: dict[str, Rope | None] = dict.fromkeys(LAYER_KINDS)
+    if row.has_rope is not _never:
+        ropes = {kind: rope_of(forms[kind], config.head_dim, fraction, longest, context) for kind in LAYER_KINDS}
     layers = []
     for i in range(config.num_hidden_layers):
         slides = kinds[i] == "sliding_attention" if kinds is not None else row.is_windowed(i, raw)
@@ -555,10 +593,6 @@ def _layers(row: Architecture, raw: Entries, config: ModelConfig, longest: int) 
         rope = ropes["sliding_attention" if slides else "full_attention"] if row.has_rope(i, raw) else None
         layers.append(Layer(rope, window, row.has_experts(i, raw)))
     return tuple(layers)
-
-
-def _tells_layers_apart(raw: Entries) -> bool:
-    return bool(set(mapping(raw, "rope_parameters")) & {"full_attention", "sliding_attention"})
 
 
 def _biased(row: Architecture, raw: Entries) -> Iterator[str]:
@@ -580,9 +614,8 @@ def stored_tensors(config: ModelConfig) -> list[Stored]:
     names = names_of(config)
     stored: list[Stored] = []
     for our, their in names.outer.items():
-        if our == "lm_head" and config.tie_word_embeddings:
-            continue
-        stored += _with_bias((our,), their, _shape(our, config), config)
+        is_tied = our == "lm_head" and config.tie_word_embeddings  # a bias it has of its own all the same
+        stored += _with_bias((our,), their, _shape(our, config), config)[is_tied:]
     for i, layer in enumerate(family.layers):
         prefix, place = names.layers.format(i=i), ("layers", i)
         for our, their in names.layer.items():

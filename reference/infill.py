@@ -214,6 +214,8 @@ def decide(
     for literal in chosen.markers:
         if ids[literal] >= vocab_size:
             reason = f"{shown(literal)} has id {ids[literal]}, and the model's ids are below {vocab_size}"
+            if told != NOTHING_TOLD:
+                raise InfillError(f"{', '.join(given) or '--fim-order'}: {reason}")
             return Decision(None, f"this model has no fill-in-the-middle tokens: {reason}")
     return Decision(chosen, _note(chosen, _reason(family, names, told)))
 

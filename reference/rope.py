@@ -10,11 +10,16 @@
 
 Rotary positions must be a function of the position alone, or a token's logits would change when the text grows. That is
 why the context, and not the length of a text, decides in the last one.
+
+config.json says it in several places and words: transformers 5 in rope_parameters, its predecessors in rope_scaling,
+rope_theta and others beside it. Where it is said twice, both must come to the same frequencies, whatever the words.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +27,7 @@ from gnomon.reference.entries import (
     Entries,
     UnsupportedModel,
     flag,
+    mapping,
     positive,
     positive_or_none,
     positives,
@@ -29,25 +35,89 @@ from gnomon.reference.entries import (
 )
 from gnomon.reference.model import F64
 from gnomon.reference.request import shown
+from gnomon.reference.tensors import CheckpointError
 from gnomon.reference.transformer import Rope
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
-def rope_of(rope: Entries, dim: int, longest: int, context: int) -> Rope:
-    """rope: the entries rope_type, rope_theta and what the type needs · dim: how many coordinates of a head are turned
-    (R) · longest: the positions that the model's files allow · context: those that it is served with."""
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    kind = "longrope" if kind == "su" else kind  # as Phi-3's first files call it
+ALIASES = {"su": "longrope", "mrope": "default"}  # Phi-3's first files; a text's positions are alike in all sections
+LAYER_KINDS = ("full_attention", "sliding_attention")
+SHARED = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")  # that may stand beside the rest
+
+RopeForms = Mapping[str, Entries]
+"""What config.json says of rotary positions, by where it says it: one place, or several that must agree."""
+
+
+def rope_forms(kind: str, given: Entries, defaults: Entries, aliases: Mapping[str, str]) -> RopeForms:
+    """For layers of this kind. given: what config.json has · defaults: of the architecture · aliases: what it calls
+    its rope_types. Raises CheckpointError where one place contradicts another."""
+    shared = {name: given[name] for name in SHARED if given.get(name) is not None}
+    theta = shared.get("rope_theta", defaults.get("rope_theta", 10000.0))
+    local = given.get("rope_local_base_freq", defaults.get("rope_local_base_freq"))  # Gemma 3, before transformers 5
+    forms: dict[str, dict[str, Any]] = {}
+    for place in ("rope_parameters", "rope_scaling"):
+        entries = mapping(given, place)
+        if set(entries) & {*LAYER_KINDS}:
+            if mapping(entries, kind):
+                own = _in_one_wording(entries[kind], f"{place}.{kind}", aliases)
+                forms[place] = {**shared, "rope_theta": theta, **own}
+        elif entries and not (kind == "sliding_attention" and local is not None):
+            own = _in_one_wording(entries, place, aliases)
+            for name in shared.keys() & own.keys():
+                _must_agree(f"{place}.{name}", own[name], name, shared[name])
+            forms[place] = {**shared, "rope_theta": theta, **own}
+    if kind == "sliding_attention" and local is not None and (not forms or "rope_local_base_freq" in given):
+        forms["rope_local_base_freq"] = {"rope_type": "default", "rope_theta": local}
+    return forms or {"rope_theta": {**shared, "rope_type": "default", "rope_theta": theta}}
+
+
+def _in_one_wording(entries: Entries, place: str, aliases: Mapping[str, str]) -> dict[str, Any]:
+    """Without nulls, and with the type under one name."""
+    own = {name: value for name, value in entries.items() if value is not None}
+    types = {name: own.pop(name) for name in ("rope_type", "type") if name in own}
+    for name, value in types.items():
+        if isinstance(value, str):
+            types[name] = aliases.get(value, ALIASES.get(value, value))
+    if len(types) == 2:
+        _must_agree(f"{place}.rope_type", types["rope_type"], f"{place}.type", types["type"])
+    return {**own, "rope_type": next(iter(types.values()), "default")}
+
+
+def _must_agree(one: str, value: Any, other: str, its: Any) -> None:
+    if value != its:
+        raise CheckpointError(f"{one} is {shown(value)}, but {other} is {shown(its)}; give one of them")
+
+
+def rope_of(forms: RopeForms, head_dim: int, fraction: float, longest: int, context: int) -> Rope:
+    """fraction: how much of a head is turned, where the forms do not say it · longest: the positions that the model's
+    files allow · context: those that it is served with."""
+    ropes = {}
+    for place, form in forms.items():
+        part = positive({"partial_rotary_factor": form.get("partial_rotary_factor", fraction)}, "partial_rotary_factor")
+        dim = int(head_dim * part)
+        if dim % 2 or not 0 < dim <= head_dim:
+            raise CheckpointError(f"head_dim {head_dim}, of which {part:g} is rotated: {dim} is no even number of it")
+        ropes[place] = _rope(form, dim, longest, context)
+    (first, rope), *others = ropes.items()
+    for other in (place for place, its in others if its != rope):
+        for name in sorted(forms[first].keys() | forms[other].keys(), key=lambda name: (name != "rope_type", name)):
+            _must_agree(f"{first}: {name}", forms[first].get(name), f"in {other} it", forms[other].get(name))
+    return rope
+
+
+def _rope(rope: Entries, dim: int, longest: int, context: int) -> Rope:
+    """dim: how many coordinates of a head are turned (R)."""
+    kind = rope["rope_type"]
     if kind not in ROPE_TYPES:
         raise UnsupportedModel(f"rope_type {shown(kind)} is not supported; supported: {', '.join(ROPE_TYPES)}")
-    plain = positive(rope, "rope_theta", 10000.0) ** -(np.arange(0, dim, 2) / dim)
+    plain = positive(rope, "rope_theta") ** -(np.arange(0, dim, 2) / dim)
     magnitude = 1.0
     match kind:
         case "linear":
             plain = plain / positive(rope, "factor")
         case "llama3":
-            plain = _llama3(plain, rope)
+            plain = _llama3(plain, rope, longest)
         case "yarn":
             plain, magnitude = _yarn(plain, rope, longest)
         case "longrope":
@@ -55,9 +125,9 @@ def rope_of(rope: Entries, dim: int, longest: int, context: int) -> Rope:
     return Rope(tuple(plain.tolist()), magnitude)
 
 
-def _llama3(plain: F64, rope: Entries) -> F64:
+def _llama3(plain: F64, rope: Entries, longest: int) -> F64:
     low, high = positive(rope, "low_freq_factor"), positive(rope, "high_freq_factor")
-    turns = size(rope, "original_max_position_embeddings") * plain / (2 * math.pi)
+    turns = size(rope, "original_max_position_embeddings", longest) * plain / (2 * math.pi)
     keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return keep * plain + (1 - keep) * plain / positive(rope, "factor")
 
@@ -65,7 +135,7 @@ def _llama3(plain: F64, rope: Entries) -> F64:
 def _yarn(plain: F64, rope: Entries, longest: int) -> tuple[F64, float]:
     original = size(rope, "original_max_position_embeddings", longest)
     factor = positive(rope, "factor", longest / original)
-    dim, theta = 2 * len(plain), positive(rope, "rope_theta", 10000.0)
+    dim, theta = 2 * len(plain), positive(rope, "rope_theta")
 
     def pair_that_turns(times: float) -> float:
         """Which pair of coordinates turns so many times within the original context."""

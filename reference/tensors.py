@@ -6,7 +6,8 @@
     4 a tensor, in the dtype it is stored in; NaN and infinity are refused by name
 
 A file of the index lies in the directory itself, but may be a link to anywhere: a Hugging Face cache is made of links.
-Which tensors a model needs and what becomes of them is decided in checkpoint.py.
+Which tensors a model needs and what becomes of them is decided in checkpoint.py, what may be there besides in
+surplus.py.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +46,9 @@ FORMATS = {
     "F16": Format(np.float16, np.uint16, 0x7C00),
     "BF16": Format(ml_dtypes.bfloat16, np.uint16, 0x7F80),
 }
+OTHERS = {"BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "I32": np.int32, "I64": np.int64}  # of what is no weight
 BLOCK = 2**16  # weights looked at together for NaN and infinity
+PIECE = 2**20  # elements of a tensor read together where it is not wanted whole
 ALIGNMENT = 64  # bytes; what XLA's CPU backend asks for, so that it takes an array as it is, without a copy
 
 Place = tuple[str | int, ...]
@@ -88,15 +91,12 @@ class TensorFiles:
                 entries[name] = (*entries.get(name, ()), entry)
         return cls(directory, entries)
 
-    def with_prefix(self, prefix: str, expected: Collection[str]) -> TensorFiles:
-        """The same where files have the prefix; where none of their names has it, it is put before those that are
-        expected to."""
-        if not prefix or any(name.startswith(prefix) for name in self.entries):
-            return self
-        return TensorFiles(
-            self.directory,
-            {prefix + name if prefix + name in expected else name: found for name, found in self.entries.items()},
-        )
+    def renamed(self, rename: Callable[[str], str]) -> TensorFiles:
+        """The same tensors under other names; two that get one name are both there, which `check` refuses."""
+        entries: dict[str, tuple[Entry, ...]] = {}
+        for name, found in self.entries.items():
+            entries[rename(name)] = (*entries.get(rename(name), ()), *found)
+        return TensorFiles(self.directory, entries)
 
     def check(self, expected: Mapping[str, tuple[int, ...]], left_out: Callable[[str], bool]) -> None:
         """Raises CheckpointError with everything that is missing, extra, there twice, misshapen or of another dtype.
@@ -125,19 +125,46 @@ class TensorFiles:
         """A tensor that has been checked, as it is stored. Raises CheckpointError."""
         entry = self.entries[name][0]
         kind, stored = FORMATS[entry.dtype], aligned(entry.size)
-        try:
-            with entry.file.open("rb") as file:
-                if _state(file.fileno()) != entry.state:
-                    raise CheckpointError(f"{entry.file}: changed since its header was read")
-                file.seek(entry.start)
-                count = file.readinto(stored)  # type: ignore[arg-type]
-        except OSError as error:
-            raise CheckpointError(f"{entry.file}: {error.strerror or error}") from None
-        if count != entry.size:
-            raise CheckpointError(f"{entry.file}: ended within {name}")
+        _fill(entry, name, 0, stored)
         if not _is_finite(stored.view(kind.integers), kind.exponent):
             raise CheckpointError(f"{entry.file}: {name} has weights that are NaN or infinite")
         return stored.view(kind.dtype).reshape(entry.shape)
+
+    def blocks(self, name: str) -> Iterator[NDArray[Any]]:
+        """A tensor's elements in order, as they are stored, a piece at a time.
+        Raises CheckpointError."""
+        entry = self.entries[name][0]
+        dtype = FORMATS[entry.dtype].dtype if entry.dtype in FORMATS else OTHERS.get(entry.dtype)
+        if dtype is None:
+            raise CheckpointError(f"{entry.file}: {_printable(name)} has dtype {entry.dtype}, which is not read here")
+        width = PIECE * np.dtype(dtype).itemsize
+        for begin in range(0, entry.size, width):
+            piece = np.empty(min(width, entry.size - begin), np.uint8)
+            _fill(entry, name, begin, piece)
+            yield piece.view(dtype)
+
+    def differ(self, one: str, other: str) -> bool:
+        """Whether two tensors of one shape have different values, whatever the dtypes that hold them. Both are read
+        once, a piece at a time. Raises CheckpointError."""
+        for a, b in zip(self.blocks(one), self.blocks(other), strict=True):
+            is_alike = a.dtype == b.dtype and bool((a.view(np.uint8) == b.view(np.uint8)).all())
+            if not is_alike and not np.array_equal(a.astype(np.float64), b.astype(np.float64)):
+                return True
+        return False
+
+
+def _fill(entry: Entry, name: str, begin: int, memory: NDArray[np.uint8]) -> None:
+    """Reads as many of a tensor's bytes as there is memory for, from its byte `begin` on."""
+    try:
+        with entry.file.open("rb") as file:
+            if _state(file.fileno()) != entry.state:
+                raise CheckpointError(f"{entry.file}: changed since its header was read")
+            file.seek(entry.start + begin)
+            count = file.readinto(memory)  # type: ignore[arg-type]
+    except OSError as error:
+        raise CheckpointError(f"{entry.file}: {error.strerror or error}") from None
+    if count != len(memory):
+        raise CheckpointError(f"{entry.file}: ended within {_printable(name)}")
 
 
 def aligned(size: int) -> NDArray[np.uint8]:

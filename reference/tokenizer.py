@@ -55,6 +55,7 @@ class Tokenizer:
     vocab_size: int
     token_bytes: tuple[bytes, ...]  # [V]: what id v adds to a completion's text; b"" for special tokens and gaps
     special: Mapping[int, str]  # id → literal
+    beyond: Mapping[int, str]  # added tokens that the model has no row for, id → literal: never sampled, no prompt's
     labels: tuple[str, ...]  # [V], injective
     decoder: TokenDecoder
     added: frozenset[int]  # ids of the tokens that stand beside the vocabulary
@@ -132,7 +133,8 @@ def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> Encoding:
 def load_tokenizer(path: str | Path, vocab_size: int, told: Told = NOTHING_TOLD) -> Tokenizer:
     """Reads tokenizer.json of a directory, and the files beside it that name tokens. Raises CheckpointError.
 
-    vocab_size: the model's V; a tokenizer with an id beyond it does not belong to the model.
+    vocab_size: the model's V. Added tokens may lie beyond it, as in published models: a prompt with one is refused. A
+    tokenizer whose vocabulary itself has such ids, or that puts such a token before every string, is not the model's.
     told: the fill-in-the-middle tokens and their order, instead of those the files tell.
     """
     directory = Path(path)
@@ -162,11 +164,15 @@ def load_tokenizer(path: str | Path, vocab_size: int, told: Told = NOTHING_TOLD)
     moved = [f"{shown(token)} from {v} to {read.get(token)}" for token, v in ids.items() if read.get(token) != v]
     if moved:  # the library numbers added tokens itself, whatever the file says
         raise CheckpointError(f"{file}: ids of added tokens that are not the next free ones: {', '.join(moved[:3])}")
-    vocabulary = {v: token for token, v in ids.items()}
-    if max(vocabulary, default=0) >= vocab_size:
-        raise CheckpointError(f"{file} has id {max(vocabulary)}, but the model's vocabulary has {vocab_size} ids")
     added: dict[int, tokenizers.AddedToken] = dict(parsing.get_added_tokens_decoder())
-    special = {v: token.content for v, token in added.items() if token.special}
+    beyond = {v: token.content for v, token in added.items() if v >= vocab_size}
+    bos_id = _bos_id(config, ids, spec.get("post_processor"))
+    vocabulary = {v: token for token, v in ids.items() if v not in beyond}
+    for v in (max(vocabulary, default=0), bos_id or 0):
+        if v >= vocab_size:
+            token = shown(beyond.get(v, vocabulary.get(v)))
+            raise CheckpointError(f"{file} has id {v}, {token}, but the model's vocabulary has {vocab_size} ids")
+    special = {v: token.content for v, token in added.items() if token.special and v < vocab_size}
     token_bytes = [b""] * vocab_size
     fallback = set()
     for v, token in vocabulary.items():
@@ -175,6 +181,8 @@ def load_tokenizer(path: str | Path, vocab_size: int, told: Told = NOTHING_TOLD)
             if v not in added and decoder.is_byte(token):
                 fallback.add(v)
     infill, ends = _infill(family, ids, vocab_size)
+    reachable = {token: v for token, v in ids.items() if v < vocab_size}
+    eos_id = reachable.get(_content(config.get("eos_token")))
     return Tokenizer(
         literal,
         parsing,
@@ -182,12 +190,13 @@ def load_tokenizer(path: str | Path, vocab_size: int, told: Told = NOTHING_TOLD)
         vocab_size,
         tuple(token_bytes),
         special,
+        beyond,
         _labels(token_bytes, special, fallback),
         decoder,
         frozenset(added),
-        bos_id=_bos_id(config, ids, spec.get("post_processor")),
-        eos_id=ids.get(_content(config.get("eos_token"))),
-        end_of_text_id=ids.get(_content(config.get("eos_token")), ids.get(_content(config.get("bos_token")))),
+        bos_id=bos_id,
+        eos_id=eos_id,
+        end_of_text_id=reachable.get(_content(config.get("bos_token"))) if eos_id is None else eos_id,
         infill=infill,
         infill_note=note,
         infill_ends=ends,
