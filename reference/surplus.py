@@ -139,10 +139,12 @@ def _is_causal(name: str, config: ModelConfig, source: TensorFiles) -> bool:
         return False
     T, begin = shape[-1], 0
     for block in source.blocks(name):
-        at = np.arange(begin, begin + len(block))
-        if not np.array_equal(block != 0, at % T <= at // T):
+        end = begin + len(block)
+        rows = np.arange(begin // T, (end - 1) // T + 1)
+        seen = (np.arange(T) <= rows[:, None]).ravel()[begin % T :][: len(block)]
+        if not np.array_equal(block != 0, seen):
             return False
-        begin += len(block)
+        begin = end
     return True
 
 

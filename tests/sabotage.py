@@ -943,8 +943,8 @@ BREAKS = (
     Break(
         "a mask that is not causal is dropped on trust",
         "reference/surplus.py",
-        "at % T <= at // T",
-        "block != 0",
+        "array_equal(block != 0, seen)",
+        "array_equal(seen, seen)",
         "test_surplus.py::test_a_mask_that_is_not_causal_is_left_out_with_a_line",
     ),
     Break(

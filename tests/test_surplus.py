@@ -275,9 +275,10 @@ GPT2 = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": 32
         "n_positions": 64, "hidden_act": None}  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.bool_, np.float32, np.float16])
-def test_causal_masks_of_old_files_are_left_out_without_a_line(tmp_path: Path, dtype: Any) -> None:
-    mask = np.tri(64, dtype=bool)[None, None].astype(dtype)
+@pytest.mark.parametrize(("dtype", "length"), [(np.uint8, 64), (np.bool_, 1500), (np.float32, 1100), (np.float16, 1)])
+def test_causal_masks_of_old_files_are_left_out_without_a_line(tmp_path: Path, dtype: Any, length: int) -> None:
+    """Also where a piece of the file ends within a row."""
+    mask = np.tri(length, dtype=bool)[None, None].astype(dtype)
 
     def add(tensors: Tensors) -> Tensors:
         return {**tensors, "h.0.attn.bias": mask, "transformer.h.1.attn.masked_bias": np.array(-1e4, np.float32)}
@@ -291,6 +292,11 @@ def test_causal_masks_of_old_files_are_left_out_without_a_line(tmp_path: Path, d
         ("h.0.attn.bias", np.ones((1, 1, 8, 8), np.float32), "a causal mask"),
         ("h.0.attn.bias", np.tri(8, k=1, dtype=np.uint8)[None, None], "a causal mask"),
         ("h.0.attn.bias", np.tri(8, 4, dtype=np.uint8), "a causal mask"),
+        (
+            "h.0.attn.bias",
+            np.tri(1500, k=-1, dtype=np.uint8) + np.eye(1500, dtype=np.uint8) * (np.arange(1500) < 1499),
+            "a causal mask",
+        ),
         ("h.1.attn.masked_bias", np.zeros((), np.float32), "a mask's value"),
     ],
 )
