@@ -463,8 +463,8 @@ def run_server(
     from logging.config import dictConfig
 
     from gnomon.http.app import create_app
-    from gnomon.http.logs import logging_config
     from gnomon.http.auth import ConfigError
+    from gnomon.http.logs import logging_config
     from gnomon.http.server import CannotListen, Server, bind, url
     from gnomon.http.tracing import CannotTrace
 

@@ -226,7 +226,9 @@ class Server(uvicorn.Server):
         noted, self._noted = set(self._noted), []
         for sig in sorted(noted - {signal.SIGHUP}):
             name = signal.Signals(sig).name
-            log.warning("%s means nothing here; SIGHUP reads keys and certificates again, SIGTERM ends the server", name)
+            log.warning(
+                "%s means nothing here; SIGHUP reads keys and certificates again, SIGTERM ends the server", name
+            )
         if signal.SIGHUP in noted:
             self._reloading = asyncio.create_task(reload(self.readers))
 

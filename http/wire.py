@@ -273,9 +273,7 @@ class Wire(H11Protocol):
         self.settings = settings
         self.refused = refused
         self.on_refusal = on_refusal
-        self.conn = Connection(
-            settings.max_header_bytes, settings.idle_seconds, lambda: self.stopping or is_ending()
-        )
+        self.conn = Connection(settings.max_header_bytes, settings.idle_seconds, lambda: self.stopping or is_ending())
         self.timeout_keep_alive = settings.idle_seconds  # type: ignore[assignment]  # call_later takes it
         self.tls = False
         self.closing = False
