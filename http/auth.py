@@ -114,7 +114,7 @@ class KeyHolders:
         check_file(flag("api_key_file"), file)
         digests = tuple(map(digest_of, api_keys(self.settings)))
         before, now = set(self.digests), set(digests)
-        told = f"{len(now)} keys read from {file}: {len(now - before)} new, {len(before - now)} no longer let in"
+        told = f"keys read from {file}: {len(now)}, new {len(now - before)}, no longer let in {len(before - now)}"
 
         def use() -> None:
             self.digests = digests

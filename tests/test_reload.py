@@ -16,6 +16,7 @@ import sys
 import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +25,9 @@ import pytest
 
 from gnomon.http.settings import AuthMode, AuthSettings
 from helpers.certificate import certificate
-from helpers.door import FakeTime, door
+from helpers.door import door
 from helpers.fake import EOT
-from helpers.identity import FakeIdentity
+from helpers.identity import FakeIdentity, FakeTime
 from helpers.live import eventually
 from helpers.loopback import loopback
 from helpers.models import tiny_llama
@@ -49,7 +50,8 @@ class Served(NamedTuple):
         before = len(self.log())
         self.process.send_signal(signal.SIGHUP)
         for line in lines:
-            assert eventually(lambda line=line: re.search(line, self.log()[before:])), (line, self.log())  # type: ignore[misc]
+            found = partial(re.search, line)
+            assert eventually(lambda found=found: bool(found(self.log()[before:]))), self.log()  # type: ignore[misc]
 
     def status(self, key: str = "", path: str = "/v1/models") -> int:
         headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -117,7 +119,7 @@ def test_a_hangup_reads_keys_and_certificate_again_and_a_stream_goes_on(model: P
             replaced(keys, f"{KEPT}\n{NEW}\n")
             replaced(cert, two.certificate)
             replaced(key, two.key)
-            read = rf"INFO SIGHUP: 2 keys read from {keys}: 1 new, 1 no longer let in"
+            read = rf"INFO SIGHUP: keys read from {keys}: 2, new 1, no longer let in 1"
             at.hang_up(read, rf"INFO SIGHUP: --tls-certificate {cert} read: CN=two, valid until \d{{4}}-\d\d-\d\d")
             assert [at.status(one) for one in (OLD, KEPT, NEW)] == [401, 200, 200]
             assert subject(at.url) == "two"
@@ -210,7 +212,7 @@ def test_a_hangup_while_it_starts_and_loads_waits_and_does_no_harm(tmp_path: Pat
     try:
         assert eventually(lives, 60)
         keys.write_text(f"{NEW}\n")
-        at.hang_up("INFO SIGHUP: 1 keys read")
+        at.hang_up(f"INFO SIGHUP: keys read from {keys}: 1, new 1, no longer let in 1")
         assert [at.status(one) for one in (OLD, NEW)] == [401, 503]  # and 503 is that it loads
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
@@ -271,7 +273,7 @@ def test_the_authority_of_the_identity_service_is_read_again(tmp_path: Path) -> 
             trusted.write_bytes(ours.certificate.read_bytes())
             [read] = at.authenticator.readers()
             told, use = read()
-            assert told.startswith(f"--auth-ca-file {trusted} read: 1 certificates; --auth-client-certificate ")
+            assert told.startswith(f"--auth-ca-file {trusted} read, certificates in it: 1; --auth-client-certificate ")
             assert "CN=mine, valid until " in told
 
             async def on_the_loop() -> None:

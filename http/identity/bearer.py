@@ -110,9 +110,8 @@ class BearerTokens:
         tls = tls_context(self.settings)
         told = []
         if self.settings.ca_file is not None:
-            told.append(
-                f"{flag('ca_file')} {self.settings.ca_file} read: {tls.cert_store_stats()['x509']} certificates"
-            )
+            trusted = tls.cert_store_stats()["x509"]
+            told.append(f"{flag('ca_file')} {self.settings.ca_file} read, certificates in it: {trusted}")
         if self.settings.client_certificate is not None:
             mine = self.settings.client_certificate
             told.append(f"{flag('client_certificate')} {mine} read: {owner(mine)}")
