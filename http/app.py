@@ -139,7 +139,7 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
     )
     app.router.redirect_slashes = False  # a path is known or it is a 404; a redirect would lose a body
     app.state.service, app.state.completions, app.state.metrics = service, completions, metrics
-    app.state.retrace = retrace
+    app.state.retrace, app.state.readers = retrace, auth.readers()
     return app
 
 

@@ -11,6 +11,8 @@ before a caller is known. A caller is asked for once: a stream that was let in m
 from __future__ import annotations
 
 import hmac
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from starlette.datastructures import Headers
@@ -18,11 +20,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gnomon.http.identity.bearer import BearerTokens, digest_of
 from gnomon.http.identity.clock import SYSTEM, Clock
-from gnomon.http.identity.options import ConfigError, api_keys, check, tls_context
+from gnomon.http.identity.options import ConfigError, api_keys, check, flag, tls_context
 from gnomon.http.identity.principal import ANYONE, SCOPE_KEY, Principal, principal_of
 from gnomon.http.identity.refusals import BadToken, Refusal
 from gnomon.http.identity.tokens import credential
 from gnomon.http.record import record_of
+from gnomon.http.reload import Read, Reader, check_file
 from gnomon.http.settings import AuthMode, AuthSettings
 
 __all__ = ["Authentication", "Authenticator", "ConfigError", "Principal", "authenticator", "principal_of"]
@@ -39,6 +42,9 @@ class Authenticator(Protocol):
     async def authenticate(self, headers: Headers) -> Principal:
         """Who calls; raises a Refusal."""
 
+    def readers(self) -> Sequence[Reader]:
+        """What of it SIGHUP reads again."""
+
 
 def authenticator(settings: AuthSettings, clock: Clock = SYSTEM) -> Authenticator:
     """The authenticator of the chosen mode; ConfigError says what cannot be meant."""
@@ -47,7 +53,7 @@ def authenticator(settings: AuthSettings, clock: Clock = SYSTEM) -> Authenticato
         case AuthMode.none:
             return Anyone()
         case AuthMode.api_key:
-            return KeyHolders(api_keys(settings), settings.max_token_bytes)
+            return KeyHolders(settings)
         case _:
             return BearerTokens(settings, tls_context(settings), clock)
 
@@ -67,14 +73,18 @@ class Anyone:
     async def authenticate(self, headers: Headers) -> Principal:
         return ANYONE
 
+    def readers(self) -> Sequence[Reader]:
+        return ()
+
 
 class KeyHolders:
-    """Mode api-key. The keys themselves are forgotten at once."""
+    """Mode api-key. The keys themselves are forgotten at once; those of a file can be read again."""
 
-    def __init__(self, keys: tuple[str, ...], most: int) -> None:
+    def __init__(self, settings: AuthSettings) -> None:
         self.ready = True
-        self.digests = tuple(map(digest_of, keys))
-        self.most = most
+        self.digests = tuple(map(digest_of, api_keys(settings)))
+        self.settings = replace(settings, api_keys=())
+        self.most = settings.max_token_bytes
 
     async def start(self) -> None:
         """There is nothing to begin."""
@@ -91,6 +101,25 @@ class KeyHolders:
             refusal.caller = name
             raise refusal
         return Principal(f"key {name}", None, (), None, name)
+
+    def readers(self) -> Sequence[Reader]:
+        return [self.read]
+
+    def read(self) -> Read:
+        """The keys as their file has them now. One that is not there any more is refused from then on."""
+        file = self.settings.api_key_file
+        if file is None:
+            sources = f"{flag('api_keys')} or from a pipe"
+            raise ConfigError(f"the keys came from {sources}, which cannot be read again: start anew to change them")
+        check_file(flag("api_key_file"), file)
+        digests = tuple(map(digest_of, api_keys(self.settings)))
+        before, now = set(self.digests), set(digests)
+        told = f"keys read from {file}: {len(now)}, new {len(now - before)}, no longer let in {len(before - now)}"
+
+        def use() -> None:
+            self.digests = digests
+
+        return Read(told, use)
 
 
 class Authentication:

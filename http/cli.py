@@ -409,7 +409,10 @@ def serve(chosen: dict[str, Setting], print_config: bool) -> None:
     if print_config:
         show_config(chosen)
     else:
-        run_server(model, engine, which, jax_options, settings, loopback)
+        from gnomon.http.server import signals_held
+
+        with signals_held():
+            run_server(model, engine, which, jax_options, settings, loopback)
 
 
 def _auth_mode(chosen: Mapping[str, Setting], loopback: bool) -> Setting:
@@ -430,13 +433,13 @@ def _auth_mode(chosen: Mapping[str, Setting], loopback: bool) -> Setting:
 
 
 def check_auth(auth: AuthSettings) -> AuthSettings:
-    """The settings with their key file read: a pipe, such as a shell's <(...), can be read once."""
+    """The settings with their keys read, if they are in a pipe, such as a shell's <(...), which can be read once."""
     from gnomon.http.auth import ConfigError, authenticator
     from gnomon.http.identity.options import api_keys, check
 
     try:
         check(auth)
-        if auth.mode is AuthMode.api_key:
+        if auth.mode is AuthMode.api_key and not (auth.api_key_file and auth.api_key_file.is_file()):
             auth = replace(auth, api_keys=api_keys(auth), api_key_file=None)
         authenticator(auth)
     except ConfigError as error:
@@ -482,6 +485,7 @@ def run_server(
     from logging.config import dictConfig
 
     from gnomon.http.app import create_app
+    from gnomon.http.auth import ConfigError
     from gnomon.http.logs import logging_config
     from gnomon.http.server import CannotListen, Server, bind, url
     from gnomon.http.tracing import CannotTrace
@@ -505,7 +509,7 @@ def run_server(
             base = url(listener, scheme)
             server = Server(app, settings, lambda: announce(settings, base), load)
             server.run(sockets=[listener])
-    except (CannotListen, CannotTrace) as error:
+    except (CannotListen, CannotTrace, ConfigError) as error:
         fail(str(error), 1)
     except OSError as error:  # another process took the port meanwhile
         fail(f"{settings.host} port {settings.port}: {error.strerror or error}", 1)

@@ -7,6 +7,11 @@
                at most `drain_seconds`; a second signal cuts that short
     5 the end  answers still under way are ended with an error, then connections are given a few seconds to close
 
+SIGHUP reads keys and certificates again (reload.py), in every one of these stages. Where it tells that the server's
+terminal is gone, it is SIGTERM instead; where it was ignored at the start (nohup), it is ignored. SIGUSR1 and SIGUSR2
+are a line in the log. SIGQUIT is left to the system, which ends the process at once: the way out where draining is
+not wanted. Python ignores SIGPIPE; a client that is gone is noticed on its connection.
+
 Which engine serves, and what the user sees of a failure, is decided in cli.py.
 """
 
@@ -16,16 +21,20 @@ import asyncio
 import functools
 import ipaddress
 import logging
+import os
+import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
 
 import uvicorn
 from starlette.applications import Starlette
 
+from gnomon.http.reload import Reader, ServerCertificate, reload
 from gnomon.http.settings import Settings
 from gnomon.http.wire import protocol
 from gnomon.reference.checkpoint import Checkpoint
@@ -85,6 +94,31 @@ def url(listener: socket.socket, scheme: str = "http") -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
+NOTED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that are answered in the main loop; by default each would end the process undrained."""
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Keeps those signals waiting before a Server takes them, and forgets those that come after it has ended."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, NOTED)
+    try:
+        yield
+    finally:
+        for sig in NOTED:  # to be ignored for a moment discards what waits
+            signal.signal(sig, signal.signal(sig, signal.SIG_IGN))
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def has_terminal() -> bool:
+    """Whether this process belongs to a terminal that is still there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
 class Server(uvicorn.Server):
     """Serves `app`; calls `ready` once it listens and its model, which `load` may have to bring first, is there.
 
@@ -99,7 +133,9 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="asyncio",
-                http=protocol(settings, app.state.metrics.refused_at_the_socket),
+                http=protocol(
+                    settings, app.state.metrics.refused_at_the_socket, lambda: bool(app.state.service.draining)
+                ),
                 h11_max_incomplete_event_size=settings.max_header_bytes,
                 ws="none",
                 lifespan="on",
@@ -118,9 +154,17 @@ class Server(uvicorn.Server):
         self.failure: BaseException | None = None
         self.cut_short = False
         self._drained_by = 0.0
+        self.readers: list[Reader] = list(app.state.readers)
+        self.has_terminal = has_terminal()
+        self._noted: list[int] = []
+        self._reloading: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        if self.settings.tls_certificate is not None:  # a handshake counts as no connection yet, and may take a minute
+        if self.config.ssl is not None and self.settings.tls_certificate is not None and self.settings.tls_key:
+            certificate = ServerCertificate(self.settings.tls_certificate, self.settings.tls_key)
+            self.config.ssl.sni_callback = certificate.choose
+            self.readers.append(certificate.read)
+            # a handshake counts as no connection yet, and may take a minute
             loop, seconds = asyncio.get_running_loop(), self.settings.header_seconds
             loop.create_server = functools.partial(loop.create_server, ssl_handshake_timeout=seconds)  # type: ignore[method-assign]
         await super().startup(sockets)
@@ -152,7 +196,45 @@ class Server(uvicorn.Server):
             self.cut_short = True
         self.service.draining = True
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with super().capture_signals():
+            if threading.current_thread() is not threading.main_thread():  # only there can signals be heard
+                yield
+                return
+            heard = [sig for sig in NOTED if signal.getsignal(sig) is not signal.SIG_IGN]
+            before = [signal.signal(sig, self.note) for sig in heard]
+            mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, NOTED)
+            try:
+                yield
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                for sig, handler in zip(heard, before, strict=True):
+                    signal.signal(sig, handler)
+
+    def note(self, sig: int, frame: FrameType | None) -> None:
+        """Hears one of NOTED. Without its terminal, nobody at it could end this server any more."""
+        if sig == signal.SIGHUP and self.has_terminal and not has_terminal():
+            self.handle_exit(sig, frame)
+        else:
+            self._noted.append(sig)
+
+    def answer_signals(self) -> None:
+        """Reloading goes on beside the loop, once at a time: what comes meanwhile has the files read once more."""
+        if self._reloading is not None and not self._reloading.done():
+            return
+        noted, self._noted = set(self._noted), []
+        for sig in sorted(noted - {signal.SIGHUP}):
+            name = signal.Signals(sig).name
+            log.warning(
+                "%s means nothing here; SIGHUP reads keys and certificates again, SIGTERM ends the server", name
+            )
+        if signal.SIGHUP in noted:
+            self._reloading = asyncio.create_task(reload(self.readers))
+
     async def on_tick(self, counter: int) -> bool:
+        if self._noted:
+            self.answer_signals()
         if self.service.draining and self._is_drained():
             self.should_exit = True
         return await super().on_tick(counter)

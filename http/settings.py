@@ -164,9 +164,9 @@ class Settings:
     )
     ping_seconds: float = option(15, "Seconds between comments that keep a silent stream open.", TIMES, min=0.01)
     idle_seconds: float = option(
-        30, "Seconds for a connection between two requests; then it is closed.", TIMES, min=0.01
+        75, "Seconds for a connection between two requests; then it is closed.", TIMES, min=0.01
     )
-    drain_seconds: float = option(30, "Seconds for running requests to finish after SIGTERM or Ctrl-C.", TIMES, min=0)
+    drain_seconds: float = option(20, "Seconds for running requests to finish after SIGTERM or Ctrl-C.", TIMES, min=0)
     shutdown_seconds: float = option(3, "Seconds for connections to close after that.", TIMES, min=0)
 
     log_format: LogFormat = option(LogFormat.text, "Lines to read, or JSON objects.", OBSERVING)

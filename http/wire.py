@@ -18,7 +18,7 @@ import asyncio
 import logging
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -65,9 +65,14 @@ LAST_STATES = (h11.MUST_CLOSE, h11.CLOSED, h11.ERROR)  # of a client that has no
 class Connection(h11.Connection):
     """One connection's framing. `next_event` never raises: an error is left in `refusal`, and no event follows it."""
 
-    def __init__(self, max_header_bytes: int) -> None:
+    def __init__(
+        self, max_header_bytes: int, idle_seconds: float = 0, is_ending: Callable[[], bool] = lambda: False
+    ) -> None:
         super().__init__(h11.SERVER, max_header_bytes)
         self.max_header_bytes = max_header_bytes
+        self.idle_seconds = idle_seconds
+        self.is_ending = is_ending
+        self.stays = False  # whether the client keeps the connection after the answer to its last request
         self.refusal: HttpError | None = None
         self.refuse_all: HttpError | None = None  # what every request is answered, if not None
         self.head = bytearray()  # what has come of a head that h11 has not seen yet
@@ -123,6 +128,7 @@ class Connection(h11.Connection):
         assert isinstance(request, h11.Request)
         if self.refuse_all is not None:
             raise self.refuse_all
+        self.stays = request.http_version >= b"1.1" and not asks_to_close(request.headers)
         return checked(request)
 
     def next_of_body(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
@@ -144,16 +150,26 @@ class Connection(h11.Connection):
         """Begins anew with what is left, so that a pipelined head is weighed like the first."""
         rest, _ = self.trailing_data
         super().start_next_cycle()
-        h11.Connection.__init__(self, h11.SERVER, self.max_header_bytes)
+        h11.Connection.__init__(self, h11.SERVER, self.max_header_bytes)  # its state alone, not what is ours
         self.receive_data(rest)
 
     def send_with_data_passthrough(self, event: h11.Event) -> list[bytes] | None:
-        """An answer that comes before the request's body is whole is the last one, and says so."""
-        if isinstance(event, h11.Response) and self.their_state is h11.SEND_BODY:
-            own = [(name, value) for name, value in event.headers.raw_items() if name.lower() != b"connection"]
-            headers = [*own, (b"connection", b"close")]
-            event = h11.Response(status_code=event.status_code, headers=headers, reason=event.reason)
+        """An answer says whether it is the connection's last one, as it is before the request's body is whole and when
+        the server ends; and else for how long the connection stays. h11 keeps none of HTTP/1.0 open."""
+        if isinstance(event, h11.Response):
+            fields = [(name, value) for name, value in event.headers.raw_items() if name.lower() != b"connection"]
+            if self.their_state is h11.SEND_BODY or self.is_ending() or asks_to_close(event.headers):
+                fields.append((b"connection", b"close"))
+            elif self.stays and self.idle_seconds >= 1:  # whole seconds, and never more than there are
+                told = f"timeout={int(self.idle_seconds)}".encode()
+                fields += [(b"connection", b"keep-alive"), (b"keep-alive", told)]
+            event = h11.Response(status_code=event.status_code, headers=fields, reason=event.reason)
         return super().send_with_data_passthrough(event)
+
+
+def asks_to_close(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    connection = b",".join(value for name, value in headers if name == b"connection")
+    return b"close" in (word.strip().lower() for word in connection.split(b","))
 
 
 def check_request_line(line: bytes) -> None:
@@ -251,12 +267,13 @@ class Wire(H11Protocol):
         settings: Settings,
         refused: set[Wire],
         on_refusal: Callable[[int], None],
+        is_ending: Callable[[], bool],
     ) -> None:
         super().__init__(config, server_state, app_state, loop)
         self.settings = settings
         self.refused = refused
         self.on_refusal = on_refusal
-        self.conn = Connection(settings.max_header_bytes)
+        self.conn = Connection(settings.max_header_bytes, settings.idle_seconds, lambda: self.stopping or is_ending())
         self.timeout_keep_alive = settings.idle_seconds  # type: ignore[assignment]  # call_later takes it
         self.tls = False
         self.closing = False
@@ -511,10 +528,15 @@ def below_tls(transport: asyncio.Transport) -> asyncio.Transport:
     return lower if isinstance(lower, asyncio.Transport) else transport
 
 
-def protocol(settings: Settings, on_refusal: Callable[[int], None] = lambda status: None) -> type[asyncio.Protocol]:
+def protocol(
+    settings: Settings,
+    on_refusal: Callable[[int], None] = lambda status: None,
+    is_ending: Callable[[], bool] = lambda: False,
+) -> type[asyncio.Protocol]:
     """The protocol of one server. uvicorn makes one object a connection.
 
     on_refusal: told the status of every answer that is given here, and so is unknown to the application.
+    is_ending: whether the server is to end, so that every answer is its connection's last.
     """
     refused: set[Wire] = set()
 
@@ -526,6 +548,6 @@ def protocol(settings: Settings, on_refusal: Callable[[int], None] = lambda stat
             app_state: dict[str, Any],
             _loop: asyncio.AbstractEventLoop | None = None,
         ) -> None:
-            super().__init__(config, server_state, app_state, _loop, settings, refused, on_refusal)
+            super().__init__(config, server_state, app_state, _loop, settings, refused, on_refusal, is_ending)
 
     return Configured

@@ -1210,6 +1210,70 @@ BREAKS = (
         "        yield layer\n",
         "test_replay.py::test_work_that_nobody_waits_for_ends_within_a_layer_and_within_a_draw",
     ),
+    # ---- signals, renewed keys and certificates, connections that stay
+    Break(
+        "a key that is gone from its file is let in on",
+        "http/auth.py",
+        "            self.digests = digests\n",
+        "            self.digests += digests\n",
+        "test_reload.py::test_a_hangup_reads_keys_and_certificate_again_and_a_stream_goes_on",
+    ),
+    Break(
+        "a renewed certificate is read and not shown",
+        "http/reload.py",
+        "            self.latest = context",
+        "            self.latest = None",
+        "test_reload.py::test_a_hangup_reads_keys_and_certificate_again_and_a_stream_goes_on",
+    ),
+    Break(
+        "a hangup is left to the system",
+        "http/server.py",
+        "NOTED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)",
+        "NOTED = (signal.SIGUSR1, signal.SIGUSR2)",
+        "test_reload.py::test_a_hangup_without_files_says_so_and_neither_it_nor_user_signals_end_a_drain",
+    ),
+    Break(
+        "nohup is overruled",
+        "http/server.py",
+        "if signal.getsignal(sig) is not signal.SIG_IGN]",
+        "if signal.getsignal(sig) is not None]",
+        "test_reload.py::test_under_nohup_a_hangup_stays_ignored",
+    ),
+    Break(
+        "a server outlives its terminal",
+        "http/server.py",
+        "if sig == signal.SIGHUP and self.has_terminal and not has_terminal():",
+        "if sig == signal.SIGHUP and not self.has_terminal and has_terminal():",
+        "test_reload.py::test_a_server_whose_terminal_goes_away_drains_and_ends",
+    ),
+    Break(
+        "a connection is promised for longer than it stays",
+        "http/wire.py",
+        'f"timeout={int(self.idle_seconds)}"',
+        'f"timeout={int(self.idle_seconds) + 1}"',
+        "test_wire.py::test_an_answer_says_for_how_long_its_connection_stays",
+    ),
+    Break(
+        "a connection that closes is promised to stay",
+        "http/wire.py",
+        "elif self.stays and self.idle_seconds >= 1:",
+        "elif self.idle_seconds >= 1:",
+        "test_wire.py::test_where_the_connection_closes_no_time_is_promised",
+    ),
+    Break(
+        "connections stay open to a server that drains",
+        "http/wire.py",
+        "or self.is_ending() or asks_to_close(event.headers)",
+        "or asks_to_close(event.headers)",
+        "test_wire.py::test_while_it_drains_every_answer_is_its_connections_last",
+    ),
+    Break(
+        "draining takes longer than Kubernetes waits",
+        "http/settings.py",
+        "drain_seconds: float = option(20,",
+        "drain_seconds: float = option(30,",
+        "test_kubernetes.py::test_draining_fits_the_grace_period_here_and_by_default",
+    ),
 )
 
 

@@ -79,6 +79,7 @@ def test_every_option_that_a_document_names_exists() -> None:
         "--json",
         "--check",
         "--golden",
+        "--from-file",
     }
     for name in ("README.md", "http/README.md", "SECURITY.md"):
         for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / name).read_text(encoding="utf-8")):

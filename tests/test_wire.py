@@ -780,6 +780,64 @@ def test_a_connection_that_idles_between_requests_is_closed_without_a_word(app: 
         assert client.ended
 
 
+@pytest.mark.parametrize("request_", [HEALTH, completion(max_tokens=3, stream=True)], ids=["health", "stream"])
+def test_an_answer_says_for_how_long_its_connection_stays(app: Starlette, request_: bytes) -> None:
+    with serving(app, Settings(idle_seconds=2.9)) as base, client_of(base) as client:
+        for _ in range(2):  # the second goes through what is set anew between two requests
+            client.send(request_)
+            headers = client.next().headers
+            assert (headers["connection"], headers["keep-alive"]) == ("keep-alive", "timeout=2")
+        begun = time.monotonic()
+        assert client.ended
+        assert time.monotonic() - begun > 2  # as promised at least
+
+
+def test_by_default_a_connection_stays_longer_than_a_proxy_keeps_it() -> None:
+    assert Settings().idle_seconds >= 60 + 15  # nginx and ALB let go after 60
+
+
+@pytest.mark.parametrize(
+    ("request_", "idle_seconds"),
+    [
+        (HEALTH.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), 60),
+        (HEALTH.replace(b"\r\n\r\n", b"\r\nConnection: x, Close\r\n\r\n"), 60),
+        (HEALTH.replace(b"HTTP/1.1", b"HTTP/1.0"), 60),
+        (HEALTH.replace(b"HTTP/1.1", b"HTTP/1.0").replace(b"\r\n\r\n", b"\r\nConnection: keep-alive\r\n\r\n"), 60),
+        (completion(max_tokens=3)[:-1].replace(b"Content-Length: ", b"Content-Length: 9999999"), 60),  # 413
+        (HEALTH, 0.9),  # no whole second
+    ],
+    ids=["close", "in a list", "HTTP/1.0", "1.0 keep-alive", "before the body", "under a second"],
+)
+def test_where_the_connection_closes_no_time_is_promised(app: Starlette, request_: bytes, idle_seconds: float) -> None:
+    with serving(app, Settings(idle_seconds=idle_seconds)) as base, client_of(base) as client:
+        client.send(request_)
+        answer = client.next()
+        assert "keep-alive" not in answer.headers
+        assert answer.headers.get("connection") == (None if idle_seconds < 1 else "close")
+        client.raw.shutdown(socket.SHUT_WR)
+        assert client.ended
+
+
+@pytest.mark.parametrize("request_", [HEALTH, completion(max_tokens=3), completion(stream=True)])
+def test_while_it_drains_every_answer_is_its_connections_last(
+    app: Starlette, engine: FakeEngine, request_: bytes
+) -> None:
+    """Else a client with an open connection would be told 503 on it for as long as draining lasts."""
+    gate = engine.logits_of = Gate(engine.logits_of)
+    with serving(app) as base, client_of(base) as client, client_of(base) as unfinished:
+        client.send(HEALTH)
+        assert client.next().headers["connection"] == "keep-alive"
+        unfinished.send(completion(max_tokens=1))
+        assert eventually(lambda: gate.begun == 1)  # so that draining lasts
+        app.state.service.draining = True
+        client.send(request_)
+        answer = client.next()
+        assert (answer.status, answer.headers["connection"]) == (503, "close")
+        assert client.ended
+        gate.allow(1)
+        assert unfinished.next().headers["connection"] == "close"
+
+
 # ---- as many as are allowed
 
 

@@ -19,6 +19,8 @@ import asyncio
 import hashlib
 import logging
 import ssl
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from starlette.datastructures import Headers
@@ -26,10 +28,12 @@ from starlette.datastructures import Headers
 from gnomon.http.identity.client import IdentityService, Right, account
 from gnomon.http.identity.clock import Clock
 from gnomon.http.identity.jwks import KeyCache
+from gnomon.http.identity.options import flag, tls_context
 from gnomon.http.identity.principal import Account, Policy, Principal
 from gnomon.http.identity.recall import Flights, Recall
 from gnomon.http.identity.refusals import Away, BadToken, Denied
 from gnomon.http.identity.tokens import Rules, Token, check_header, credential, parse, time_of, verify
+from gnomon.http.reload import Read, Reader, check_file, owner
 from gnomon.http.settings import AuthMode, AuthSettings
 
 logger = logging.getLogger("gnomon.http")
@@ -90,6 +94,28 @@ class BearerTokens:
         await self.flights.close()
         self.keys.close()
         await self.identity.close()
+
+    def readers(self) -> Sequence[Reader]:
+        return [self.read] if self.files() else []
+
+    def files(self) -> dict[str, Path]:
+        """The certificates and keys that were given for talking to the identity service, by their flags."""
+        names = ("ca_file", "client_certificate", "client_key")
+        return {flag(name): path for name in names if (path := getattr(self.settings, name)) is not None}
+
+    def read(self) -> Read:
+        """Whom to believe to be the identity service, and who we are to it, for the next questions to it."""
+        for name, path in self.files().items():
+            check_file(name, path)
+        tls = tls_context(self.settings)
+        told = []
+        if self.settings.ca_file is not None:
+            trusted = tls.cert_store_stats()["x509"]
+            told.append(f"{flag('ca_file')} {self.settings.ca_file} read, certificates in it: {trusted}")
+        if self.settings.client_certificate is not None:
+            mine = self.settings.client_certificate
+            told.append(f"{flag('client_certificate')} {mine} read: {owner(mine)}")
+        return Read("; ".join(told), lambda: self.identity.renew(tls))
 
     async def prepare(self) -> None:
         """Tries until the endpoints, and the keys where the mode needs them, have been seen once."""

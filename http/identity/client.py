@@ -80,10 +80,15 @@ class IdentityService:
         self.endpoints = Endpoints()
         # Not the pool's own bound: who is cancelled while waiting there may take a connection along for good.
         self.turns = asyncio.Semaphore(settings.max_parallel)
-        self.client = httpx.AsyncClient(
+        self.parallel = settings.max_parallel
+        self.client = self.client_with(tls)
+        self.leaving: set[asyncio.Task[None]] = set()
+
+    def client_with(self, tls: ssl.SSLContext) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
             verify=tls,
-            timeout=settings.http_seconds,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=settings.max_parallel),
+            timeout=self.seconds,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=self.parallel),
             follow_redirects=False,
             trust_env=False,
             # one caller's cookie must not go along with the next caller's token
@@ -91,7 +96,23 @@ class IdentityService:
             headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "gnomon"},
         )
 
+    def renew(self, tls: ssl.SSLContext) -> None:
+        """New connections by these certificates. What is under way ends on its own, which takes `seconds` at most."""
+        leaving = asyncio.get_running_loop().create_task(self.leave(self.client))
+        self.leaving.add(leaving)
+        leaving.add_done_callback(self.leaving.discard)
+        self.client = self.client_with(tls)
+
+    async def leave(self, client: httpx.AsyncClient) -> None:
+        try:
+            await asyncio.sleep(self.seconds)
+        finally:
+            await client.aclose()
+
     async def close(self) -> None:
+        for leaving in self.leaving:
+            leaving.cancel()
+        await asyncio.gather(*self.leaving, return_exceptions=True)
         await self.client.aclose()
 
     async def discover(self) -> None:
