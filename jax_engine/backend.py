@@ -61,7 +61,11 @@ def require_devices(warn: Callable[[str], None] = warnings.warn) -> None:
     if missing:  # the first of them was there, and jax is content with that
         raise NoDevice(_not_here(wanted, missing[0], said))
     for line in said:
-        warn(f"jax goes on without a plugin that is installed: {line}")
+        warn(f"jax goes on without a plugin that is installed{_heard([line])}")
+    if not wanted and not said:
+        for plugin in plugins():
+            if plugin.platform not in here:
+                warn(f"jax goes on without {plugin.module}, installed here; JAX_PLATFORMS={plugin.platform} tells why")
 
 
 def one_line(error: BaseException) -> str:
@@ -147,7 +151,8 @@ def _reason(wanted: str, error: Exception, said: list[str]) -> str:
         if name and not failed:
             which = "JAX_PLATFORM_NAME" if os.environ.get("JAX_PLATFORM_NAME") else "JAX_XLA_BACKEND"
             return f"{which}={name!r}: {_missing(name, said)}"
-        return f"jax has no device: {_short(error)}{_heard(said)}"
+        hint = "; JAX_PLATFORMS=cpu leaves plugins out" if plugins() else ""
+        return f"jax has no device: {_short(error)}{_heard(said)}{hint}"
     name = next((n for n in names if failed and failed[1] in {n, *KINDS.get(n, ())}), names[0])
     installed = any(plugin.platform in {name, *KINDS.get(name, ())} for plugin in plugins())
     unknown = isinstance(error, AssertionError) or "not in the list of known backends" in str(error)
@@ -169,7 +174,8 @@ def _missing(name: str, said: list[str]) -> str:
     if own:
         which = ", ".join(plugin.module for plugin in own)
         why = _heard(said) or f": it found no device{_driver(name)}"
-        return f"the plugin {which} is installed, but cannot be used{why}; plugins here: {here}"
+        left = ", ".join(["cpu", *dict.fromkeys(p.platform for p in installed if p not in own)])
+        return f"the plugin {which} is installed, but cannot be used{why}; here: {left}"
     if name == "tpu":
         return f"there is no plugin for it; here: {here}; to install it: pip install 'jax[tpu]'"
     if name not in KINDS:

@@ -295,7 +295,7 @@ class Device:
         self.pages = pages
         self.layout = sharding.layout(self.config, settings.tensor_parallel)
         self.products = self._products(progress, announce)
-        announce(f"reading the weights: {checkpoint.parameter_count:,} parameters")
+        progress(f"reading the weights: {checkpoint.parameter_count:,} parameters")
         self.params, self.weights_digest = place(checkpoint, self.layout, jnp.dtype(settings.dtype))
         self.table_width = -(-self.config.max_position_embeddings // settings.page_size) + 1
         self.clear()
