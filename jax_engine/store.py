@@ -2,7 +2,8 @@
 
 What lies there is code that will run, so the directory must be this user's, and no other user may write to it. Where
 that cannot be had, the start goes on: with a private temporary directory for as long as it takes, which links to what
-a directory that can only be read has. One line says what is not kept, and why.
+a directory that can only be read has. One line says what is not kept, and why: before it is built, or after it where
+something was there to link to.
 
 This file does not import jax.
 """
@@ -13,7 +14,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gnomon.jax_engine.backend import one_line
@@ -59,10 +60,14 @@ def opened(directory: str | None, environment: Mapping[str, str], say: Say) -> I
             say(f"{NOT_KEPT}: {why}; and there is no temporary directory: {no_place.strerror or no_place}")
             yield None
             return
+        line = f"{NOT_KEPT}: {why}; --cache-dir or GNOMON_CACHE_DIR names another directory"
         with temporary as name:
-            link(kept, Path(name))
-            say(f"{NOT_KEPT}: {why}; --cache-dir or GNOMON_CACHE_DIR names another directory")
+            linked = link(kept, Path(name))
+            if not linked:
+                say(line)
             yield Path(name)
+            if linked and any(not file.is_symlink() for file in Path(name).iterdir()):
+                say(line)  # not all that was needed was there
     else:
         yield kept
 
@@ -74,9 +79,12 @@ def prepare(directory: Path) -> None:
     """Makes the directory if it is not there. Raises OSError, if it cannot be used, with the reason."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     check(directory)
-    with tempfile.TemporaryFile(dir=directory) as probe:
-        probe.write(bytes(PROBE_BYTES))
-        probe.flush()
+    try:
+        with tempfile.TemporaryFile(dir=directory) as probe:
+            probe.write(bytes(PROBE_BYTES))
+            probe.flush()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(directory)) from None
 
 
 def check(path: Path) -> None:
@@ -88,13 +96,13 @@ def check(path: Path) -> None:
         raise Unsafe(f"{path}: others can write to it (chmod go-w)")
 
 
-def link(source: Path | None, target: Path) -> None:
-    """Makes what is in a directory that can be read and trusted reachable from another one."""
-    try:
+def link(source: Path | None, target: Path) -> int:
+    """Makes the files of a directory that can be read and trusted reachable from another one; returns their number."""
+    files: list[Path] = []
+    with suppress(OSError):  # what cannot be read is built anew
         if source is not None:
             check(source)
-            for file in source.iterdir():
-                if file.is_file():
-                    (target / file.name).symlink_to(file.absolute())
-    except OSError:
-        return  # it is built anew
+            files = [file for file in source.iterdir() if file.is_file()]
+    for file in files:
+        (target / file.name).symlink_to(file.absolute())
+    return len(files)
