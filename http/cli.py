@@ -676,7 +676,11 @@ def complete(
         which = ModelOptions(revision, max_model_len, fim_prefix, fim_suffix, fim_middle)
         jax_options = JAX_DEFAULTS
         if engine is EngineName.jax:
+            from gnomon.jax_engine import store
+
             jax_options = replace(JAX_DEFAULTS, cache_dir=_cache_dir())
+            if store.is_new(jax_options.cache_dir, os.environ):
+                say("importing jax")
         opened, tokenizer, _ = open_model(engine, model, which, jax_options, silently, say)
         name = _model_name(model)
         request = replace(request, model=name, stream=not as_json and request.candidates == request.n)

@@ -23,7 +23,7 @@ from gnomon.jax_engine.store import NOT_KEPT
 class Programs:
     """The programs of one start.
 
-    directory: where they are kept; None: nowhere. decides: all that they depend on. say: is told once why no more of
+    directory: where they are kept; None: nowhere by us. decides: all they depend on. say: is told once why no more of
     them are kept.
     """
 
@@ -50,9 +50,14 @@ class Programs:
                     self._drop(lowered)
                     if attempt:
                         self._give_up(error)
-        with pinned({"jax_enable_compilation_cache": False}):
+        if self._mark is None:
+            return lowered.compile()  # with the cache that the process has of its own, if it has one
+        _forget()
+        try:
+            with pinned({"jax_enable_compilation_cache": False}):
+                return lowered.compile()
+        finally:
             _forget()
-            return lowered.compile()
 
     def finish(self) -> None:
         """All are compiled."""

@@ -42,6 +42,17 @@ def default_directory(environment: Mapping[str, str]) -> Path:
         raise OSError("no home directory: HOME is not set, and this user is not in the password file") from None
 
 
+def is_new(directory: str | None, environment: Mapping[str, str]) -> bool:
+    """Whether no start has left its compiled programs there."""
+    with suppress(OSError):
+        return not any(_place(directory, environment).glob("compiled-*"))
+    return True
+
+
+def _place(directory: str | None, environment: Mapping[str, str]) -> Path:
+    return (default_directory(environment) if directory is None else Path(directory).absolute()) / "jax"
+
+
 @contextmanager
 def opened(directory: str | None, environment: Mapping[str, str], say: Say) -> Iterator[Path | None]:
     """The place to build in, for one start; `say` is told once if nothing of it is kept. None: there is no place.
@@ -50,7 +61,7 @@ def opened(directory: str | None, environment: Mapping[str, str], say: Say) -> I
     """
     kept: Path | None = None
     try:
-        kept = (default_directory(environment) if directory is None else Path(directory)) / "jax"
+        kept = _place(directory, environment)
         prepare(kept)
     except OSError as error:
         why = f"{error.filename or kept or ''}: {error.strerror}" if error.strerror else one_line(error)
