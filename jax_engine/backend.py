@@ -29,6 +29,9 @@ SECONDS = 60  # for XLA to read its flags, which takes a fifth of a second
 READ_FLAGS = "from jaxlib import xla_client; xla_client.CompileOptions()"
 
 
+_started: list[bool] = []  # once a process, as jax has it
+
+
 class NoDevice(Exception):
     """Why jax has no device to run on; the message is one line for the user."""
 
@@ -39,10 +42,16 @@ class Plugin(NamedTuple):
 
 
 def require_devices(warn: Callable[[str], None] = warnings.warn) -> None:
-    """Starts jax on the devices that its variables ask for. Raises NoDevice.
+    """Starts jax on the devices that its variables ask for, unless it was started here before. Raises NoDevice.
 
     warn: is told of a plugin that is installed and not used, where jax has gone on without it.
     """
+    if not _started:
+        _start(warn)
+        _started.append(True)
+
+
+def _start(warn: Callable[[str], None]) -> None:
     _check_flags()
     try:
         import jax

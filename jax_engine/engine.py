@@ -139,6 +139,12 @@ class JaxEngine:
         self.eos_ids = self.config.eos_token_ids
         s = self.settings
         self.pool_tokens = default_pool_tokens(self.config, s) if s.pool_tokens is None else s.pool_tokens
+        taken = self.pool_tokens * bytes_per_token(self.config, s)
+        if taken > memory_bytes() * s.tensor_parallel:
+            raise ValueError(
+                f"a key/value pool of {self.pool_tokens:,} tokens takes {taken / 2**20:,.0f} MiB, "
+                f"and there are {memory_bytes() * s.tensor_parallel / 2**20:,.0f} MiB of memory"
+            )
         self._scheduler = self._new_scheduler()
         need = self._scheduler.largest_need(self.context)
         if self._scheduler.pool.size < need:
@@ -146,12 +152,6 @@ class JaxEngine:
                 f"a key/value pool of {self.pool_tokens} tokens holds less than one sequence of the context, "
                 f"{self.context} positions; give at least {need * s.page_size} tokens, "
                 f"{need * s.page_size * bytes_per_token(self.config, s)} bytes"
-            )
-        taken = self.pool_tokens * bytes_per_token(self.config, s)
-        if taken > memory_bytes() * s.tensor_parallel:
-            raise ValueError(
-                f"a key/value pool of {self.pool_tokens:,} tokens takes {taken / 2**20:,.0f} MiB, "
-                f"and there are {memory_bytes() * s.tensor_parallel / 2**20:,.0f} MiB of memory"
             )
         progress = progress or (lambda line: None)
         try:
