@@ -129,6 +129,13 @@ class JaxOptions:
         "and not by XLA; only with --engine jax.",
         ENGINE,
     )
+    cache_dir: str | None = option(
+        None,
+        "Where that kernel and the compiled programs are kept for the next start; only with --engine jax. "
+        "Default: gnomon in $XDG_CACHE_HOME, or in ~/.cache.",
+        ENGINE,
+        metavar="DIR",
+    )
 
 
 JAX_DEFAULTS = JaxOptions()
@@ -205,9 +212,11 @@ def open_model(
     which: ModelOptions,
     jax_options: JaxOptions,
     say: Say,
+    announce: Say,
     warned: Say | None = None,
 ) -> tuple[ServedEngine, Tokenizer, Checkpoint]:
-    """The engine, its tokenizer, and what both were made from. `say` gets a line for every step of the start."""
+    """The engine, its tokenizer, and what both were made from. `say` gets a line for every step of the start, and
+    `announce` one before those that take long, and what is not kept for the next start."""
     from gnomon.reference.checkpoint import CheckpointError
     from gnomon.reference.engine import ReferenceEngine
 
@@ -218,17 +227,32 @@ def open_model(
             case EngineName.reference:
                 return ReferenceEngine(checkpoint), tokenizer, checkpoint
             case EngineName.jax:
-                return _jax_engine(checkpoint, jax_options, say), tokenizer, checkpoint
+                return _jax_engine(checkpoint, jax_options, say, announce), tokenizer, checkpoint
     except (CheckpointError, OSError) as error:  # weights are read by the engine
         fail(str(error), 1)
 
 
-def _cache() -> Path:
-    """Where the JAX engine keeps what it builds for this machine."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gnomon" / "jax"
+def _require_devices(announce: Say) -> None:
+    """Ends the command if jax cannot run here: before modules are imported whose tracebacks tell a user nothing."""
+    from gnomon.jax_engine.backend import NoDevice, require_devices
+
+    try:
+        require_devices(announce)
+    except NoDevice as error:
+        fail(str(error), 1)
 
 
-def _jax_engine(checkpoint: Checkpoint, jax_options: JaxOptions, say: Say) -> ServedEngine:
+def _cache_dir() -> str | None:
+    """The directory of GNOMON_CACHE_DIR, for commands without the option; None: the default one."""
+    named = os.environ.get(_variable("cache_dir"))
+    if named is not None and not named.strip():
+        fail(f"{_variable('cache_dir')} is set and empty; give it a value, or unset it", 2)
+    return named
+
+
+def _jax_engine(checkpoint: Checkpoint, jax_options: JaxOptions, say: Say, announce: Say) -> ServedEngine:
+    _require_devices(announce)
+    from gnomon.jax_engine import store
     from gnomon.jax_engine.engine import EngineSettings, JaxEngine, bytes_per_token
 
     settings = EngineSettings(
@@ -236,15 +260,15 @@ def _jax_engine(checkpoint: Checkpoint, jax_options: JaxOptions, say: Say) -> Se
         dtype=jax_options.dtype,
         tensor_parallel=jax_options.tensor_parallel,
         native=jax_options.native,
-        compilation_cache=_cache(),
     )
     per_token = bytes_per_token(checkpoint.config, settings)
     if jax_options.kv_cache_memory is not None:
         settings = replace(settings, pool_tokens=jax_options.kv_cache_memory * 2**20 // per_token)
-    try:
-        engine = JaxEngine(checkpoint, settings, say)
-    except (ValueError, MemoryError) as error:
-        fail(str(error), 1)
+    with store.opened(jax_options.cache_dir, os.environ, announce) as directory:
+        try:
+            engine = JaxEngine(checkpoint, replace(settings, compilation_cache=directory), say, announce)
+        except (ValueError, MemoryError) as error:
+            fail(str(error) or "there is not enough memory", 1)
     tokens, taken = engine.pool_tokens, engine.pool_tokens * per_token / 2**20
     say(f"key/value pool: {tokens:,} tokens, {taken:,.1f} MiB")
     return engine
@@ -299,7 +323,7 @@ def serve_command() -> Callable[..., None]:
             Annotated[
                 EngineName,
                 typer.Option(
-                    help="What runs the model; jax keeps its compiled programs in ~/.cache/gnomon.",
+                    help="What runs the model; jax keeps its compiled programs: see --cache-dir.",
                     envvar="GNOMON_ENGINE",
                 ),
             ],
@@ -484,7 +508,6 @@ def run_server(
     import logging
     from logging.config import dictConfig
 
-    from gnomon.http.app import create_app
     from gnomon.http.auth import ConfigError
     from gnomon.http.logs import logging_config
     from gnomon.http.server import CannotListen, Server, bind, url
@@ -494,7 +517,7 @@ def run_server(
     say = log.info
 
     def load() -> tuple[ServedEngine, Tokenizer, Checkpoint]:
-        opened = open_model(engine, model, which, jax_options, say, log.warning)
+        opened = open_model(engine, model, which, jax_options, say, say, log.warning)
         say(f"started in {time.monotonic() - started:.1f} s")
         return opened
 
@@ -505,6 +528,9 @@ def run_server(
                 warn(f"{settings.host} is served without TLS; use --tls-certificate, or a proxy that ends TLS")
             allow_open_files(settings.max_connections)
             dictConfig(logging_config(settings))
+            say(_first_line(settings.served_model_name, engine))
+            from gnomon.http.app import create_app  # no sooner: the first line is not to wait for it
+
             app = create_app(None, None, settings)
             base = url(listener, scheme)
             server = Server(app, settings, lambda: announce(settings, base), load)
@@ -520,6 +546,11 @@ def run_server(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+def _first_line(name: str, engine: EngineName) -> str:
+    """What a start begins with, before anything heavy is imported."""
+    return f"starting {name} with --engine {engine}" + (": importing jax" if engine is EngineName.jax else "")
 
 
 FILES_BESIDE = 192  # open files that are no client's connection, those that are being refused included
@@ -672,7 +703,14 @@ def complete(
     try:
         request = CompletionRequest.from_json(_body(members))
         which = ModelOptions(revision, max_model_len, fim_prefix, fim_suffix, fim_middle, fim_order)
-        opened, tokenizer, _ = open_model(engine, model, which, JAX_DEFAULTS, silently)
+        jax_options = JAX_DEFAULTS
+        if engine is EngineName.jax:
+            from gnomon.jax_engine import store
+
+            jax_options = replace(JAX_DEFAULTS, cache_dir=_cache_dir())
+            if store.is_new(jax_options.cache_dir, os.environ):
+                say("importing jax")
+        opened, tokenizer, _ = open_model(engine, model, which, jax_options, silently, say)
         name = _model_name(model)
         request = replace(request, model=name, stream=not as_json and request.candidates == request.n)
         with closing(prepare(request, opened, tokenizer, name)) as run:
@@ -770,10 +808,14 @@ def doctor(
             file.open("a").close()  # minutes later would be a bad time to find that it cannot be written
     except OSError as error:
         fail(f"--json: {json_file!r}: {error.strerror}", 1)
+    say("starting the examination: importing jax")
+    _require_devices(warn)
+    from gnomon.jax_engine import store
     from gnomon.jax_engine.doctor import examine
 
     lines = sys.stderr if json_file == "-" else sys.stdout
-    report = examine(checkpoint, tokenizer, lambda line: print(line, file=lines, flush=True), quick, _cache())
+    with store.opened(_cache_dir(), os.environ, say) as directory:
+        report = examine(checkpoint, tokenizer, lambda line: print(line, file=lines, flush=True), quick, directory, say)
     text = json.dumps(report, indent=2)
     if file is not None:
         file.write_text(text + "\n", encoding="utf-8")

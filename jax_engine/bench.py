@@ -44,6 +44,7 @@ import numpy as np
 import tokenizers
 from safetensors.numpy import save_file
 
+from gnomon.jax_engine.backend import NoDevice, require_devices
 from gnomon.jax_engine.engine import EngineSettings, JaxEngine, bytes_per_token
 from gnomon.reference.checkpoint import (
     Checkpoint,
@@ -825,6 +826,10 @@ def _checkpoint(path: Path, plan: Plan) -> Checkpoint:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 1 if a group failed."""
     options, peers = parse(arguments)
+    try:
+        require_devices()
+    except NoDevice as error:
+        sys.exit(str(error))
     failed, said = False, set[str]()
     with tempfile.TemporaryDirectory(prefix="gnomon-bench-") as name:
         scratch = Path(name)

@@ -46,13 +46,17 @@ from gnomon.jax_engine.model import (
 )
 from gnomon.jax_engine.native import Unavailable
 from gnomon.jax_engine.native import load as load_native
+from gnomon.jax_engine.programs import Programs
 from gnomon.jax_engine.sampler import LOWEST_TEMPERATURE, Rows, Sampled, ranking, report, sample
 from gnomon.reference.checkpoint import Checkpoint
 from gnomon.reference.model import ModelConfig
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.tensors import Place
 
-SERVE_NOTHING = {"bench.py", "doctor.py", "train.py", "train_data.py"}  # sources that decide no served number
+COMPILE_SECONDS, COMPILE_SECONDS_A_LAYER = 3, 0.5  # of all programs, as it took on a machine of two cores
+SERVE_NOTHING = {  # sources that decide no served number
+    "backend.py", "bench.py", "doctor.py", "programs.py", "store.py", "train.py", "train_data.py",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +84,15 @@ def bytes_per_token(config: ModelConfig, settings: EngineSettings) -> int:
     return 2 * config.num_hidden_layers * width * jnp.dtype(cache_dtype(settings)).itemsize
 
 
+def memory_bytes() -> int:
+    """What the device has; a CPU has no limit of its own, but the machine has."""
+    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    return int(limit) if limit else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def default_pool_tokens(config: ModelConfig, settings: EngineSettings) -> int:
     """Room for four full contexts a slot, so that prefixes stay cached, in at most a quarter of the device's memory."""
-    memory = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
-    if memory is None:  # a CPU has no limit of its own
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    affordable = memory // 4 // bytes_per_token(config, settings)
+    affordable = memory_bytes() // 4 // bytes_per_token(config, settings)
     whole_pages = -(-config.max_position_embeddings // settings.page_size) * settings.page_size
     return min(affordable, 4 * settings.slots * whole_pages)
 
@@ -259,6 +266,16 @@ def place(checkpoint: Checkpoint, layout: sharding.Layout, dtype: Any) -> Placed
     return Placed(params, hashlib.sha256(repr((tied, sorted(digests.items()))).encode()).digest())
 
 
+def _sources() -> bytes:
+    """A hash of every source that decides a served number."""
+    digest = hashlib.sha256()
+    for folder in (Path(__file__).parent, Path(__file__).parent.parent / "reference"):
+        for source in sorted({*folder.glob("*.py"), *folder.glob("*.cc")}):
+            if source.name not in SERVE_NOTHING:
+                digest.update(source.read_bytes())
+    return digest.digest()
+
+
 class Device:
     """A model's weights, pages and slots on the device, and its compiled programs.
 
@@ -266,33 +283,51 @@ class Device:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, settings: EngineSettings, pages: int, progress: Callable[[str], None]
+        self,
+        checkpoint: Checkpoint,
+        settings: EngineSettings,
+        pages: int,
+        progress: Callable[[str], None],
+        announce: Callable[[str], None],
     ) -> None:
         self.config = checkpoint.config
         self.settings = settings
         self.pages = pages
-        jax.config.update("jax_default_matmul_precision", "highest")  # type: ignore[no-untyped-call]
-        if settings.compilation_cache is not None:
-            jax.config.update("jax_compilation_cache_dir", str(settings.compilation_cache))  # type: ignore[no-untyped-call]
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # type: ignore[no-untyped-call]
         self.layout = sharding.layout(self.config, settings.tensor_parallel)
-        self.products = self._products(progress)
+        self.products = self._products(progress, announce)
+        progress(f"reading the weights: {checkpoint.parameter_count:,} parameters")
         self.params, self.weights_digest = place(checkpoint, self.layout, jnp.dtype(settings.dtype))
         self.table_width = -(-self.config.max_position_embeddings // settings.page_size) + 1
         self.clear()
-        self.compiled: dict[str, Any] = {}
-        for name, program in self.programs().items():
-            started = time.monotonic()
-            self.compiled[name] = program.jitted(self.layout.whole).lower(*program.arguments).compile()
-            progress(f"compiled {name} in {time.monotonic() - started:.1f} s")
+        self.compiled = self._compile(progress, announce)
         self.fingerprint = self._fingerprint()
         self.clear()
 
-    def _products(self, progress: Callable[[str], None]) -> Products:
+    def _compile(self, progress: Callable[[str], None], announce: Callable[[str], None]) -> dict[str, Any]:
+        programs = self.programs()
+        kept = Programs(self.settings.compilation_cache, repr((self._decides(), _sources())), announce)
+        if not kept.complete:
+            about = ""
+            if jax.default_backend() == "cpu":
+                seconds = COMPILE_SECONDS + COMPILE_SECONDS_A_LAYER * self.config.num_hidden_layers
+                about = f": about {seconds:.0f} s, the first time only"
+            announce(f"compiling {len(programs)} programs for {self.config.num_hidden_layers} layers{about}")
+        compiled = {}
+        for name, program in programs.items():
+            started = time.monotonic()
+            compiled[name] = kept.compile(program.jitted(self.layout.whole).lower(*program.arguments))
+            progress(f"compiled {name} in {time.monotonic() - started:.1f} s")
+        kept.finish()
+        return compiled
+
+    def _products(self, progress: Callable[[str], None], announce: Callable[[str], None]) -> Products:
         s = self.settings
         if not s.native:
             return Products(product, product, "XLA")
-        native = load_native(s.compilation_cache) if self.layout.size == 1 else Unavailable("there are several devices")
+        if self.layout.size == 1:
+            native = load_native(s.compilation_cache, announce)
+        else:
+            native = Unavailable("there are several devices")
         if isinstance(native, Unavailable):
             progress(f"products by XLA, not natively: {native}")
             return Products(product, product, "XLA")
@@ -437,14 +472,18 @@ class Device:
 
     def _fingerprint(self) -> str:
         """A hash of all that decides the numbers, and of the output bits of every program on a fixed probe."""
-        digest = hashlib.sha256()
-        for folder in (Path(__file__).parent, Path(__file__).parent.parent / "reference"):
-            for source in sorted({*folder.glob("*.py"), *folder.glob("*.cc")}):
-                if source.name not in SERVE_NOTHING:
-                    digest.update(source.read_bytes())
+        digest = hashlib.sha256(_sources())
+        digest.update(repr(self._decides()).encode())
+        digest.update(self.weights_digest)
+        for bits in jax.tree.leaves(list(self._probe())):
+            digest.update(np.asarray(bits).tobytes())
+        return "gnomon-jax-" + digest.hexdigest()[:16]
+
+    def _decides(self) -> Mapping[str, Any]:
+        """What the programs depend on, the weights' values and our source aside."""
         device, s = jax.devices()[0], self.settings
-        flags = [os.environ.get(name) for name in ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION", "LIBTPU_INIT_ARGS")]
-        decides: Mapping[str, Any] = {
+        flags = [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+        return {
             "versions": (jax.__version__, version("jaxlib")),
             "device": (device.platform, device.device_kind, platform.machine(), os.cpu_count(), flags),
             "products": self.products.description,
@@ -452,11 +491,6 @@ class Device:
             "shapes": (s.slots, s.page_size, s.chunk, self.pages, str(s.dtype), str(cache_dtype(s))),
             "model": self.config,
         }
-        digest.update(repr(decides).encode())
-        digest.update(self.weights_digest)
-        for bits in jax.tree.leaves(list(self._probe())):
-            digest.update(np.asarray(bits).tobytes())
-        return "gnomon-jax-" + digest.hexdigest()[:16]
 
     def _probe(self) -> Iterator[Any]:
         s, V = self.settings, self.config.vocab_size

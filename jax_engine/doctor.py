@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 
 from gnomon.jax_engine.device import EngineSettings, bytes_per_token, default_pool_tokens
 from gnomon.jax_engine.engine import JaxEngine
+from gnomon.jax_engine.pins import pinned
 from gnomon.reference.checkpoint import Checkpoint, default_model_path
 from gnomon.reference.completion import EngineFailed, prepare
 from gnomon.reference.engine import Failed, ReferenceEngine, Token
@@ -88,7 +89,15 @@ QUICK = Effort(1, 12, 288, 1, 5, timings=5, cpu_bytes=2**27, gpu_bytes=2**30, la
 class Patient:
     """What is examined: a model, and the engines that are started for it. cache: see EngineSettings."""
 
-    def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer, effort: Effort, cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tokenizer: Tokenizer,
+        effort: Effort,
+        cache: Path | None = None,
+        announce: Say = lambda line: None,
+    ) -> None:
+        self.announce = announce  # is told before what takes long
         self.checkpoint, self.tokenizer, self.effort, self.cache = checkpoint, tokenizer, effort, cache
         self.notes: list[str] = []  # what the engine said last while it started, but for the times of compilation
         self.config = checkpoint.config
@@ -105,7 +114,8 @@ class Patient:
         if (dtype, number) not in self._engines:
             jax.clear_caches()  # type: ignore[no-untyped-call]
             said: list[str] = []
-            self._engines[dtype, number] = JaxEngine(self.checkpoint, self.settings(dtype), said.append)
+            settings = self.settings(dtype)
+            self._engines[dtype, number] = JaxEngine(self.checkpoint, settings, said.append, self.announce)
             self.notes = [without_names(line) for line in said if not line.startswith("compiled ")]
         return self._engines[dtype, number]
 
@@ -133,20 +143,26 @@ class Patient:
 
 
 def examine(
-    checkpoint: Checkpoint, tokenizer: Tokenizer, say: Say = print, quick: bool = False, cache: Path | None = None
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    say: Say = print,
+    quick: bool = False,
+    cache: Path | None = None,
+    announce: Say = lambda line: None,
 ) -> Report:
-    """Runs every section; `say` gets each line as it comes. The report's `verdict` is `sound` or `unsound`.
+    """Runs every section; `say` gets each line as it comes, and `announce` one before every engine that is built. The
+    report's `verdict` is `sound` or `unsound`.
 
     cache: the directory that `gnomon serve` has, so that what is built there once is examined here; XLA's programs are
     compiled anew all the same.
     """
-    patient = Patient(checkpoint, tokenizer, QUICK if quick else FULL, cache)
+    patient = Patient(checkpoint, tokenizer, QUICK if quick else FULL, cache, announce)
     started, now = time.monotonic(), datetime.now(UTC)
     report: Report = {"gnomon": version("gnomon"), "date": now.isoformat(timespec="seconds"), "quick": quick}
     say(f"gnomon doctor{' --quick' if quick else ''}, version {report['gnomon']}, {now:%Y-%m-%d %H:%M} UTC")
     reasons: list[str] = []
     try:
-        with _no_compilation_cache():
+        with _no_compilation_cache(), pinned():
             for name, section in SECTIONS.items():
                 found: Report = {}
                 report[name], began = found, time.monotonic()
@@ -199,7 +215,7 @@ def last_line(error: Exception) -> str:
 
 def without_names(text: str) -> str:
     """The text without what could say whose machine this is: paths and the host's name."""
-    home, host = str(Path.home()), socket.gethostname()
+    home, host = os.path.expanduser("~"), socket.gethostname()
     if len(home) > 1:
         text = text.replace(home, "/~")  # it may have spaces in it
     text = re.sub(r"(?<![\w.])/[^\s'\",:;()]+", "<path>", text)

@@ -27,7 +27,9 @@ import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
-from gnomon.jax_engine.device import Device, EngineSettings, Program, bytes_per_token, default_pool_tokens
+from gnomon.jax_engine.backend import one_line, require_devices
+from gnomon.jax_engine.device import Device, EngineSettings, Program, bytes_per_token, default_pool_tokens, memory_bytes
+from gnomon.jax_engine.pins import pinned, refused
 from gnomon.jax_engine.sampler import Sampled
 from gnomon.jax_engine.scheduler import Running, Scheduler, Work
 from gnomon.reference.checkpoint import Checkpoint
@@ -110,9 +112,11 @@ class Landing(NamedTuple):
 class JaxEngine:
     """Serves a checkpoint on whatever device jax has.
 
-    Making one compiles every program (`progress` gets a line for each) and starts the thread; `stop` ends it. Raises
-    ValueError if the pool is too small for one sequence of the whole context, or the model cannot be cut over so many
-    devices.
+    Making one compiles every program (`progress` gets a line for each, `announce` one before what takes long) and
+    starts the thread; `stop` ends it. Raises NoDevice if jax has none of the platforms it is to run on; ValueError if
+    the pool is too small for one sequence of the whole context or larger than the memory, or the model cannot be cut
+    over so many devices; MemoryError if the device's memory does not hold it. What jax is set to elsewhere in this
+    process changes nothing here, and the engine changes nothing of it (see pins.py).
     """
 
     name = "jax"
@@ -123,7 +127,11 @@ class JaxEngine:
         checkpoint: Checkpoint,
         settings: EngineSettings | None = None,
         progress: Callable[[str], None] | None = None,
+        announce: Callable[[str], None] | None = None,
     ) -> None:
+        require_devices()
+        if (why := refused()) is not None:
+            raise ValueError(why)
         self.settings = settings or EngineSettings()
         self.config = checkpoint.config
         self.vocab_size = self.config.vocab_size
@@ -131,6 +139,12 @@ class JaxEngine:
         self.eos_ids = self.config.eos_token_ids
         s = self.settings
         self.pool_tokens = default_pool_tokens(self.config, s) if s.pool_tokens is None else s.pool_tokens
+        taken = self.pool_tokens * bytes_per_token(self.config, s)
+        if taken > memory_bytes() * s.tensor_parallel:
+            raise ValueError(
+                f"a key/value pool of {self.pool_tokens:,} tokens takes {taken / 2**20:,.0f} MiB, "
+                f"and there are {memory_bytes() * s.tensor_parallel / 2**20:,.0f} MiB of memory"
+            )
         self._scheduler = self._new_scheduler()
         need = self._scheduler.largest_need(self.context)
         if self._scheduler.pool.size < need:
@@ -139,7 +153,14 @@ class JaxEngine:
                 f"{self.context} positions; give at least {need * s.page_size} tokens, "
                 f"{need * s.page_size * bytes_per_token(self.config, s)} bytes"
             )
-        self._device = Device(checkpoint, s, self._scheduler.pool.size, progress or (lambda line: None))
+        progress = progress or (lambda line: None)
+        try:
+            with pinned():
+                self._device = Device(checkpoint, s, self._scheduler.pool.size, progress, announce or progress)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise MemoryError(f"the device's memory does not hold the model and its pool: {one_line(error)}") from error
         self.fingerprint = self._device.fingerprint
         self._landings: deque[Landing] = deque()
         self._inbox: queue.SimpleQueue[Callable[[Scheduler], object] | None] = queue.SimpleQueue()
@@ -154,7 +175,8 @@ class JaxEngine:
 
     def programs(self) -> dict[str, Program]:
         """Every program that the engine runs, with arguments of the shapes it is compiled for, and no others."""
-        return self._device.programs()
+        with pinned():
+            return self._device.programs()
 
     # ---- the waist
 
@@ -221,6 +243,10 @@ class JaxEngine:
     # ---- the thread that owns the device
 
     def _run(self) -> None:
+        with pinned():
+            self._serve()
+
+    def _serve(self) -> None:
         torn = False
         while True:
             try:

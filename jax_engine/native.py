@@ -3,7 +3,7 @@
     1 compiler   $CXX, else the first of c++, g++, clang++; asked for its version and what it knows of this CPU
     2 name       a hash of all that decides the machine code; also the name of the call in compiled programs
     3 build      into the cache directory unless it is there, next to its final name and then moved, so that processes
-                 that build at the same time do no harm
+                 that build at the same time do no harm; a library that another user may have written is not loaded
     4 register   with XLA, for the platform cpu
 
 Where a step fails, `load` says why and XLA's own product is to be used. Whether a program contains the call is decided
@@ -20,6 +20,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,11 +29,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from gnomon.jax_engine.store import check
+
 SOURCE = Path(__file__).resolve().with_name("native.cc")
 COMPILERS = ("c++", "g++", "clang++")
 CPU_FLAG = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
 FLAGS = ("-std=c++20", "-O3", CPU_FLAG, "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-w")
-SECONDS = 300  # for one run of the compiler; a build takes five to ten on an idle core
+SECONDS = 300  # for one run of the compiler
+BUILD_SECONDS = 10  # what a build took on a machine of two cores with little else to do
 
 _registered: dict[str, ctypes.CDLL] = {}  # XLA's table of calls is the process's, and so is this one
 
@@ -61,21 +65,28 @@ class Native:
         return y
 
 
-def load(cache: Path | None) -> Native | Unavailable:
-    """The native product, built into `cache` if it is not there yet, or why there is none."""
+def _nothing(line: str) -> None:
+    """Says nothing."""
+
+
+def load(cache: Path | None, announce: Callable[[str], None] = _nothing) -> Native | Unavailable:
+    """The native product, built into `cache` if it is not there yet, or why there is none.
+
+    announce: is told before the compiler begins.
+    """
     try:
         if jax.default_backend() != "cpu":
             raise Unavailable(f"the device is not a CPU but {jax.default_backend()}")
         if cache is None:
             raise Unavailable("there is no cache directory to build it in")
-        return _load(cache)
+        return _load(cache, announce)
     except Unavailable as reason:
         return reason
     except (OSError, ValueError, AttributeError, jax.errors.JaxRuntimeError) as error:
         return Unavailable(f"the library cannot be used: {error}")
 
 
-def _load(cache: Path) -> Native:
+def _load(cache: Path, announce: Callable[[str], None]) -> Native:
     compiler = _compiler()
     source = SOURCE.read_bytes()
     about = _run([*compiler, "--version"]).partition("\n")[0]
@@ -85,7 +96,10 @@ def _load(cache: Path) -> Native:
     if target not in _registered:
         library = cache / f"{target}.so"
         if not library.exists():
+            announce(f"building the native product with {compiler[0]}: about {BUILD_SECONDS} s, the first time only")
             _build(compiler, library)
+        check(library.parent)
+        check(library)
         loaded = ctypes.CDLL(str(library))
         call = jax.ffi.pycapsule(loaded.gnomon_linear)  # type: ignore[no-untyped-call]
         jax.ffi.register_ffi_target(target, call, platform="cpu")
@@ -107,6 +121,7 @@ def _build(compiler: list[str], library: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=library.stem, dir=library.parent) as folder:
         built = Path(folder) / library.name
         _run([*compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", "-o", str(built), str(SOURCE)])
+        built.chmod(0o700)  # whatever the umask: what others can write to is not loaded
         built.replace(library)
 
 

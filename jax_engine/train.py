@@ -35,6 +35,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from gnomon.jax_engine.backend import NoDevice, require_devices
 from gnomon.jax_engine.train_data import (
     END,
     FIM_MIDDLE,
@@ -817,8 +818,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.set_defaults(run=run_evaluate)
     args = parser.parse_args(argv)
     try:
+        require_devices()
         args.run(args)
-    except DataError as error:
+    except (DataError, NoDevice) as error:
         sys.exit(f"error: {error}")
 
 

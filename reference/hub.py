@@ -105,6 +105,8 @@ def _reason(error: Exception, revision: str | None) -> str:
             return f"{hub} refused the token, or the lack of one, with {status}; see HF_TOKEN and `hf auth login`"
         case _ if status is not None:
             return f"{hub} answered {status}; a copy in the cache would have served"
+        case RuntimeError() if "home directory" in str(cause):
+            return "there is no home directory for the hub's cache; HF_HOME names another"
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return f"no space left for it in the cache {cache}; HF_HOME moves it"
         case OSError(strerror=str(text)):

@@ -42,6 +42,7 @@ JAX_OPTIONS = (
     ["--tensor-parallel", "2"],
     ["--native"],
     ["--no-native"],
+    ["--cache-dir", "cache"],
 )
 NO_END = json.dumps({EOT: -100})
 COMMAND = (sys.executable, "-c", "from gnomon.http.cli import main; main()")
@@ -331,13 +332,50 @@ def test_a_revision_of_a_directory_is_one_line(gnomon: Gnomon, model: Path, comm
 
 
 @pytest.mark.slow
-def test_completing_says_nothing_of_how_it_starts(
+def test_completing_says_only_what_takes_long_and_only_the_first_time(
     gnomon: Gnomon, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for engine in ("reference", "jax"):
+    monkeypatch.setattr("gnomon.jax_engine.native._registered", {})
+    monkeypatch.setenv("GNOMON_CACHE_DIR", str(tmp_path))
+    said = []
+    for engine in ("reference", "jax", "jax"):
         result = gnomon("complete", "a", "--engine", engine, "--max-model-len", 64, "--model", model)
-        assert (result.code, result.err) == (0, "")
+        assert result.code == 0
+        said.append(result.err)
+    assert said[0] == said[2] == ""
+    assert re.fullmatch(r"importing jax\nbuilding the native product .+\ncompiling 5 programs .+\n", said[1])
+
+
+BEFORE_JAX = """
+import sys, time
+class Told:
+    def find_spec(self, name, path=None, target=None):
+        if name == "jax":
+            time.sleep(1)  # what was said is there by now
+            sys.stderr.write("jax is imported\\n")
+            sys.stderr.flush()
+            sys.meta_path.remove(self)
+sys.meta_path.insert(0, Told())
+from gnomon.http.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("command", ["serve", "doctor"])
+def test_the_first_line_comes_before_jax_is_imported(command: str) -> None:
+    """Importing it takes seconds. JAX_PLATFORMS ends the start there."""
+    done = subprocess.run(
+        [sys.executable, "-c", BEFORE_JAX, command, *(["--port", "0"] if command == "serve" else ["--quick"])],
+        env={**os.environ, "JAX_PLATFORMS": "nonsense"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    first, imported, last = done.stderr.splitlines()
+    assert re.fullmatch(r"(\S+ INFO )?starting .+: importing jax", first)
+    assert imported == "jax is imported"
+    assert last.startswith("gnomon: JAX_PLATFORMS='nonsense': ")
 
 
 # ---- serve
@@ -389,7 +427,8 @@ def test_serve_says_where_and_its_example_works_and_ctrl_c_ends_it(model: Path) 
         assert (served["id"], served["max_model_len"]) == ("tiny", 4096)
         assert "server" not in response.headers
         log = interrupt(server.process)
-    infill, weights, started, post, get, draining, stopped = log.splitlines()
+    first, infill, weights, started, post, get, draining, stopped = log.splitlines()
+    assert re.fullmatch(r"\S+ INFO starting tiny with --engine reference", first)
     assert infill.partition(" INFO ")[2] == (
         "fill-in-the-middle: <|fim_prefix|> prompt <|fim_suffix|> suffix <|fim_middle|> "
         "(order psm: as the embedded model's MODEL_CARD.md says of these tokens; --fim-order changes it)"
@@ -754,13 +793,15 @@ def test_options_of_the_jax_engine_are_refused_with_another(gnomon: Gnomon, mode
 
 @pytest.mark.parametrize("options", JAX_OPTIONS)
 def test_options_of_the_jax_engine_reach_it(
-    gnomon: Gnomon, monkeypatch: pytest.MonkeyPatch, model: Path, options: list[str]
+    gnomon: Gnomon, monkeypatch: pytest.MonkeyPatch, model: Path, options: list[str], tmp_path: Path
 ) -> None:
     from gnomon.jax_engine.engine import EngineSettings
 
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     seen: list[EngineSettings] = []
 
-    def engine(checkpoint: object, settings: EngineSettings, progress: object) -> None:
+    def engine(checkpoint: object, settings: EngineSettings, *tellers: object) -> None:
         seen.append(settings)
         raise ValueError("enough was seen")
 
@@ -770,9 +811,9 @@ def test_options_of_the_jax_engine_reach_it(
     [settings] = seen
     per_token = 2 * 2 * 2 * 8 * 4  # keys and values, layers, key/value heads, head width, bytes of a float32
     expected = {"--slots": 3, "--dtype": "bfloat16", "--kv-cache-memory": 7 * 2**20 // per_token}
-    expected["--tensor-parallel"] = 2
+    expected["--tensor-parallel"], expected["--cache-dir"] = 2, tmp_path / "cache" / "jax"
     given = {"--slots": settings.slots, "--dtype": settings.dtype, "--kv-cache-memory": settings.pool_tokens}
-    given["--tensor-parallel"] = settings.tensor_parallel
+    given["--tensor-parallel"], given["--cache-dir"] = settings.tensor_parallel, settings.compilation_cache
     expected["--native"], given["--native"] = True, settings.native
     expected["--no-native"], given["--no-native"] = False, settings.native
     assert given[options[0]] == expected[options[0]]
@@ -784,9 +825,16 @@ def test_serve_runs_jax_by_default_reports_its_start_and_starts_quicker_from_its
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     weights = r"\S+ INFO weights: 21 tensors, [\d.]+ MiB, read in [\d.]+ s, placed in [\d.]+ s\n"
-    programs = rf"\S+ INFO products by .+\n{weights}(\S+ INFO compiled \w+ in [\d.]+ s\n){{5}}\S+ INFO "
+    first = r"\S+ INFO starting tiny with --engine jax: importing jax\n"
+    built = r"\S+ INFO building the native product with \S+: about 10 s, the first time only\n"
+    reading = r"\S+ INFO reading the weights: [\d,]+ parameters\n"
+    ahead = r"\S+ INFO compiling 5 programs for 2 layers: about 4 s, the first time only\n"
+    compiled = r"(\S+ INFO compiled \w+ in [\d.]+ s\n){5}"
     kept = []
-    for _ in range(2):
+    for is_first in (True, False):
+        build, compiling = (built, ahead) if is_first else ("", "")
+        products = rf"{first}{build}\S+ INFO products by .+\n"
+        programs = rf"{products}{reading}{weights}{compiling}{compiled}\S+ INFO "
         with serve(model, "--port", 0, "--slots", 2) as server:
             answer = httpx.post(f"{server.url}/v1/completions", json={"model": "tiny", "prompt": "a", "max_tokens": 2})
             assert answer.json()["system_fingerprint"].startswith("gnomon-jax-")

@@ -213,6 +213,15 @@ def test_a_pool_smaller_than_one_context_is_refused_with_the_number_that_would_d
 
 
 @pytest.mark.slow
+def test_a_pool_larger_than_the_memory_is_refused_before_anything_is_made(
+    model: tuple[Checkpoint, Tokenizer],
+) -> None:
+    with pytest.raises(
+        ValueError, match=r"a key/value pool of [\d,]+ tokens takes [\d,]+ MiB, and there are [\d,]+ MiB"
+    ):
+        JaxEngine(model[0], EngineSettings(pool_tokens=10**13))
+
+
 def test_the_fingerprint_changes_with_weights_and_shapes_and_not_with_time(
     engine: JaxEngine, model: tuple[Checkpoint, Tokenizer]
 ) -> None:
