@@ -876,8 +876,8 @@ def _request(server: Server) -> dict[str, Any]:
         [field.name for field in FIELDS if not field.required],
         additionalProperties={"type": "null"},
         description="null is the same as leaving a field out, whatever its name, and an entry of logit_bias or "
-        "stream_options too; only a prompt of null says something. Where this server allows less than the law, the schema "
-        f"says how much. The prompts times the candidates of each (best_of, or "
+        "stream_options too; only a prompt of null says something. Where this server allows less than the law, the "
+        "schema says how much. The prompts times the candidates of each (best_of, or "
         f"else n) are at most {limit}. An integer may be written as 16.0, up to 2 to the power of 53.",
     )
 
