@@ -62,8 +62,8 @@ class AuthSettings:
     )
     api_key_file: Path | None = option(
         None,
-        "A file with the keys of mode api-key, one a line, each of 16 or more visible ASCII characters; # begins a comment. Or give "
-        "them in GNOMON_AUTH_API_KEYS, separated by white space.",
+        "A file with the keys of mode api-key, one a line, each of 16 or more visible ASCII characters; # begins a "
+        "comment. Or give them in GNOMON_AUTH_API_KEYS, separated by white space.",
         AUTH,
         metavar="FILE",
     )
