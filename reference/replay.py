@@ -26,6 +26,7 @@ from gnomon.reference.engine import Engine, ReferenceEngine, go_on, reported
 from gnomon.reference.explain import Draw, explain
 from gnomon.reference.picture import picture
 from gnomon.reference.request import (
+    BY_NAME,
     CompletionRequest,
     InvalidRequest,
     Limits,
@@ -58,7 +59,7 @@ class TraceRequest:
     @classmethod
     def from_fields(cls, body: Mapping[str, Any], limits: Limits | None = None) -> TraceRequest:
         """Reads JSON values. Raises InvalidRequest, which names a field of the inner request as `request.seed`."""
-        check_names(members(body), FIELDS, {})
+        check_names(members(body), FIELDS, {"request": BY_NAME})
         sent = body.get("request")
         if not isinstance(sent, dict):
             allowed = "the body of the completion's request, an object"
