@@ -206,22 +206,29 @@ def check_names(given: Mapping[str, Any], known: Collection[str], inner: Mapping
 
     known: the names of this object's members · inner: of those that are objects themselves, the names of theirs.
     """
-    unknown = {key: (key_of(key), _nearest(key, known)) for key in given if key not in known}
+    unknown = [("", key, known) for key in given if key not in known]
     allowed = [f"the fields are {', '.join(known)}"] if unknown else []
     for name, names in inner.items():
         sent = given.get(name)
-        strange = [key for key in members(sent, f"{name}.") if key not in names] if isinstance(sent, dict) else []
-        unknown |= {f"{name}.{key}": (f"{name}.{key_of(key)}", _nearest(key, names)) for key in strange}
+        said = members(sent, f"{name}.") if isinstance(sent, dict) else {}
+        strange = [(f"{name}.", key, names) for key in said if key not in names]
+        unknown += strange
         allowed += [f"{name} has {', '.join(names)}"] if strange else []
     if not unknown:
         return
-    (first, *others), more = [text for text, _ in unknown.values()][:LISTED], len(unknown) - LISTED
+    listed, more = unknown[:LISTED], len(unknown) - LISTED  # nothing more is done for each of a million names
+    first, *others = (place + key_of(key) for place, key, _ in listed)
     message = f"{first}: unknown field"
     if others:
         message += f", and so {'are' if len(others) > 1 else 'is'} {', '.join(others)}"
         message += f" and {more} more" if more > 0 else ""
-    near = [f"{text} is near {ours}" for text, ours in [*unknown.values()][:LISTED] if ours is not None]
-    raise InvalidRequest(next(iter(unknown)), "; ".join([message, *near, *allowed]))
+    near = [
+        f"{place}{key_of(key)} is near {ours}"
+        for place, key, names in listed
+        if (ours := _nearest(str(key), names)) is not None
+    ]
+    place, key, _ = unknown[0]
+    raise InvalidRequest(f"{place}{key}", "; ".join([message, *near, *allowed]))
 
 
 def _nearest(name: str, known: Collection[str]) -> str | None:

@@ -10,6 +10,7 @@ import importlib
 import json
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import pytest
@@ -495,11 +496,21 @@ def test_the_nearest_name_is_told_if_one_is_near(sent: str, ours: str | None) ->
     assert ours is None or f"; {sent} is near {ours}; " in message
 
 
-def test_a_thousand_unknown_names_are_counted_and_some_are_listed() -> None:
+def test_a_thousand_unknown_names_are_counted_and_only_some_are_listed_and_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared: list[str] = []
+
+    def counted(name: str, *of: Any) -> list[str]:
+        compared.append(name)
+        return get_close_matches(name, *of)
+
+    monkeypatch.setattr("gnomon.reference.request.get_close_matches", counted)
     message = refused(**{f"k{i}": "1" for i in range(1000)}).message
     assert message.count("k") > 30
     assert " and 968 more; " in message
     assert len(message) < 1000
+    assert len(compared) == 32, "8 MiB of names would take minutes"
 
 
 def test_a_field_given_twice_is_refused_even_with_equal_values() -> None:
