@@ -35,12 +35,14 @@ _HEADER = b"x-request-id"
 
 
 class Observed:
-    """routes: the paths that are told apart; every other is "other"."""
+    """routes: the paths that are told apart; every other is "other". One that ends in a parameter, such as
+    /v1/models/{model}, stands for all below it: a caller's words are no label."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, routes: frozenset[str], tracer: Tracer | None = None) -> None:
         self.app = app
         self.metrics = metrics
         self.routes = routes
+        self.stems = {route.partition("{")[0]: route for route in routes if "{" in route}
         self.tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,8 +95,12 @@ class Observed:
         if not request_id or redacted(request_id) != request_id:  # none, none that is sound, or a credential
             request_id = uuid.uuid4().hex
         method = scope["method"] if scope["method"] in METHODS else "other"
-        route = scope["path"] if scope["path"] in self.routes else "other"
-        return Record(request_id, method, route, on_gap=self.metrics.gap)
+        return Record(request_id, method, self.route(scope["path"]), on_gap=self.metrics.gap)
+
+    def route(self, path: str) -> str:
+        if path in self.routes:
+            return path
+        return next((route for stem, route in self.stems.items() if path.startswith(stem) and path != stem), "other")
 
 
 def judged(status: int | None, whole: bool, gone: bool) -> Outcome:

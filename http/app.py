@@ -7,10 +7,11 @@
     GET  /metrics           what it does and did, for Prometheus: metrics.py
     GET  /openapi.json      all of this, for machines: openapi.py
     GET  /v1/models         the one model, in the API's list form
+    GET  /v1/models/{model} the same by its id, which may have slashes
     GET  /v1/capabilities   what it honours, field by field: openapi.py
     POST /v1/completions    completions.py
     POST /v1/completions/trace   retrace.py
-    anything else           404 or 405, in the API's error form
+    anything else           404 or 405, in the API's error form; paths.py knows what may have been meant
 
 How an answer is made is decided in completions.py, how an error looks in errors.py, how the process ends in server.py.
 """
@@ -36,7 +37,7 @@ from starlette.routing import Route
 from gnomon.http.access import Observed
 from gnomon.http.auth import Authentication, authenticator
 from gnomon.http.completions import Completions
-from gnomon.http.errors import ErrorForm, response, unknown_route
+from gnomon.http.errors import ErrorForm, no_such_path, response, unknown_route
 from gnomon.http.metrics import Load, Metrics
 from gnomon.http.openapi import capabilities, document
 from gnomon.http.page import FILE, Page
@@ -45,7 +46,7 @@ from gnomon.http.service import Service
 from gnomon.http.settings import AuthMode, AuthSettings, Settings
 from gnomon.http.tracing import tracer
 from gnomon.reference.engine import ServedEngine
-from gnomon.reference.request import InvalidRequest
+from gnomon.reference.request import InvalidRequest, ModelNotFound
 from gnomon.reference.response import json_bytes
 from gnomon.reference.tokenizer import Tokenizer
 
@@ -92,16 +93,26 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
         engine, tokenizer = service.model()
         return _json(capabilities(engine.name, engine, tokenizer, settings, traced=retrace.refusal() is None))
 
-    async def models(request: Request) -> Response:
+    def served_model() -> dict[str, object]:
         engine, _ = service.model()
-        model = {
+        return {
             "id": settings.served_model_name,
             "object": "model",
             "created": started,
             "owned_by": "gnomon",
             "max_model_len": engine.context,
         }
-        return _json({"object": "list", "data": [model]})
+
+    async def models(request: Request) -> Response:
+        return _json({"object": "list", "data": [served_model()]})
+
+    async def model(request: Request) -> Response:
+        asked, described = request.path_params["model"], served_model()
+        if not asked:
+            raise no_such_path(request)
+        if asked != settings.served_model_name:
+            raise ModelNotFound(asked, settings.served_model_name)
+        return _json(described)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -122,6 +133,7 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
         Route("/metrics", numbers, methods=["GET"]),
         Route("/openapi.json", description, methods=["GET"]),
         Route("/v1/models", models, methods=["GET"]),
+        Route("/v1/models/{model:path}", model, methods=["GET"]),
         Route("/v1/capabilities", capable, methods=["GET"]),
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/completions/trace", retrace, methods=["POST"]),
@@ -129,7 +141,9 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
     app = Starlette(
         routes=routes,
         middleware=[
-            Middleware(Observed, metrics=metrics, routes=frozenset(route.path for route in routes), tracer=trace),
+            Middleware(
+                Observed, metrics=metrics, routes=frozenset(route.path_format for route in routes), tracer=trace
+            ),
             *cross_origin(settings),
             Middleware(ErrorForm),
             Middleware(Authentication, authenticator=auth, open_paths=open_paths(settings.auth)),

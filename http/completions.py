@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import nullcontext
+from email.message import Message
 from functools import cached_property
 from typing import TypeVar
 
@@ -45,6 +46,8 @@ T = TypeVar("T")
 # A tokenizer needs some 300 times a text's size, whether or not the text then fits the model: 8 MiB become 2.5 GB. So
 # bodies of more than this are prepared one at a time.
 LONG_BODY = 256 * 2**10
+
+LONGEST_MEDIA = 256  # characters of a Content-Type: a longer one takes its parser a time that grows with the square
 
 
 class Completions:
@@ -202,17 +205,33 @@ async def disconnected(receive: Receive) -> None:
 
 
 def check_content_type(headers: Headers) -> None:
-    """application/json in UTF-8, said once, and not compressed."""
+    """application/json in UTF-8, said once, and not compressed. Parameters other than charset say nothing of a JSON
+    text (RFC 8259, section 11) and are passed over. application/vnd.api+json and its like are other formats."""
     sent = headers.getlist("content-type")
-    media, *parameters = (part.strip().lower() for part in ";".join(sent).split(";"))
-    utf8 = ("", "charset=utf-8", 'charset="utf-8"')
-    if media != "application/json" or not all(parameter in utf8 for parameter in parameters):
+    trouble = media_trouble(sent[0]) if len(sent) == 1 else "send it once" if sent else ""
+    if trouble is not None:
         was = " and ".join(shown(value) for value in sent) or "missing"
-        allowed = "application/json, with charset=utf-8 or none"
-        raise UnsupportedMedia(f"the header Content-Type is {was}; it must be {allowed}")
+        allowed = "it must be application/json, with charset=utf-8 or none"
+        raise UnsupportedMedia("; ".join(filter(None, (f"the header Content-Type is {was}", trouble, allowed))))
     coding = headers.get("content-encoding", "identity")
     if coding.lower() != "identity":
         raise UnsupportedMedia(f"the header Content-Encoding is {shown(coding)}; send the body as it is, without one")
+
+
+def media_trouble(sent: str) -> str | None:
+    """What is wrong with one Content-Type, "" where it goes without saying; None for JSON in UTF-8."""
+    if len(sent) > LONGEST_MEDIA:
+        return f"it has {len(sent)} characters, at most {LONGEST_MEDIA} are allowed"
+    message = Message()
+    message["content-type"] = sent
+    (media, _), *parameters = message.get_params(failobj=[("", "")])
+    if media.lower() == "application/x-www-form-urlencoded":
+        return "curl sends that with -d unless it is told -H 'Content-Type: application/json'"
+    if media.lower() != "application/json":
+        return ""
+    charsets = [value for name, value in parameters if name.lower() == "charset"]
+    other = next((value for value in charsets if str(value).lower() not in ("utf-8", "utf8")), None)
+    return None if other is None else f"the charset {shown(other)} is not allowed"
 
 
 async def read_body(request: Request, most: int, seconds: float) -> bytes:

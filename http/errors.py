@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gnomon.http.paths import meant
 from gnomon.reference.request import RequestError, shown
 from gnomon.reference.response import json_bytes
 
@@ -190,8 +191,17 @@ async def unknown_route(request: Request, error: Exception) -> Response:
     if allowed is not None:
         allowed = ", ".join(sorted(allowed.split(", ")))
         return response(MethodNotAllowed(f"{shown(request.method)} is no method of {path}; it has {allowed}", allowed))
-    routes = (route for route in request.app.routes if isinstance(route, Route))
-    known = ", ".join(
-        f"{method} {route.path}" for route in routes for method in route.methods or () if method != "HEAD"
-    )
-    return response(NotFound(f"no such path: {path}; this server has {known}"))
+    return response(no_such_path(request))
+
+
+def no_such_path(request: Request) -> NotFound:
+    routes = {
+        route.path_format: f"{method} {route.path_format}"
+        for route in request.app.routes
+        if isinstance(route, Route)
+        for method in route.methods or ()
+        if method != "HEAD"
+    }
+    path = request.scope["path"]
+    instead = meant(path, routes) or f"this server has {', '.join(routes.values())}"
+    return NotFound(f"no such path: {shown(path)}; {instead}")

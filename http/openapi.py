@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
+from gnomon.http.admission import QueueTimeout, RequestTimeout
 from gnomon.http.errors import (
     BadAuthorization,
     BodyTooLarge,
@@ -35,7 +36,15 @@ from gnomon.http.settings import AuthMode, Settings
 from gnomon.reference.completion import end_ids
 from gnomon.reference.engine import LOWEST_LOGPROB, Engine
 from gnomon.reference.infill import Order
-from gnomon.reference.request import FIELDS, STAGES, Field, InvalidRequest, ModelNotFound, RequestError
+from gnomon.reference.request import (
+    FIELDS,
+    STAGES,
+    ContextExceeded,
+    Field,
+    InvalidRequest,
+    ModelNotFound,
+    RequestError,
+)
 from gnomon.reference.response import json_bytes
 from gnomon.reference.tokenizer import Tokenizer
 
@@ -53,6 +62,7 @@ ENDPOINTS = (
     ("GET", "/metrics"),
     ("GET", "/openapi.json"),
     ("GET", "/v1/models"),
+    ("GET", "/v1/models/{model}"),
     ("GET", "/v1/capabilities"),
     ("POST", "/v1/completions"),
     TRACE,
@@ -146,6 +156,7 @@ def _paths(server: Server) -> dict[str, Any]:
         errors: Sequence[RequestError] = (),
         open: bool = False,
         faultless: bool = False,
+        parameters: Sequence[Mapping[str, Any]] = (),
     ) -> dict[str, Any]:
         """open: no credential is asked for. faultless: nothing in it can fail."""
         faults = [] if faultless else [_FAULT]
@@ -153,7 +164,7 @@ def _paths(server: Server) -> dict[str, Any]:
         operation: dict[str, Any] = {
             "operationId": name,
             "summary": summary,
-            "parameters": [_REQUEST_ID],
+            "parameters": [*parameters, _REQUEST_ID],
             "responses": {"200": _ok(summary, content), **_responses([*refusals, *_SLOW_OR_LARGE, *faults, *errors])},
         }
         if open and guarded:
@@ -184,6 +195,13 @@ def _paths(server: Server) -> dict[str, Any]:
             _content("Models", _models_example(server)),
             [Unavailable("the model is loading", "loading")],
         ),
+        "/v1/models/{model}": get(
+            "model",
+            "The model by its id.",
+            _content("Model", _model_example(server)),
+            [Unavailable("the model is loading", "loading"), ModelNotFound("gpt-5", model)],
+            parameters=[_MODEL_PARAMETER],
+        ),
         "/v1/capabilities": get(
             "capabilities",
             "Every parameter with its range on this server, the server's limits, and facts of the model.",
@@ -199,6 +217,7 @@ def _completions(server: Server, credentials: Sequence[RequestError]) -> dict[st
     settings = server.settings
     errors = [
         InvalidRequest("temperature", "temperature: 3 is not allowed; give a number from 0 to 2"),
+        ContextExceeded("the prompt", 9, server.context or 4096, server.context or 4096),
         *credentials,
         ModelNotFound("gpt-5", server.model),
         *_SLOW_OR_LARGE,
@@ -209,8 +228,8 @@ def _completions(server: Server, credentials: Sequence[RequestError]) -> dict[st
         _FAULT,
         Unavailable("the model is loading", "loading"),
         ShuttingDown(),
-        Unavailable(f"the request waited for {settings.queue_seconds:g} seconds", "queue_timeout"),
-        Unavailable(f"the request took {settings.request_seconds:g} seconds", "request_timeout"),
+        QueueTimeout(settings.queue_seconds, 3),
+        RequestTimeout(settings.request_seconds),
         *_identity_errors(server.auth),
     ]
     whole = {"schema": _ref("Completion"), "examples": _named(_completion_examples(server.model))}
@@ -246,6 +265,7 @@ def _trace(server: Server, credentials: Sequence[RequestError]) -> dict[str, Any
     errors = [
         InvalidRequest("request.temperature", "request.temperature: 3 is not allowed; give a number from 0 to 2"),
         InvalidRequest("tokens[0]", 'tokens[0]: "nope" is no label of this model'),
+        _of_inner(ContextExceeded("the prompt", 9, server.context or 4096, server.context or 4096)),
         *credentials,
         ModelNotFound("gpt-5", server.model),
         NotFound("traces are not offered here: --trace-memory is 0", code="trace_not_offered"),
@@ -257,8 +277,8 @@ def _trace(server: Server, credentials: Sequence[RequestError]) -> dict[str, Any
         _FAULT,
         Unavailable("the model is loading", "loading"),
         ShuttingDown(),
-        Unavailable(f"the request waited for {settings.queue_seconds:g} seconds", "queue_timeout"),
-        Unavailable(f"the request took {settings.request_seconds:g} seconds", "request_timeout"),
+        QueueTimeout(settings.queue_seconds, 3),
+        RequestTimeout(settings.request_seconds),
         *_identity_errors(server.auth),
     ]
     example = {"request": _request_examples(server)["text"], "index": 0, "tokens": [], "step": None}
@@ -280,6 +300,11 @@ def _trace(server: Server, credentials: Sequence[RequestError]) -> dict[str, Any
             **_responses(errors),
         },
     }
+
+
+def _of_inner(error: InvalidRequest) -> InvalidRequest:
+    """An error of the request inside a trace's."""
+    return InvalidRequest(f"request.{error.param}", f"request.{error.message}", error.code)
 
 
 _FAULT = RequestError("the server failed to answer this request; its log has the cause")
@@ -321,11 +346,22 @@ _REQUEST_ID_PARAMETER = {
     "description": "An id to find the request by in the server's log. One that is not fit for a log is replaced.",
     "schema": {"type": "string"},
 }
+_MODEL_PARAMETER = {
+    "name": "model",
+    "in": "path",
+    "required": True,
+    "description": "The id of a served model. A slash in it may be sent as it is, or as %2F.",
+    "schema": {"type": "string", "minLength": 1},
+}
 _EVERY_ANSWER = {"x-request-id": {"$ref": "#/components/headers/RequestId"}}
 _REQUEST_ID = {"$ref": "#/components/parameters/RequestId"}
 
 _HEADERS: Mapping[str, Mapping[str, Any]] = {
     "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 0}},
+    "X-Should-Retry": {
+        "description": "Whether sending it again could help, for clients that ask; there is no Retry-After then.",
+        "schema": {"type": "string", "const": "false"},
+    },
     "WWW-Authenticate": {"description": "The challenge (RFC 6750).", "schema": {"type": "string"}},
     "Allow": {"description": "The methods of this path.", "schema": {"type": "string"}},
 }
@@ -473,9 +509,13 @@ def _version_example(model: str) -> dict[str, Any]:
     }
 
 
-def _models_example(server: Server) -> dict[str, Any]:
+def _model_example(server: Server) -> dict[str, Any]:
     row = {"id": server.model, "object": "model", "created": 1_750_000_000, "owned_by": "gnomon"}
-    return {"object": "list", "data": [{**row, "max_model_len": server.context or 4096}]}
+    return {**row, "max_model_len": server.context or 4096}
+
+
+def _models_example(server: Server) -> dict[str, Any]:
+    return {"object": "list", "data": [_model_example(server)]}
 
 
 # ---- schemas
@@ -486,7 +526,7 @@ def _ref(name: str) -> dict[str, Any]:
 
 
 def _object(properties: Mapping[str, Any], optional: Sequence[str] = (), **more: Any) -> dict[str, Any]:
-    """An object of these members and no others."""
+    """An object of these members and, unless it is said otherwise, no others."""
     return {
         "type": "object",
         "properties": dict(properties),
@@ -648,6 +688,7 @@ def _trace_schemas(server: Server, model: Mapping[str, Any]) -> dict[str, Any]:
                 },
             },
             ("index", "step"),
+            additionalProperties={"type": "null"},
         ),
         "Trace": _object(
             {
@@ -844,8 +885,10 @@ def _request(server: Server) -> dict[str, Any]:
     return _object(
         properties,
         [field.name for field in FIELDS if not field.required],
-        description="null is the same as leaving a field out. Where this server allows less than the law, the schema "
-        f"says how much. The prompts times the candidates of each (best_of, or "
+        additionalProperties={"type": "null"},
+        description="null is the same as leaving a field out, whatever its name, and an entry of logit_bias or "
+        "stream_options too; only a prompt of null says something. Where this server allows less than the law, the "
+        "schema says how much. The prompts times the candidates of each (best_of, or "
         f"else n) are at most {limit}. An integer may be written as 16.0, up to 2 to the power of 53.",
     )
 
@@ -857,7 +900,7 @@ _WORDS: Mapping[str, Sequence[str]] = {  # what the schema of the field cannot s
     ),
     "suffix": ("Only with prompts that are texts, and not together with echo.",),
     "logit_bias": ("Ids must be below the vocabulary's size.",),
-    "stream_options": ("An empty object is allowed without stream too. Other keys have no effect.",),
+    "stream_options": ("An empty object, or one whose members are null, is allowed without stream too.",),
 }
 
 
@@ -886,7 +929,8 @@ def _narrowed(field: Field, server: Server) -> dict[str, Any]:
             schema["anyOf"][1]["maxItems"] = min(schema["anyOf"][1]["maxItems"], limits.stop)
         case "logit_bias" if vocab_size is not None:
             digits = len(str(vocab_size - 1))
-            schema["propertyNames"] = {"pattern": f"^(0|[1-9][0-9]{{0,{digits - 1}}})$"}
+            (values,) = schema["patternProperties"].values()
+            schema["patternProperties"] = {f"^(0|[1-9][0-9]{{0,{digits - 1}}})$": values}
     return schema
 
 
@@ -981,7 +1025,7 @@ def _range(field: Field, server: Server) -> dict[str, Any] | None:
         case "stop":
             return {"strings": _sizes(schema["anyOf"][1])}
         case "logit_bias":
-            values = _ends(schema["additionalProperties"])
+            values = _ends(*schema["patternProperties"].values())
             ids = {"minimum": 0} if server.vocab_size is None else {"minimum": 0, "maximum": server.vocab_size - 1}
             return {"ids": ids, "values": values}
         case _:

@@ -54,11 +54,16 @@ class AuthSettings:
     )
     open_probes: bool = option(False, "Answer /readyz and /health without a token, as /livez is.", AUTH)
     open_metrics: bool = option(False, "Answer /metrics without a token.", AUTH)
-    api_keys: tuple[str, ...] = option((), "The keys of mode api-key, separated by white space.", AUTH, secret=True)
+    api_keys: tuple[str, ...] = option(
+        (),
+        "The keys of mode api-key, each of 16 or more visible ASCII characters, separated by white space.",
+        AUTH,
+        secret=True,
+    )
     api_key_file: Path | None = option(
         None,
-        "A file with the keys of mode api-key, one a line; # begins a comment. Or give them in GNOMON_AUTH_API_KEYS, "
-        "separated by white space.",
+        "A file with the keys of mode api-key, one a line, each of 16 or more visible ASCII characters; # begins a "
+        "comment. Or give them in GNOMON_AUTH_API_KEYS, separated by white space.",
         AUTH,
         metavar="FILE",
     )

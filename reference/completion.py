@@ -22,7 +22,15 @@ from contextlib import closing
 from typing import NamedTuple
 
 from gnomon.reference.engine import Done, Engine, Event, Failed, Job, PromptScored, Ranking, Token
-from gnomon.reference.request import CompletionRequest, InvalidRequest, ModelNotFound, Prompt, RequestError, shown
+from gnomon.reference.request import (
+    CompletionRequest,
+    ContextExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    Prompt,
+    RequestError,
+    shown,
+)
 from gnomon.reference.response import Choice, Completion, FinishReason, Logprobs, Usage
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.tokenizer import Decoder, Encoding, Tokenizer, UnknownText
@@ -64,9 +72,10 @@ def prepare(request: CompletionRequest, engine: Engine, tokenizer: Tokenizer, mo
         prompts = tuple(encode_infill(prompt, request, tokenizer) for prompt in request.prompts)
         ends |= tokenizer.infill_ends
     else:
+        ids = {j: prompt for j, prompt in enumerate(request.prompts) if not isinstance(prompt, str)}
+        _check_lengths(ids, request, engine.context)  # before a long one is decoded
         prompts = tuple(encode_prompt(prompt, engine, tokenizer) for prompt in request.prompts)
-    for prompt in prompts:
-        _check_length(len(prompt.ids), request.max_tokens, engine.context)
+    _check_lengths({j: prompt.ids for j, prompt in enumerate(prompts)}, request, engine.context)
     params = SamplingParams(
         max_tokens=request.max_tokens,
         temperature=request.temperature,
@@ -102,7 +111,6 @@ def encode_prompt(prompt: Prompt, engine: Engine, tokenizer: Tokenizer) -> Encod
             raise InvalidRequest("prompt", f"prompt: {shown(prompt)} encodes to no tokens with this model's tokenizer")
         _check_ids("prompt", ids, engine.vocab_size, tokenizer)
         return EncodedPrompt(ids, starts, prompt)
-    _check_length(len(prompt), 0, engine.context)  # before a long one is decoded
     _check_ids("prompt", prompt, engine.vocab_size, tokenizer)
     decoder, text, offsets = Decoder(), "", []
     for piece in tokenizer.prompt_pieces(prompt):
@@ -164,15 +172,12 @@ def encode_infill(prompt: Prompt, request: CompletionRequest, tokenizer: Tokeniz
     return EncodedPrompt(tuple(ids), tuple(starts), prompt)
 
 
-def _check_length(length: int, max_tokens: int, context: int) -> None:
-    if length > context:
-        raise InvalidRequest("prompt", f"prompt: {length} tokens; this model's context is {context}")
-    if length + max_tokens > context:
-        raise InvalidRequest(
-            "max_tokens",
-            f"max_tokens: {shown(max_tokens)} after a prompt of {length} tokens exceeds this model's context "
-            f"of {context}; give at most {context - length}",
-        )
+def _check_lengths(prompts: Mapping[int, Sequence[int]], request: CompletionRequest, context: int) -> None:
+    """prompts: ids by their place in the request."""
+    for j, ids in prompts.items():
+        if len(ids) + request.max_tokens > context:
+            name = "the prompt" if len(request.prompts) == 1 else f"prompt[{j}]"
+            raise ContextExceeded(name, len(ids), request.max_tokens, context)
 
 
 def system_fingerprint(engine: Engine, tokenizer: Tokenizer) -> str:

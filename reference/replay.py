@@ -25,7 +25,17 @@ from gnomon.reference.completion import prepare, system_fingerprint
 from gnomon.reference.engine import Engine, ReferenceEngine, go_on, reported
 from gnomon.reference.explain import Draw, explain
 from gnomon.reference.picture import picture
-from gnomon.reference.request import CompletionRequest, InvalidRequest, Limits, integer, key_of, shown, string
+from gnomon.reference.request import (
+    BY_NAME,
+    CompletionRequest,
+    InvalidRequest,
+    Limits,
+    check_names,
+    integer,
+    members,
+    shown,
+    string,
+)
 from gnomon.reference.sampler import F64, SamplingParams, Trace, trace
 from gnomon.reference.tokenizer import Tokenizer
 
@@ -49,12 +59,7 @@ class TraceRequest:
     @classmethod
     def from_fields(cls, body: Mapping[str, Any], limits: Limits | None = None) -> TraceRequest:
         """Reads JSON values. Raises InvalidRequest, which names a field of the inner request as `request.seed`."""
-        repeated = getattr(body, "repeated", None)
-        if repeated is not None:
-            raise InvalidRequest(repeated, f"{key_of(repeated)}: this key occurs twice; give it once")
-        for key in body:
-            if key not in FIELDS:
-                raise InvalidRequest(key, f"{key_of(key)}: unknown field; the fields are {', '.join(FIELDS)}")
+        check_names(members(body), FIELDS, {"request": BY_NAME})
         sent = body.get("request")
         if not isinstance(sent, dict):
             allowed = "the body of the completion's request, an object"

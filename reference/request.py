@@ -2,7 +2,8 @@
 
 `FIELDS` is the table. The parser below, the command line, the README and the tests all read it, so a field cannot mean
 one thing here and another there. Reading is strict (LAW.md, section 1): a boolean is no number, a string is no number,
-an unknown or repeated key is an error, and every error names the field and says what is allowed.
+an unknown or repeated key is an error, and every error names the field and says what is allowed. A key whose value is
+null is as good as absent, whatever its name and in whichever object.
 
 What needs a model to judge (ids below the vocabulary's size, the context's length, `suffix`) is judged in
 completion.py.
@@ -13,9 +14,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from decimal import Decimal, DecimalException
+from difflib import get_close_matches
 from typing import Any
 
 Prompt = str | tuple[int, ...]
@@ -57,6 +59,23 @@ class ModelNotFound(InvalidRequest):
 
     def __init__(self, model: str, served: str) -> None:
         super().__init__("model", f"model: {shown(model)} is not served here; use {served!r}", "model_not_found")
+
+
+class ContextExceeded(InvalidRequest):
+    """400: prompt and max_tokens together are more than the model's context. Its code, and the words around its
+    numbers, are those by which clients know that a shorter prompt would do."""
+
+    def __init__(self, prompt: str, prompt_tokens: int, max_tokens: int, context: int) -> None:
+        """prompt: how the message calls it."""
+        param, cure = "prompt", ""
+        if prompt_tokens <= context:
+            param, cure = "max_tokens", f", or give max_tokens of at most {context - prompt_tokens}"
+        message = (
+            f"{param}: This model's maximum context length is {context} tokens. However, you requested "
+            f"{shown(prompt_tokens + max_tokens)} tokens ({prompt_tokens} in {prompt}, {shown(max_tokens)} in the "
+            f"completion). Please reduce the length of the prompt{cure}."
+        )
+        super().__init__(param, message, "context_length_exceeded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,30 +133,25 @@ class CompletionRequest:
     def from_fields(cls, body: Mapping[str, Any], limits: Limits | None = None) -> CompletionRequest:
         """Reads a request from JSON values under the API's own names. Raises InvalidRequest."""
         limits = limits or Limits()
-        repeated = getattr(body, "repeated", None)
-        if repeated is not None:
-            raise InvalidRequest(repeated, f"{key_of(repeated)}: this key occurs twice; give it once")
-        for key in body:
-            if key not in BY_NAME:
-                known = ", ".join(BY_NAME)
-                raise InvalidRequest(key, f"{key_of(key)}: unknown field; the fields are {known}")
+        given = members(body)
+        check_names(given, BY_NAME, STREAM_OPTIONS)
+        if "prompt" in body:
+            given.setdefault("prompt", None)  # the one null that says something
         values: dict[str, Any] = {}
         for field in FIELDS:
-            sent = body.get(field.name)
-            if sent is None and (field.name not in body or field.name != "prompt"):
-                if field.required:
-                    raise InvalidRequest(field.name, f"{field.name}: required; give {field.allowed}")
-                continue
-            values[field.attribute] = field.read(field.name, sent)
+            if field.name in given:
+                values[field.attribute] = field.read(field.name, given[field.name])
+            elif field.required:
+                raise InvalidRequest(field.name, f"{field.name}: required; give {field.allowed}")
         request = cls(**values)
-        _check_together(request, body, limits)
+        _check_together(request, given, limits)
         return request
 
 
-def _check_together(request: CompletionRequest, body: Mapping[str, Any], limits: Limits) -> None:
+def _check_together(request: CompletionRequest, given: Mapping[str, Any], limits: Limits) -> None:
     """What no field decides alone."""
     if request.logprobs is not None and request.logprobs > limits.logprobs:
-        raise _wrong("logprobs", request.logprobs, f"an integer from 0 to {limits.logprobs} on this server, or null")
+        raise _wrong("logprobs", request.logprobs, f"an integer from 0 to {limits.logprobs} on this server, {_OFF}")
     if len(request.stop) > limits.stop:
         raise InvalidRequest("stop", f"stop: {len(request.stop)} strings; at most {limits.stop} on this server")
     if request.candidates < request.n:
@@ -150,7 +164,7 @@ def _check_together(request: CompletionRequest, body: Mapping[str, Any], limits:
             f"best_of: {request.best_of} with stream needs all candidates before the first can be sent; "
             f"give at most n = {request.n}, or stream false",
         )
-    if body.get("stream_options") and not request.stream:
+    if members(given.get("stream_options", {})) and not request.stream:
         raise InvalidRequest(
             "stream_options", "stream_options: only with stream true; leave it out, or give null or {}"
         )
@@ -167,11 +181,83 @@ def _check_together(request: CompletionRequest, body: Mapping[str, Any], limits:
         )
 
 
+# ---- reading an object: what of it says something, and whether all of it is known
+
+LISTED = 32  # unknown names that a message tells
+LONGEST_NAME = 64  # characters; a longer one is near none of ours
+
+
+def members(sent: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """What an object says: null is as good as absent. Raises for a key that is there twice or is no Unicode.
+
+    place: of the object in the body, with a point behind it.
+    """
+    repeated = getattr(sent, "repeated", None)
+    if repeated is not None:
+        raise InvalidRequest(place + repeated, f"{place}{key_of(repeated)}: this key occurs twice; give it once")
+    for key, value in sent.items():
+        if value is None and isinstance(key, str) and not _is_unicode(key):
+            raise InvalidRequest(place + key, f"{place}{key_of(key)}: a name with a lone surrogate; leave it out")
+    return {key: value for key, value in sent.items() if value is not None}
+
+
+def check_names(given: Mapping[str, Any], known: Collection[str], inner: Mapping[str, Collection[str]]) -> None:
+    """Raises for unknown names, with all of them at once and the known one that each is near to, if one is.
+
+    known: the names of this object's members · inner: of those that are objects themselves, the names of theirs.
+    """
+    unknown = [("", key, known) for key in given if key not in known]
+    allowed = [f"the fields are {', '.join(known)}"] if unknown else []
+    for name, names in inner.items():
+        sent = given.get(name)
+        said = members(sent, f"{name}.") if isinstance(sent, dict) else {}
+        strange = [(f"{name}.", key, names) for key in said if key not in names]
+        unknown += strange
+        allowed += [f"{name} has {', '.join(names)}"] if strange else []
+    if not unknown:
+        return
+    listed, more = unknown[:LISTED], len(unknown) - LISTED  # nothing more is done for each of a million names
+    first, *others = (place + key_of(key) for place, key, _ in listed)
+    message = f"{first}: unknown field"
+    if others:
+        message += f", and so {'are' if len(others) > 1 else 'is'} {', '.join(others)}"
+        message += f" and {more} more" if more > 0 else ""
+    near = [
+        f"{place}{key_of(key)} is near {ours}"
+        for place, key, names in listed
+        if (ours := _nearest(str(key), names)) is not None
+    ]
+    place, key, _ = unknown[0]
+    raise InvalidRequest(f"{place}{key}", "; ".join([message, *near, *allowed]))
+
+
+def _nearest(name: str, known: Collection[str]) -> str | None:
+    """Near enough for topP, maxTokens, stops and max_completion_tokens."""
+    if len(name) > LONGEST_NAME:
+        return None
+    found = get_close_matches(name.lower(), [*known], 1, 0.64)
+    return found[0] if found else None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 # ---- reading one value: (field's name, JSON value that is not null) → value, or InvalidRequest
 
 
 class _Unreadable(str):
     """A number of the body that is no number of ours (NaN, 1e400, a thousand digits): wrong wherever it stands."""
+
+
+class _Beside(float):
+    """A number that no double is, where the nearest one is an integer: the double next to that, and its digits."""
+
+    digits = ""
 
 
 class _Object(dict[str, Any]):
@@ -184,6 +270,8 @@ def shown(value: object) -> str:
     """A value as the user sent it, in JSON, short and printable in any terminal or header."""
     if isinstance(value, _Unreadable):
         text = str(value)
+    elif isinstance(value, _Beside):
+        text = value.digits
     else:
         try:
             text = json.dumps(value)
@@ -205,11 +293,13 @@ def _wrong(param: str, sent: object, allowed: str) -> InvalidRequest:
 def string(param: str, sent: object, allowed: str = "a string") -> str:
     if not isinstance(sent, str) or isinstance(sent, _Unreadable):
         raise _wrong(param, sent, allowed)
-    try:
-        sent.encode()
-    except UnicodeEncodeError:
-        raise _wrong(param, sent, f"{allowed} without lone surrogates (half of a \\ud83d\\ude00 pair)") from None
+    if not _is_unicode(sent):
+        raise _wrong(param, sent, f"{allowed} without lone surrogates (half of a \\ud83d\\ude00 pair)")
     return sent
+
+
+def _optional_string(param: str, sent: object) -> str:
+    return string(param, sent, "a string, or null")
 
 
 def _boolean(param: str, sent: object) -> bool:
@@ -218,13 +308,19 @@ def _boolean(param: str, sent: object) -> bool:
     return sent
 
 
-def integer(low: int, high: int | None) -> Callable[[str, object], int]:
+LARGEST_FLOAT = 2**53  # of those that count as integers: above it a double may stand for several
+
+
+def integer(low: int, high: int | None, otherwise: str = "") -> Callable[[str, object], int]:
+    """otherwise: what may be given instead, for the message."""
     allowed = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
+    allowed += otherwise and f", {otherwise}"
 
     def read(param: str, sent: object) -> int:
-        value = int(sent) if isinstance(sent, float) and sent.is_integer() and abs(sent) <= 2**53 else sent
+        value = int(sent) if isinstance(sent, float) and sent.is_integer() and abs(sent) <= LARGEST_FLOAT else sent
         if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-            raise _wrong(param, sent, allowed)
+            large = isinstance(sent, float) and abs(sent) > LARGEST_FLOAT
+            raise _wrong(param, sent, f"{allowed}; beyond 2^53 without a decimal point" if large else allowed)
         return value
 
     return read
@@ -273,10 +369,9 @@ def _ids(place: str, sent: object) -> tuple[int, ...]:
 def _logit_bias(param: str, sent: object) -> dict[int, float]:
     if not isinstance(sent, dict):
         raise _wrong(param, sent, "an object of token id → number from -100 to 100")
-    _once(param, sent)
     read = _number(-100, 100)
     bias: dict[int, float] = {}
-    for key, value in sent.items():
+    for key, value in members(sent, f"{param}.").items():
         if not isinstance(key, str):
             raise _wrong(param, key, "ids as strings of digits, as JSON has them")
         if not re.fullmatch(r"0|[1-9][0-9]*", key, re.ASCII):
@@ -303,39 +398,15 @@ def _stop(param: str, sent: object) -> tuple[str, ...]:
 def _stream_options(param: str, sent: object) -> bool:
     if not isinstance(sent, dict):
         raise _wrong(param, sent, 'an object such as {"include_usage": true}, or null')
-    _once(param, sent)
-    for key, value in sent.items():
-        if key != "include_usage":
-            _ignored(f"{param}.{key}", key)
-            _ignored(f"{param}.{key}", value)
-    include_usage = sent.get("include_usage")
+    include_usage = members(sent, f"{param}.").get("include_usage")  # check_names has seen to all others
     return False if include_usage is None else _boolean(f"{param}.include_usage", include_usage)
-
-
-def _ignored(param: str, value: object) -> None:
-    """What has no effect must be sound JSON all the same."""
-    left = [value]
-    while left:
-        value = left.pop()
-        if isinstance(value, str):
-            string(param, value, "JSON values")
-        elif isinstance(value, dict):
-            _once(param, value)
-            left += [*value.keys(), *value.values()]
-        elif isinstance(value, list):
-            left += value
-
-
-def _once(param: str, sent: dict[str, Any]) -> None:
-    repeated = getattr(sent, "repeated", None)
-    if repeated is not None:
-        name = f"{param}.{repeated}"
-        raise InvalidRequest(name, f"{param}.{key_of(repeated)}: this key occurs twice; give it once")
 
 
 # ---- the table
 
 INT64 = (-(2**63), 2**63 - 1)
+STREAM_OPTIONS = {"stream_options": ("include_usage",)}
+_OFF = "or null to leave it off (0 does not: it reports the sampled tokens)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,7 +460,7 @@ FIELDS: tuple[Field, ...] = (
            _prompt, "prompts"),
     _field("suffix", "string", None, "a string; needs a model with fill-in-the-middle tokens",
            "the text after the gap: the completion is what goes between prompt and suffix",
-           "9", "completion.encode_infill", {"type": "string"}, string),
+           "9", "completion.encode_infill", {"type": "string"}, _optional_string),
     _field("max_tokens", "integer", 16, "0 or more; prompt and max_tokens must fit the context",
            "how many tokens to sample at most; 0 samples nothing; never clamped",
            "1, 3", "engine.ReferenceJob", {"type": "integer", "minimum": 0}, integer(0, None)),
@@ -397,7 +468,7 @@ FIELDS: tuple[Field, ...] = (
            "8", "completion.Run", _bounded("integer", 1, 128), integer(1, 128)),
     _field("best_of", "integer", None, "0 to 20, at least n; 0 and null mean n; more than n not with stream",
            "how many candidates to sample; the n of highest mean log-probability are returned",
-           "8", "completion.ranked", _bounded("integer", 0, 20), integer(0, 20)),
+           "8", "completion.ranked", _bounded("integer", 0, 20), integer(0, 20, "or null")),
     _field("temperature", "number", 1, "0 to 2", "divides the logits' distances from the maximum; 0 is greedy",
            "4", "sampler.temper", _bounded("number", 0, 2), _number(0, 2), stages=(4, 5)),
     _field("top_p", "number", 1, "0 to 1, both ends legal",
@@ -412,11 +483,12 @@ FIELDS: tuple[Field, ...] = (
     _field("logit_bias", "object: id → number", {}, "ids of the vocabulary as decimal keys, values -100 to 100",
            "is added to the logits of these tokens; −100 is minus 100, not never",
            "4", "sampler.add_bias",
-           {"type": "object", "propertyNames": {"pattern": "^(0|[1-9][0-9]*)$"},
-            "additionalProperties": _bounded("number", -100, 100)}, _logit_bias, stages=(2,)),
+           {"type": "object",
+            "patternProperties": {"^(0|[1-9][0-9]*)$": {**_bounded("number", -100, 100), "type": ["number", "null"]}},
+            "additionalProperties": {"type": "null"}}, _logit_bias, stages=(2,)),
     _field("logprobs", "integer", None, "0 to 20; 0 is not off",
            "reports every token's raw log-probability and the k most probable tokens at its place",
-           "4, 6", "sampler.report", _bounded("integer", 0, 20), integer(0, 20), stages=(1,)),
+           "4, 6", "sampler.report", _bounded("integer", 0, 20), integer(0, 20, _OFF), stages=(1,)),
     _field("echo", "boolean", False, "true or false",
            "puts the prompt before the completion, with its log-probabilities",
            "7", "completion.Run", {"type": "boolean"}, _boolean),
@@ -429,16 +501,17 @@ FIELDS: tuple[Field, ...] = (
            _stop),
     _field("seed", "integer", None, "any signed 64-bit integer, -1 is an ordinary one",
            "makes the draws a function of (seed, candidate, step); without it every prompt draws its own",
-           "4", "prng.token_words", _bounded("integer", *INT64), integer(*INT64), stages=(7,)),
+           "4", "prng.token_words", _bounded("integer", *INT64), integer(*INT64, "or null"), stages=(7,)),
     _field("stream", "boolean", False, "true or false", "sends the answer as server-sent events while it is made",
            "11", "completion.Run.chunks", {"type": "boolean"}, _boolean),
     _field("stream_options", "object", None, "only with stream; include_usage: true or false",
            "include_usage adds a last chunk with the usage",
            "11", "completion.Run.chunks",
-           {"type": "object", "properties": {"include_usage": {"type": ["boolean", "null"]}}},
+           {"type": "object", "properties": {"include_usage": {"type": ["boolean", "null"]}},
+            "additionalProperties": {"type": "null"}},
            _stream_options, "include_usage"),
     _field("user", "string", None, "a string", "accepted, has no effect", "1", "request.CompletionRequest",
-           {"type": "string"}, string),
+           {"type": "string"}, _optional_string),
 )  # fmt: skip
 
 BY_NAME: dict[str, Field] = {field.name: field for field in FIELDS}
@@ -499,5 +572,7 @@ def _parse_float(digits: str) -> float | _Unreadable:
         except DecimalException:  # an exponent of twenty digits
             return _Unreadable(digits)
         if exact != value:
-            return math.nextafter(value, math.inf if exact > value else -math.inf)
+            beside = _Beside(math.nextafter(value, math.inf if exact > value else -math.inf))
+            beside.digits = digits
+            return beside
     return value

@@ -12,8 +12,8 @@ import pytest
 
 from gnomon.http.auth import ConfigError, authenticator
 from gnomon.http.identity.jwks import ALGORITHMS
-from gnomon.http.identity.options import MODES, flag
-from gnomon.http.settings import AuthMode, AuthSettings
+from gnomon.http.identity.options import MODES, SHORTEST_KEY, flag
+from gnomon.http.settings import AuthMode, AuthSettings, options
 from helpers.door import AUDIENCE, CHALLENGES, door, settings_for
 from helpers.identity import FakeIdentity, FakeTime
 from helpers.loopback import answer, hang
@@ -283,6 +283,15 @@ def test_keys_are_read_from_a_file_with_comments(tmp_path: Path) -> None:
     with door(given(AuthMode.api_key, api_keys=(), api_key_file=file)) as at:
         assert [at.outcome(key) for key in (KEYS[0], KEYS[1], "key#with-a-hash-0000")] == ["accepted"] * 3
         assert [at.outcome(key) for key in (KEYS[2], "#", "Ada", "#" + KEYS[2])] == ["invalid"] * 4
+
+
+def test_the_help_says_how_long_a_key_must_be_and_the_refusal_how_to_make_one() -> None:
+    helps = {row.name: row.help for row in options(AuthSettings)}
+    for name in ("api_keys", "api_key_file"):
+        assert f"each of {SHORTEST_KEY} or more visible ASCII characters" in helps[name]
+    allowed = f"has 15 characters; {SHORTEST_KEY} to 8192 are allowed: openssl rand -hex 32 makes one"
+    assert refusal(given(AuthMode.api_key, api_keys=("k" * 15,))).endswith(allowed)
+    assert authenticator(given(AuthMode.api_key, api_keys=("k" * 16,))).ready
 
 
 @pytest.mark.parametrize(

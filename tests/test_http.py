@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import httpx
 import numpy as np
@@ -22,15 +22,17 @@ from starlette.applications import Starlette
 from gnomon.http.app import create_app
 from gnomon.http.settings import Settings
 from gnomon.reference.completion import prepare
-from gnomon.reference.request import CompletionRequest
+from gnomon.reference.request import CompletionRequest, shown
 from gnomon.reference.tokenizer import Tokenizer
 from helpers.fake import FAKE_VOCAB, FakeEngine, fake_tokenizer, hashed_logits
 from helpers.live import MODEL, call, check_error, exchange, post, request_body
 
 GETS = (
-    "/", "/livez", "/readyz", "/health", "/version", "/metrics", "/openapi.json", "/v1/models", "/v1/capabilities",
+    "/", "/livez", "/readyz", "/health", "/version", "/metrics", "/openapi.json", "/v1/models", f"/v1/models/{MODEL}",
+    "/v1/capabilities",
 )  # fmt: skip
 ROUTES = {**dict.fromkeys(GETS, "GET"), "/v1/completions": "POST", "/v1/completions/trace": "POST"}
+KNOWN = ", ".join(f"{method} {path.replace(MODEL, '{model}')}" for path, method in ROUTES.items())
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,21 @@ def test_models_is_a_list_of_the_served_model_with_its_context(engine: FakeEngin
     assert post(app, model="mine", max_tokens=0).status_code == 200
 
 
+@pytest.mark.parametrize("name", ["mine", "owner/name", "a/b/c", "sp ace", "é", "50%", "models"])
+def test_a_model_is_found_by_its_id_with_slashes_encoded_or_not(
+    engine: FakeEngine, tokenizer: Tokenizer, name: str
+) -> None:
+    app = create_app(engine, tokenizer, Settings(served_model_name=name))
+    (expected,) = call(app, "GET", "/v1/models").json()["data"]
+    for path in (quote(name), quote(name, safe="")):
+        response = call(app, "GET", f"/v1/models/{path}")
+        assert (response.status_code, response.json()) == (200, expected)
+        other = call(app, "GET", f"/v1/models/{path}x")
+        assert json.dumps(f"{name}x") in check_error(other, 404, "model", "model_not_found")
+    if "/" in name:
+        check_error(call(app, "GET", f"/v1/models/{name.partition('/')[0]}"), 404, "model", "model_not_found")
+
+
 def test_health_answers_without_the_engine(app: Starlette, engine: FakeEngine) -> None:
     response = call(app, "GET", "/health")
     assert (response.status_code, response.json(), engine.calls) == (200, {"status": "ok"}, 0)
@@ -111,25 +128,51 @@ def test_any_or_no_token_passes_while_authentication_is_off(app: Starlette, toke
 # ---- paths and methods
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/index.html",
-        "/v1",
-        "/tokenize",
-        "/v1/",
-        "/v1/completions/",
-        "/health/",
-        "/v1/chat/completions",
-        "/v1/models/x",
-        "/é%0A",
-    ],
-)
+@pytest.mark.parametrize("path", ["/index.html", "/v1", "/v1/", "/tokenize", "/v1/tokenize", "/é%0A", "/favicon.ico"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_an_unknown_path_is_a_404_that_names_the_known_ones(app: Starlette, method: str, path: str) -> None:
     message = check_error(call(app, method, path, json={}), 404)
-    assert message.endswith("this server has " + ", ".join(f"{method} {path}" for path, method in ROUTES.items()))
+    assert message.endswith(f"this server has {KNOWN}")
     assert json.dumps(unquote(path)) in message
+
+
+MEANT = {
+    "POST /v1/completions": (
+        "/v1/completions/", "//v1/completions", "/v1//completions", "/v1/v1/completions", "/completions",
+        "/v1/completion", "/v1/Completions", "/openai/v1/completions", "/api/v1/completions/", "/v1/chat/completions",
+        "/chat/completions", "/v1/engines/x/completions", "/openai/deployments/a/b/completions", "/generate",
+        "/api/generate", "/completion", "/v1/embeddings", "/v1/responses", "/v1/images/generations",
+    ),
+    "POST /v1/completions/trace": ("/v1/completions/trace/", "/completions/trace", "/v1/completions/traces"),
+    "GET /v1/models": (
+        "/v1/models/", "/v1//models", "//v1/models//", "/models", "/api/models", "/v1/model", "/v1/engines",
+    ),
+    "GET /v1/capabilities": ("/capabilities", "/v1/capabilities/"),
+    "GET /livez": ("/livez/", "/ping", "/healthz", "/v1/livez"),
+    "GET /readyz": ("/readyz/", "/ready"),
+    "GET /health": ("/health/", "/v1/health", "//health"),
+    "GET /metrics": ("/metrics/", "/v1/metrics"),
+    "GET /version": ("/version/", "/api/version", "/v1/version"),
+    "GET /openapi.json": ("/openapi.json/", "/docs", "/docs/", "/redoc", "/v1/openapi.json", "/openapi.yaml"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("route", "path"), [(route, path) for route, paths in MEANT.items() for path in paths])
+def test_a_path_that_somebody_tries_is_a_404_that_says_the_right_one(app: Starlette, route: str, path: str) -> None:
+    for method in ("GET", "POST", "DELETE"):
+        if path == "/v1/models/" and method != "GET":
+            continue  # a model without a name: the path of models by name, which has GET
+        response = call(app, method, f"http://gnomon{path}", json=request_body(max_tokens=0))
+        message = check_error(response, 404)
+        assert json.dumps(path) in message
+        assert route in message, message
+        assert len(message) < 200, "the right one, and not all of them"
+        assert "location" not in response.headers, "a redirect would lose a body"
+
+
+def test_a_long_path_costs_no_search(app: Starlette) -> None:
+    message = check_error(call(app, "GET", "/v1/completion" + "s" * 5000), 404)
+    assert message.endswith(f"this server has {KNOWN}")
 
 
 @pytest.mark.parametrize(
@@ -170,9 +213,12 @@ def test_a_broken_host_header_does_not_break_the_answer(app: Starlette) -> None:
 @pytest.mark.parametrize(
     "content_type",
     ["application/json", "Application/JSON", "application/json;charset=utf-8", 'application/json ; charset="UTF-8"',
-     "application/json;"],
+     "application/json;", "application/json;;", "application/json;charset=utf8", "application/json; CHARSET=UTF8",
+     "application/json; charset=utf-8; boundary=x", "application/json; version=1", "application/json;odata=minimal;q=1",
+     'application/json; profile="a;charset=utf-16"', "application/json;charset=utf-8;charset=UTF8",
+     "application/json ;  charset = utf-8 "],
 )  # fmt: skip
-def test_json_in_utf8_is_accepted(app: Starlette, content_type: str) -> None:
+def test_json_in_utf8_is_accepted_whatever_else_its_type_says(app: Starlette, content_type: str) -> None:
     content = json.dumps(request_body(max_tokens=0))
     response = call(app, "POST", "/v1/completions", content=content, headers={"Content-Type": content_type})
     assert response.status_code == 200
@@ -181,20 +227,42 @@ def test_json_in_utf8_is_accepted(app: Starlette, content_type: str) -> None:
 @pytest.mark.parametrize(
     "content_type",
     [None, "", "text/plain", "text/json", "application/x-www-form-urlencoded", "application/jsonx",
-     "application/json; charset=latin-1", "application/json; charset=utf-16", "application/json; version=1",
-     "application/json, text/plain"],
+     "application/json; charset=latin-1", "application/json; charset=utf-16", "application/vnd.api+json",
+     "application/json, text/plain", "application/json charset=utf-8", "application/json; charset", ";", "é", "=",
+     "application/json; charset*=utf-16''utf-8", "application/json; a=" + "x" * 300],
 )  # fmt: skip
 def test_any_other_content_type_is_a_415_that_says_what_was_sent(app: Starlette, content_type: str | None) -> None:
-    headers = {} if content_type is None else {"Content-Type": content_type}
+    message = refused_type(app, *([] if content_type is None else [content_type]))
+    sent = "missing" if content_type is None else shown(content_type)
+    assert message.startswith(f"the header Content-Type is {sent}; ")
+    assert message.endswith("it must be application/json, with charset=utf-8 or none")
+
+
+def refused_type(app: Starlette, *sent: str) -> str:
+    headers = [(b"content-type", value.encode("latin-1")) for value in sent]
     content = json.dumps(request_body())
-    message = check_error(call(app, "POST", "/v1/completions", content=content, headers=headers), 415)
-    sent = "missing" if content_type is None else json.dumps(content_type)
-    assert message == f"the header Content-Type is {sent}; it must be application/json, with charset=utf-8 or none"
+    for path in ("/v1/completions", "/v1/completions/trace"):
+        message = check_error(call(app, "POST", path, content=content, headers=headers), 415)
+    return message
 
 
-def test_two_content_types_are_a_415(app: Starlette) -> None:
-    headers = [("Content-Type", "application/json"), ("Content-Type", "text/plain")]
-    check_error(call(app, "POST", "/v1/completions", content="{}", headers=headers), 415)
+@pytest.mark.parametrize("name", ["utf-16", "latin1", "us-ascii", "", "utf-8x"])
+def test_a_foreign_charset_is_named(app: Starlette, name: str) -> None:
+    for written in (f'"{name}"', *([name] if name else [])):
+        for after in ("", "; charset=utf-8"):
+            message = refused_type(app, f"application/json; charset={written}{after}")
+            assert f'the charset "{name}" is not allowed' in message
+
+
+def test_curl_without_a_header_is_told_the_header(app: Starlette) -> None:
+    message = refused_type(app, "application/x-www-form-urlencoded")
+    assert "curl sends that with -d unless it is told -H 'Content-Type: application/json'" in message
+
+
+def test_two_content_types_are_a_415_even_if_equal(app: Starlette) -> None:
+    for second in ("text/plain", "application/json"):
+        message = refused_type(app, "application/json", second)
+        assert f'"application/json" and "{second}"; send it once' in message
 
 
 def test_a_compressed_body_is_a_415_and_not_decoded(app: Starlette) -> None:
@@ -264,12 +332,10 @@ def test_the_type_is_judged_before_the_size_and_the_size_before_the_json(
         ({"temperature": True}, "temperature"),
         ({"temperature": "1"}, "temperature"),
         ({"top_p": -0.1}, "top_p"),
-        ({"max_tokens": 64}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"prompt": []}, "prompt"),
         ({"prompt": [[1], [2], [FAKE_VOCAB]]}, "prompt"),
         ({"prompt": ["a", 1]}, "prompt"),
-        ({"prompt": "a" * 65}, "prompt"),
         ({"n": 129}, "n"),
         ({"n": 3, "best_of": 2}, "best_of"),
         ({"best_of": 2, "stream": True}, "best_of"),
@@ -280,6 +346,7 @@ def test_the_type_is_judged_before_the_size_and_the_size_before_the_json(
         ({"seed": 2**63}, "seed"),
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
         ({"suffix": "b", "echo": True}, "suffix"),
+        ({"stream_options": {"include_usages": True}}, "stream_options.include_usages"),
         ({"user": 5}, "user"),
         ({"top_k": 5}, "top_k"),
     ],
@@ -306,6 +373,26 @@ def test_a_field_that_is_wrong_is_a_400_that_names_it_before_anything_is_generat
 def test_a_body_that_is_no_request_is_a_400(app: Starlette, body: bytes, param: str | None) -> None:
     headers = {"Content-Type": "application/json"}
     check_error(call(app, "POST", "/v1/completions", content=body, headers=headers), 400, param)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"max_tokens": 64}, "max_tokens"), ({"prompt": "a" * 65}, "prompt")],
+    ids=["together", "alone"],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_beyond_the_context_is_a_400_with_its_code(
+    app: Starlette, engine: FakeEngine, fields: dict[str, Any], param: str, stream: bool
+) -> None:
+    message = check_error(post(app, **{"stream": stream, **fields}), 400, param, "context_length_exceeded")
+    assert message.startswith(f"{param}: This model's maximum context length is 64 tokens. ")
+    assert engine.calls == 0
+
+
+def test_more_tokens_than_any_queue_takes_have_no_code_of_the_context(engine: FakeEngine, tokenizer: Tokenizer) -> None:
+    app = create_app(engine, tokenizer, Settings(max_queued_tokens=50))
+    message = check_error(post(app, max_tokens=60), 400, "max_tokens")
+    assert "at most 50 on this server" in message
 
 
 def test_an_unknown_model_is_a_404_with_its_code(app: Starlette) -> None:

@@ -14,8 +14,9 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from prometheus_client.registry import Collector
+from starlette.responses import PlainTextResponse
 
-from gnomon.http.access import METHODS
+from gnomon.http.access import METHODS, Observed
 from gnomon.http.metrics import OPENMETRICS, TEXT, Load, Metrics, wants_openmetrics
 from gnomon.http.record import Outcome, Record
 from helpers.observed import IDLE, ROUTES, complete, drive, sample, world
@@ -263,6 +264,17 @@ def test_labels_are_bounded_whatever_1000_clients_send() -> None:
         assert labels["route"] in {*ROUTES, "other"}
         assert labels["method"] in {*METHODS, "other"}
         assert labels["code"] == "none" or (len(labels["code"]) == 3 and labels["code"].isdecimal())
+
+
+def test_all_models_asked_for_by_name_have_one_label() -> None:
+    of = metrics()
+    observed = Observed(PlainTextResponse("ok"), of, frozenset({*ROUTES, "/v1/models", "/v1/models/{model}"}))
+    paths = ["/v1/models/a", "/v1/models/owner/name", *(f"/v1/models/{i}" for i in range(50)), "/v1/models/{model}"]
+    for path in (*paths, "/v1/models", "/v1/models/", "/v1/modelsx", "/v1/model"):
+        drive(observed, path=path)
+    assert sample(of, "gnomon:http_requests_total", route="/v1/models/{model}") == len(paths)
+    assert sample(of, "gnomon:http_requests_total", route="/v1/models") == 1
+    assert sample(of, "gnomon:http_requests_total", route="other") == 3
 
 
 def test_a_finish_reason_that_is_none_of_the_laws_is_other() -> None:

@@ -148,11 +148,26 @@ def test_a_wrong_field_is_a_bad_request_that_names_it(client: openai.OpenAI) -> 
     assert caught.value.param == "min_p"
 
 
+def test_a_prompt_beyond_the_context_is_told_by_its_code(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"maximum context length is \d+ tokens") as caught:
+        client.completions.create(model=MODEL, prompt="a", max_tokens=10**6)
+    assert (caught.value.param, caught.value.code) == ("max_tokens", "context_length_exceeded")
+
+
+def test_a_model_can_be_retrieved_by_its_id(client: openai.OpenAI) -> None:
+    assert client.models.retrieve(MODEL) == client.models.list().data[0]
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("owner/name")
+    assert (caught.value.param, caught.value.code) == ("model", "model_not_found")
+
+
 def test_an_unknown_model_and_an_unknown_path_are_not_found(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.completions.create(model="gpt-3.5-turbo-instruct", prompt="a")
     assert (caught.value.param, caught.value.code) == ("model", "model_not_found")
-    with pytest.raises(openai.NotFoundError, match="no such path"):
+    with pytest.raises(
+        openai.NotFoundError, match=r"no such path.*send its text as the prompt of POST /v1/completions"
+    ):
         client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "a"}])
 
 

@@ -73,7 +73,10 @@ def test_it_is_valid_openapi(mode: AuthMode, settings: Settings, context: int | 
 
 def test_every_route_has_a_path_and_every_path_a_route(app: Starlette) -> None:
     routes = {
-        (method, route.path) for route in app.routes if isinstance(route, Route) for method in route.methods or ()
+        (method, route.path_format)
+        for route in app.routes
+        if isinstance(route, Route)
+        for method in route.methods or ()
     }
     assert len(routes) >= len(app.routes)
     paths = {(method, path) for method, path, _ in operations(DOCUMENT)}
@@ -166,7 +169,7 @@ def test_every_field_is_there_with_its_default_its_bounds_and_its_meaning(name: 
 def test_there_is_no_other_field() -> None:
     request = DOCUMENT["components"]["schemas"]["CompletionRequest"]
     assert list(request["properties"]) == [field.name for field in FIELDS]
-    assert request["additionalProperties"] is False
+    assert request["additionalProperties"] == {"type": "null"}, "null is as good as absent, whatever its name"
 
 
 @pytest.mark.parametrize(
@@ -210,7 +213,7 @@ def test_every_example_is_one_of_its_own_schema(mode: AuthMode, settings: Settin
                         check_event(json.loads(example["value"]["data"]), described)
                     seen.append(name)
     assert {
-        "CompletionRequest", "Completion", "Event", "Error", "Status", "Version", "Models", "TraceRequest",
+        "CompletionRequest", "Completion", "Event", "Error", "Status", "Version", "Model", "Models", "TraceRequest",
     } == set(seen)  # fmt: skip
 
 
@@ -303,7 +306,7 @@ def test_every_get_answers_what_its_schema_says(app: Starlette) -> None:
     for path, item in described["paths"].items():
         content = item["get"]["responses"]["200"]["content"] if "get" in item else {}
         if "application/json" in content:
-            response = call(app, "GET", path)
+            response = call(app, "GET", path.replace("{model}", MODEL))
             assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
             name = content["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
             validator(name, described).validate(response.json())
@@ -388,6 +391,7 @@ def test_every_error_there_is_is_documented_where_it_can_be_met() -> None:
     assert codes(answers["503"]) == {
         "loading", "shutting_down", "queue_timeout", "request_timeout", "identity_unavailable",
     }  # fmt: skip
+    assert codes(answers["400"]) == {None, "context_length_exceeded", "invalid_request"}
     assert codes(answers["429"]) == {"queue_full"}
     assert codes(answers["404"]) == {"model_not_found"}
     assert codes(answers["401"]) == {None, "invalid_token"}
@@ -407,14 +411,26 @@ def codes(answer: Mapping[str, Any]) -> set[str | None]:
 
 
 @pytest.mark.parametrize(
-    ("status", "header"), [("401", "WWW-Authenticate"), ("403", "WWW-Authenticate"), ("429", "Retry-After"),
-                           ("503", "Retry-After")],
-)  # fmt: skip
+    ("status", "header"), [("401", "WWW-Authenticate"), ("403", "WWW-Authenticate"), ("429", "Retry-After")]
+)
 def test_a_header_that_always_comes_is_promised(status: str, header: str) -> None:
     answers = document(LAW, MODEL, CONTEXT, AuthMode.exchange)["paths"]["/v1/completions"]["post"]["responses"]
     assert answers[status]["headers"][header]["required"]
     assert answers["400"]["headers"]["WWW-Authenticate"]["required"] is False  # a wrong field is no matter of tokens
     assert "Retry-After" not in answers["400"]["headers"]
+
+
+def test_retry_after_is_promised_where_no_503_is_about_the_requests_own_time() -> None:
+    paths = document(LAW, MODEL, CONTEXT, AuthMode.exchange)["paths"]
+    for path, method, promised in (
+        ("/readyz", "get", True),
+        ("/v1/models/{model}", "get", True),
+        ("/v1/completions", "post", False),
+        ("/v1/completions/trace", "post", False),
+    ):
+        headers = paths[path][method]["responses"]["503"]["headers"]
+        assert headers["Retry-After"]["required"] == promised, path
+        assert ("X-Should-Retry" in headers) == (not promised), path
 
 
 # ---- the schema and the server judge alike
@@ -442,7 +458,11 @@ def reason_in_words(body: dict[str, Any], tokenizer: Tokenizer) -> str | None:
         sent = body.get(name)
         return BY_NAME[name].default if sent is None and not BY_NAME[name].required else sent
 
-    prompt, stream, suffix, bias = value("prompt"), value("stream"), value("suffix"), value("logit_bias")
+    prompt, stream, suffix = value("prompt"), value("stream"), value("suffix")
+    bias, options = (
+        [key for key, sent in (value(name) or {}).items() if sent is not None]
+        for name in ("logit_bias", "stream_options")
+    )
     several = isinstance(prompt, list) and not isinstance(prompt[0], int | float)
     prompts = prompt if several else [prompt]
     candidates = value("best_of") or value("n")
@@ -450,7 +470,7 @@ def reason_in_words(body: dict[str, Any], tokenizer: Tokenizer) -> str | None:
         return "best_of is less than n"
     if stream and candidates > value("n"):
         return "best_of with stream"
-    if value("stream_options") and not stream:
+    if options and not stream:
         return "stream_options without stream"
     if len(prompts) * candidates > SMALL.max_candidates:
         return "too many candidates"
@@ -496,7 +516,7 @@ VALUES: tuple[Any, ...] = (
     2**53, 2**63, -(2**63), "", "a", "é€😀", "x" * 70, "<|endoftext|>", MODEL, [], [[]], [""], ["a"], ["a", "b"],
     ["a"] * 12, ["a"] * 13, ["a", 1], [0], [1.0], [FAKE_VOCAB - 1], [FAKE_VOCAB], [1] * 65, [[1], [2]], [[1], ["a"]],
     [[1]] * 13, [None], [True], {}, {"1": 1}, {"1": -101}, {"01": 1}, {"1\n": 1}, {"999": 0}, {"1000": 0},
-    {"include_usage": True}, {"include_usage": None}, {"include_usage": 0}, {"other": [{}]},
+    {"include_usage": True}, {"include_usage": None}, {"include_usage": 0}, {"other": [{}]}, {"other": None},
 )  # fmt: skip
 
 
@@ -520,7 +540,7 @@ def test_what_the_schema_refuses_the_server_refuses(tokenizer: Tokenizer, data: 
 
 
 @quick
-@given(changes=st.dictionaries(st.sampled_from([*BY_NAME, "top_k"]), st.sampled_from(VALUES), max_size=3))
+@given(changes=st.dictionaries(st.sampled_from([*BY_NAME, "top_k", "messages"]), st.sampled_from(VALUES), max_size=3))
 def test_schema_and_server_agree_on_a_good_request_with_a_few_wild_fields(
     tokenizer: Tokenizer, changes: dict[str, Any]
 ) -> None:

@@ -605,7 +605,7 @@ def test_without_the_trace_the_reason_is_said_and_the_reported_tokens_are_shown(
         ("temperature", "3", "temperature: 3 is not allowed; give a number from 0 to 2"),
         ("temperature", "warm", 'temperature: "warm" is not allowed; give a number from 0 to 2'),
         ("seed", str(2**63), f"seed: {2**63} is not allowed"),
-        ("max_tokens", "600", "exceeds this model's context of 512"),
+        ("max_tokens", "600", "maximum context length is 512 tokens"),
         ("logit_bias", {"9999": 1}, "logit_bias.9999: no token of this model"),
         ("model", "gpt-5", "gpt-5"),
         ("prompt", [], "prompt: [] is not allowed"),

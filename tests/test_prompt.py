@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -246,10 +248,48 @@ def test_prompt_and_max_tokens_beyond_the_context_are_refused_never_clamped(
     tokenizer: Tokenizer, length: int, max_tokens: int, param: str
 ) -> None:
     engine = FakeEngine(hashed_logits, context=8)
-    with pytest.raises(InvalidRequest, match=r"context (of|is) 8") as error:
-        ask(engine, tokenizer, [1] * length, max_tokens=max_tokens)
-    assert (error.value.status, error.value.param) == (400, param)
-    assert engine.calls == 0
+    for prompt in ([1] * length, "a" * length):
+        with pytest.raises(InvalidRequest) as error:
+            ask(engine, tokenizer, prompt, max_tokens=max_tokens)
+        assert (error.value.status, error.value.param) == (400, param)
+        assert error.value.code == "context_length_exceeded"
+        assert engine.calls == 0
+
+
+CONTEXT_WORDS = re.compile(  # what clients search and what they read the numbers with
+    r"(prompt|max_tokens): This model's maximum context length is (\d+) tokens\. However, you requested (\d+) tokens "
+    r"\((\d+) in (.+), (\d+) in the completion\)\. Please reduce the length of the prompt"
+    r"(, or give max_tokens of at most (\d+))?\."
+)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "said"),
+    [
+        ("a" * 9, 0, ("prompt", "8", "9", "9", "the prompt", "0", None)),
+        ("a" * 9, 5, ("prompt", "8", "14", "9", "the prompt", "5", None)),
+        ([1] * 8, 1, ("max_tokens", "8", "9", "8", "the prompt", "1", "0")),
+        ("abc", 10**12, ("max_tokens", "8", str(10**12 + 3), "3", "the prompt", str(10**12), "5")),
+        (["a", "b" * 7, "c" * 9], 2, ("max_tokens", "8", "9", "7", "prompt[1]", "2", "1")),
+        ([[1], [2] * 9], 2, ("prompt", "8", "11", "9", "prompt[1]", "2", None)),
+        (["a" * 9], 2, ("prompt", "8", "11", "9", "the prompt", "2", None)),
+    ],
+    ids=str,
+)
+def test_a_prompt_beyond_the_context_is_told_in_the_words_that_clients_look_for(
+    tokenizer: Tokenizer, prompt: Any, max_tokens: int, said: tuple[str | None, ...]
+) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        ask(FakeEngine(hashed_logits, context=8), tokenizer, prompt, max_tokens=max_tokens)
+    found = CONTEXT_WORDS.fullmatch(error.value.message)
+    assert found is not None, error.value.message
+    assert (*found.groups()[:6], found[8]) == said
+
+
+def test_a_middle_beyond_the_context_counts_its_markers_and_the_suffix(tokenizer: Tokenizer) -> None:
+    with pytest.raises(InvalidRequest, match=r"requested 9 tokens \(8 in the prompt, 1 in") as error:
+        ask(FakeEngine(hashed_logits, context=8), tokenizer, "abc", suffix="de", max_tokens=1)
+    assert (error.value.param, error.value.code) == ("max_tokens", "context_length_exceeded")
 
 
 def test_one_prompt_beyond_the_context_refuses_the_whole_list_before_anything_is_generated(

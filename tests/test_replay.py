@@ -328,6 +328,18 @@ def test_a_key_that_occurs_twice_is_refused_inside_and_outside(text: str, param:
     assert refused.value.param == param
 
 
+def test_null_is_as_good_as_absent_and_unknown_names_are_listed_inside_and_outside() -> None:
+    asked = {"request": body_of(seed=1), "tokens": []}
+    nulls = {"request": body_of(seed=1, top_k=None), "tokens": [], "x": None, "index": None}
+    assert TraceRequest.from_fields(nulls) == TraceRequest.from_fields(asked)
+    with pytest.raises(InvalidRequest) as refused:
+        TraceRequest.from_fields({"request": body_of(seed=1, topP=1), "tokens": [], "indx": 1})
+    assert refused.value.param == "indx"
+    assert refused.value.message.startswith(
+        "indx: unknown field, and so is request.topP; indx is near index; request.topP is near top_p; the fields are "
+    )
+
+
 def test_another_model_is_not_found_here_either(fake: tuple[FakeEngine, Tokenizer]) -> None:
     engine, tokenizer = fake
     asked = TraceRequest.from_fields({"request": body_of(model="other"), "tokens": []})

@@ -74,7 +74,9 @@ def keep_words(body: Any, stream: bool) -> Any:
     if not isinstance(body, dict):
         return body
     body = dict(body)
-    if body.get("stream_options") and (body.get("stream") is None or body["stream"] is False):
+    options = body.get("stream_options")
+    says = isinstance(options, dict) and any(value is not None for value in options.values())
+    if says and (body.get("stream") is None or body["stream"] is False):
         body["stream"] = True
     if not ADMITTED.is_valid(body):
         return body
@@ -84,7 +86,7 @@ def keep_words(body: Any, stream: bool) -> Any:
     if best_of < n or (body.get("stream") and best_of > n):
         body["best_of"] = best_of = None
     if body.get("logit_bias"):
-        body["logit_bias"] = {v: bias for v, bias in body["logit_bias"].items() if int(v) < FAKE_VOCAB}
+        body["logit_bias"] = {v: z for v, z in body["logit_bias"].items() if z is None or int(v) < FAKE_VOCAB}
     if isinstance(body.get("seed"), float):
         body["seed"] = 0
     prompt = body["prompt"]

@@ -618,6 +618,17 @@ BREAKS = (
         "unknown fields are dropped",
         sent(lambda body: {name: value for name, value in body.items() if name in reading.BY_NAME}),
     ),
+    Break(
+        "body.all_unknown_fields",
+        "only the first unknown field is named",
+        sent(
+            lambda body: (
+                {name: value for name, value in body.items() if name != "x_gnomon_verify"}
+                if "max_token" in body
+                else body
+            )
+        ),
+    ),
     Break("body.no_json", "no JSON is an error of the server's own", own_error("not valid JSON")),
     Break("body.no_object", "no object is an error of the server's own", own_error("must be a JSON object")),
     Break("body.nan", "NaN is 0", parsed(parse_constant=lambda name: 0)),
@@ -654,6 +665,41 @@ BREAKS = (
                 if body.get("stream")
                 else {name: value for name, value in body.items() if name != "stream_options"}
             )
+        ),
+    ),
+    Break(
+        "stream_options.unknown",
+        "unknown keys inside stream_options are dropped",
+        sent(
+            lambda body: (
+                {**body, "stream_options": {"include_usage": body["stream_options"].get("include_usage")}}
+                if body.get("stream_options")
+                else body
+            )
+        ),
+    ),
+    Break(
+        "body.null_is_absent",
+        "an unknown field is refused though it is null",
+        sent(lambda body: _refused() if "x_gnomon_verify" in body and body["x_gnomon_verify"] is None else body),
+    ),
+    Break(
+        "body.null_is_absent",
+        "a bias of null is refused",
+        sent(lambda body: _refused() if None in (body.get("logit_bias") or {}).values() else body),
+    ),
+    Break(
+        "errors.context_length",
+        "a full context has no code",
+        errors(lambda made: {"error": {**made["error"], "code": None}}),
+    ),
+    Break(
+        "errors.context_length",
+        "a full context is told in other words",
+        errors(
+            lambda made: {
+                "error": {**made["error"], "message": made["error"]["message"].replace("context length", "context")}
+            }
         ),
     ),
     Break("errors.form", "422 in place of 400", lambda patch: patch.setattr(InvalidRequest, "status", 422)),

@@ -173,9 +173,8 @@ def api_keys(settings: AuthSettings) -> tuple[str, ...]:
         if not VISIBLE.fullmatch(key):
             refuse(option, f"{where} has characters that a header cannot carry; use visible ASCII without spaces")
         if not SHORTEST_KEY <= len(key) <= settings.max_token_bytes:
-            refuse(
-                option, f"{where} has {len(key)} characters; {SHORTEST_KEY} to {settings.max_token_bytes} are allowed"
-            )
+            allowed = f"{SHORTEST_KEY} to {settings.max_token_bytes} are allowed: openssl rand -hex 32 makes one"
+            refuse(option, f"{where} has {len(key)} characters; {allowed}")
     return tuple(key for _, key in named)
 
 

@@ -355,8 +355,8 @@ def streams() -> Iterator[GoldenRequest]:
     yield golden("stream: include_usage", "usage is null on every chunk, then one chunk has it and no choice",
                  stream_options={"include_usage": True}, **drawn)  # fmt: skip
     yield golden("stream: include_usage false", "no usage", stream_options={"include_usage": False}, **drawn)
-    yield golden("stream: unknown options", "those within stream_options are ignored",
-                 stream_options={"include_usage": None, "chunk": 5}, **drawn)  # fmt: skip
+    yield golden("stream: null options", "a key whose value is null is as good as absent, whatever its name",
+                 stream_options={"include_usage": None, "chunk": None}, **drawn)  # fmt: skip
     yield golden("stream: several choices", "one a chunk, each with its own end", ["The sun", "A dog"], n=2, logprobs=0,
                  **drawn)  # fmt: skip
     yield golden("stream: a stop string over a token border", "nothing of it is ever sent", stream=True, temperature=0,
@@ -370,7 +370,14 @@ def streams() -> Iterator[GoldenRequest]:
     yield golden("stream: false", "one answer", stream=False, temperature=0, max_tokens=3)
     yield golden("stream_options: null", "legal without stream", stream_options=None, temperature=0, max_tokens=3)
     yield golden("stream_options: {}", "legal without stream", stream_options={}, temperature=0, max_tokens=3)
+    yield golden("stream_options: null members", "legal without stream: it is an empty one",
+                 stream_options={"include_usage": None, "chunk": None}, temperature=0, max_tokens=3)  # fmt: skip
     yield golden("stream_options: without stream", "refused", stream_options={"include_usage": True}, max_tokens=3)
+    yield golden("stream_options: an unknown member", "refused by its name", stream=True,
+                 stream_options={"include_usages": True}, max_tokens=3)  # fmt: skip
+    yield golden("null: unknown fields", "as good as absent", top_k=None, messages=None, temperature=0, max_tokens=3)
+    yield golden("null: a bias", "as good as absent, and the others count", temperature=0, max_tokens=3, logprobs=1,
+                 logit_bias={"15": None, "404": 3})  # fmt: skip
     yield golden("best_of: more than n with stream", "refused: all candidates would have to be there first", n=1,
                  best_of=2, stream=True, max_tokens=3)  # fmt: skip
     yield golden("user: a string", "changes nothing", user="someone", temperature=0, max_tokens=3)

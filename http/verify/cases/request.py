@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from gnomon.http.verify.exchange import Exchange, Streamed
@@ -183,6 +184,22 @@ async def unknown_field(p: Probe) -> Outcome:
     return honoured("max_token and x_gnomon_verify are refused by name")
 
 
+@case(
+    "body.all_unknown_fields",
+    "unknown field",
+    law="1",
+    says="all unknown names are listed at once",
+    needs=("body.unknown_field",),
+)
+async def all_unknown_fields(p: Probe) -> Outcome:
+    exchange = await p.send(p.body(max_token=1, x_gnomon_verify=1))
+    for field in ("max_token", "x_gnomon_verify"):
+        fault = refused(exchange, field, '"max_token": 1, "x_gnomon_verify": 1')
+        if fault is not None:
+            return fault
+    return honoured("max_token and x_gnomon_verify are refused by name in one answer")
+
+
 BODIES: tuple[tuple[str, str, bytes], ...] = (
     ("no_json", "a body that is no JSON is refused", b'{"model": '),
     ("no_object", "a body that is no object is refused", b"[1, 2]"),
@@ -300,6 +317,56 @@ async def unknown_path(p: Probe) -> Outcome:
 
 
 @case(
+    "errors.context_length",
+    "errors",
+    law="12",
+    says="a prompt beyond the context has its code and says the maximum context length",
+    needs=("max_tokens.never_clamped", "errors.form"),
+)
+async def errors_context_length(p: Probe) -> Outcome:
+    exchange = await p.send(p.body(max_tokens=10_000_000, stream=True), cost=64, first_events=2)
+    if exchange.error.get("code") != "context_length_exceeded":
+        return wrong(f"code is {exchange.error.get('code')!r:.60}, not 'context_length_exceeded'")
+    if not re.search(r"maximum context length is \d+ tokens", exchange.message):
+        return wrong(f'"maximum context length is N tokens" is not said: {exchange.message}')
+    return honoured(f"code context_length_exceeded: {exchange.message}")
+
+
+@case(
+    "stream_options.unknown",
+    "stream_options",
+    law="1",
+    says="an unknown key inside stream_options is refused by name",
+    needs=("stream_options.accepted",),
+)
+async def stream_options_unknown(p: Probe) -> Outcome:
+    for key in ("include_usages", "x_gnomon_verify"):
+        options = {"stream_options": {"include_usage": True, key: True}}
+        exchange = await p.send(p.body(stream=True, **options), cost=64, first_events=2)
+        fault = refused(exchange, key, shown(options))
+        if fault is not None:
+            return fault
+    return honoured("include_usages and x_gnomon_verify are refused by name")
+
+
+@case(
+    "body.null_is_absent",
+    "body",
+    law="1",
+    says="a key whose value is null is as good as absent, whatever its name",
+    needs=("body.empty_objects", "logit_bias.accepted"),
+)
+async def null_is_absent(p: Probe) -> Outcome:
+    nulls = {"x_gnomon_verify": None}
+    legal: tuple[dict[str, Any], ...] = (nulls, {"stream_options": nulls}, {"logit_bias": {"5": None}})
+    for fields in legal:
+        exchange = await p.send(p.body(**fields))
+        if exchange.status != 200:
+            return wrong(f"{shown(fields)}: HTTP {exchange.status}: {exchange.trouble or exchange.message}")
+    return honoured("an unknown name, a key of stream_options and one of logit_bias")
+
+
+@case(
     "stream_options.only_streamed",
     "stream_options",
     law="1",
@@ -336,11 +403,15 @@ CASES = (
     model_required,
     prompt_required,
     unknown_field,
+    all_unknown_fields,
     *(body(*row) for row in BODIES),
     content_type,
     empty_objects,
+    null_is_absent,
     stream_options_only_streamed,
+    stream_options_unknown,
     errors_form,
     errors_param,
+    errors_context_length,
     unknown_path,
 )
