@@ -876,6 +876,12 @@ def verify(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show reason, evidence and command of every case.")
     ] = False,
+    findings: Annotated[
+        bool,
+        typer.Option(
+            "--findings", help="Show the findings alone, each root cause with the number of those that follow from it."
+        ),
+    ] = False,
 ) -> None:
     """Judge any server of POST /v1/completions from outside, by the law: what it honours, refuses, ignores, gets wrong.
 
@@ -904,6 +910,7 @@ def verify(
         budget_tokens,
         timeout,
         verbose,
+        findings,
     )
     sections: list[MakeSection] = []
     if reference is not None:
