@@ -124,6 +124,11 @@ class Root(NamedTuple):
     also: tuple[Entry, ...]
     untold: tuple[Entry, ...]
 
+    @property
+    def shares_fault(self) -> bool:
+        """Whether those that follow show the same fault, rather than follow from what this one says."""
+        return self.entry.fault is not None and any(entry.fault == self.entry.fault for entry in self.also)
+
 
 class Part(NamedTuple):
     """A section, fit to be shown."""

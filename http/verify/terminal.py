@@ -31,6 +31,9 @@ STYLES = {
 VERDICT_WIDTH = max(len(verdict) for verdict in Verdict)
 INDENT = VERDICT_WIDTH + 4
 
+SHORT = 12
+"""Cells of a table that are no longer stay on a line."""
+
 
 def show(report: Report, console: Console, verbose: bool = False, findings: bool = False) -> None:
     """Prints it all. verbose: with the reason, the evidence and the command of every case · findings: and nothing
@@ -81,8 +84,7 @@ def _findings(report: Report, console: Console, verbose: bool) -> None:
 
 def _followers(report: Report, root: Root, console: Console, verbose: bool) -> None:
     if root.also:
-        shared = root.entry.fault if any(entry.fault == root.entry.fault for entry in root.also) else None
-        why = "that follow" if shared is None else f"for the same reason ({shared})"
+        why = f"for the same reason ({root.entry.fault})" if root.shares_fault else "that follow"
         words = f"also {_count(len(root.also), 'finding')} {why}: "
         _row(console, Text(words + ", ".join(entry.case for entry in root.also)))
     if root.untold:
@@ -168,8 +170,9 @@ def _part(report: Report, part: Part, console: Console, verbose: bool) -> None:
         _row(console, Text(note), indent=2)
     for table in part.tables:
         grid = Grid(title=Text(table.title), title_justify="left", box=None, pad_edge=False)
-        for name in table.header:
-            grid.add_column(Text(name, "bold"), overflow="fold")
+        for name, *cells in zip(table.header, *table.rows, strict=True):
+            short = max(map(len, cells), default=0) <= SHORT  # a number or a name: never broken
+            grid.add_column(Text(name, "bold"), overflow="fold", no_wrap=short)
         for cells in table.rows:
             grid.add_row(*(Text(cell) for cell in cells))
         console.print(Padding(grid, (1, 0, 0, 2)), highlight=False)

@@ -125,8 +125,11 @@ def case(
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What became of a case on one server. exchanges: all it sent, in order; the last one shows the matter · lacks:
-    the case it needs that is not honoured · root: the case whose fault it shows, if that is another one (`roots.py`)."""
+    """What became of a case on one server.
+
+    exchanges: all it sent, in order; the last one shows the matter · lacks: the case it needs that is not honoured ·
+    root: the case whose fault it shows, if that is another one (`roots.py`)
+    """
 
     case: Case
     outcome: Outcome
