@@ -327,7 +327,7 @@ def alone_otherwise(patch: Patch) -> None:
             body = json.loads(content)
             for one in body["choices"]:
                 one["logprobs"]["token_logprobs"] = [lp and lp - 1e-6 for lp in one["logprobs"]["token_logprobs"]]
-            return saboteurs.answer(200, "application/json", [json.dumps(body).encode()])
+            return saboteurs.answer(200, "application/json", json.dumps(body).encode())
         return replied
 
     patch.setattr(Wireless, "handle_async_request", counted)

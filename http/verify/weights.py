@@ -256,7 +256,7 @@ class Comparison:
             (
                 "Where they are off most",
                 ("what", "at", "server", "reference"),
-                tuple(_worst(group) for group in self.groups if group.worst is not None),
+                tuple(_worst_row(group) for group in self.groups if group.worst is not None),
             ),
         ]
         for group in self.groups:
@@ -308,7 +308,7 @@ def _row(group: Group) -> tuple[str, ...]:
     return (group.name, f"{group.fit.values:,}", f"{group.fit.worst:.1e}", f"{group.fit.mean:.1e}", common)
 
 
-def _worst(group: Group) -> tuple[str, ...]:
+def _worst_row(group: Group) -> tuple[str, ...]:
     worst = group.worst
     assert worst is not None
     at = f"{worst.trial}, place {worst.place}, {worst.token!r}"

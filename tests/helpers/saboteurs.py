@@ -69,8 +69,8 @@ class Wire(httpx.AsyncByteStream):
             yield piece
 
 
-def answer(status: int, kind: str, pieces: Iterable[bytes]) -> httpx.Response:
-    return httpx.Response(status, headers={"content-type": kind}, stream=Wire(pieces))
+def answer(status: int, kind: str, content: bytes) -> httpx.Response:
+    return httpx.Response(status, headers={"content-type": kind}, stream=Wire([content]))
 
 
 class Wireless(httpx.AsyncBaseTransport):
@@ -100,11 +100,12 @@ class Wireless(httpx.AsyncBaseTransport):
             return self.events([content]) if streamed and self.streams_errors else self.reply(error.status, content)
 
     def reply(self, status: int, content: bytes) -> httpx.Response:
-        return answer(status, "application/json", [content])
+        return answer(status, "application/json", content)
 
     def events(self, lines: Iterable[bytes]) -> httpx.Response:
         pieces: Iterable[bytes] = chain(map(sse.event, lines), [self.last])
-        return answer(200, "text/event-stream", [b"".join(pieces)] if self.holds_back else pieces)
+        stream = Wire([b"".join(pieces)] if self.holds_back else pieces)
+        return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=stream)
 
 
 def judged(

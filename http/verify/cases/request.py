@@ -190,7 +190,14 @@ async def model_unknown(p: Probe) -> Outcome:
     return honoured(f"HTTP 404: {exchange.message}")
 
 
-@case("model.required", "model", law="1", says="model must be given", needs=("prompt.accepted",))
+@case(
+    "model.required",
+    "model",
+    law="1",
+    says="model must be given",
+    needs=("prompt.accepted",),
+    follows="model.unknown",
+)
 async def model_required(p: Probe) -> Outcome:
     exchange = await p.send({"prompt": PROMPT, "max_tokens": 1, "temperature": 0})
     return refused(exchange, "model", "a request without model") or honoured("a request without it is refused by name")
@@ -342,6 +349,7 @@ async def unknown_path(p: Probe) -> Outcome:
     law="1",
     says="stream_options without stream is refused by name",
     needs=("stream_options.accepted",),
+    follows="stream_options.include_usage",
 )
 async def stream_options_only_streamed(p: Probe) -> Outcome:
     exchange = await p.send(p.body(stream_options={"include_usage": True}))
