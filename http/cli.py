@@ -866,8 +866,8 @@ def verify(
         typer.Option(
             min=1,
             metavar="N",
-            help="Tokens that the run may cost, prompts included; it never exceeds them. A full run took about 8,300, "
-            "and is charged about 22,600 where the server shows no usage.",
+            help="Tokens that the run may cost, prompts included; it never exceeds them. A full run took about 8,700, "
+            "and is charged about 23,000 where the server shows no usage.",
         ),
     ] = 50_000,
     timeout: Annotated[
