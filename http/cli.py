@@ -867,7 +867,7 @@ def verify(
             min=1,
             metavar="N",
             help="Tokens that the run may cost, prompts included; it never exceeds them. A full run took about 8,700, "
-            "and is charged about 23,000 where the server shows no usage.",
+            "and is charged about 22,700 where the server shows no usage.",
         ),
     ] = 50_000,
     timeout: Annotated[

@@ -55,6 +55,9 @@ GOLDEN_JUDGE = "reference/golden/judge.py"
 REPLAY, EXPLAIN, PICTURE = "reference/replay.py", "reference/explain.py", "reference/picture.py"
 RETRACE = "http/retrace.py"
 
+ARRIVAL = "http/verify/cases/arrival.py"
+ROOTS = "http/verify/roots.py"
+
 BREAKS = (
     # ---- the sampler's stages
     Break(
@@ -1019,6 +1022,48 @@ BREAKS = (
         "        check()\n        yield layer\n",
         "        yield layer\n",
         "test_replay.py::test_work_that_nobody_waits_for_ends_within_a_layer_and_within_a_draw",
+    ),
+    Break(
+        "a stream that is held back is not found",
+        ARRIVAL,
+        "one.spread >= SPREAD for one in long",
+        "one.spread >= 0 for one in long",
+        "test_verify_arrival.py::test_in_process_a_server_that_holds_back_is_told_from_one_that_does_not",
+    ),
+    Break(
+        "a server with a queue is blamed for holding back",
+        ARRIVAL,
+        "out_of_order <= MOST_OUT_OF_ORDER and ",
+        "",
+        "test_verify_arrival.py::test_a_server_whose_answers_wait_long_before_they_begin_is_not_blamed",
+    ),
+    Break(
+        "an event that says nothing is taken for the first",
+        ARRIVAL,
+        "for end, data in _events(exchange.content) if _has_text(data)]",
+        "for end, data in _events(exchange.content)]",
+        "test_verify_arrival.py::test_comments_and_events_without_text_are_not_the_first_event",
+    ),
+    Break(
+        "a finding is folded under a case that is honoured",
+        ROOTS,
+        " and is_ignored(one.case.follows)",
+        "",
+        "test_verify_roots.py::test_nothing_is_folded_under_a_case_that_does_not_say_ignored",
+    ),
+    Break(
+        "two findings are taken for one fault",
+        ROOTS,
+        " if len(names) >= fault.least",
+        "",
+        "test_verify_roots.py::test_a_fault_is_folded_only_where_as_many_cases_see_it_as_it_takes",
+    ),
+    Break(
+        "a finding whose root is not reported is hidden",
+        "http/verify/report.py",
+        "if entry.root not in found",
+        "if entry.root is None",
+        "test_verify_roots.py::test_a_root_that_is_not_in_the_report_hides_nothing",
     ),
 )
 

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -331,6 +332,42 @@ def test_tokens_tell_bytes_texts_and_labels() -> None:
 
 
 # ---- the README
+
+
+WORDING = (
+    ("the result is", "result ="), ("⊕", "^"), ("1bd11bda", "0x1bd11bda"), ("mod", "%"),
+    (" if block is even, else", " if block % 2 == 0 else"), ("(x1 ⋘ r)", "(x1 << r | x1 >> 32 - r)"),
+    ("x0 ≥ 80000000", "bool((x0 >= 0x80000000)[0])"), (" · ", " * "), ("½", "0.5"), ("2⁻³²", "2.0**-32"),
+    ("if h: complement every bit of x0 and of x1", "if h: x0, x1 = ~x0, ~x1"), ("2⁻⁶⁴", "2.0**-64"),
+    ("−ln w if h, else −log1p(−w)", "-log(w) if h else -log1p(-w)"), ("−ln E", "-log(E)"),
+)  # fmt: skip
+
+
+def executed(after: str, **names: Any) -> dict[str, Any]:
+    """What the names of the README's block after these words come to, its notation put into Python's."""
+    text = (golden_path() / "README.md").read_text(encoding="utf-8").split(after)[1]
+    lines = [line[4:].split("        ")[0] if "  in float64" in line or "  log1p(x)" in line else line[4:]
+             for line in text.split("\n\n")[1].splitlines()]  # fmt: skip
+    code = "\n".join(lines)
+    for written, python in WORDING:
+        code = code.replace(written, python)
+    exec(code, names)
+    return names
+
+
+def test_the_readme_defines_the_random_function_that_the_vectors_hold() -> None:
+    def words(pair: list[str]) -> list[Any]:
+        return [np.array([int(word, 16)], np.uint32) for word in pair]
+
+    known = document("threefry.json")
+    for entry in known["threefry2x32"]:
+        (k0, k1), (c0, c1) = words(entry["key"]), words(entry["counter"])
+        found = executed("and gives a pair:", k0=k0, k1=k1, c0=c0, c1=c1)["result"]
+        assert [f"{int(word[0]):08x}" for word in found] == entry["words"]
+    for entry in known["gumbel"]:
+        x0, x1 = words(entry["words"])
+        g = executed("noise so:", x0=x0, x1=x1, log=np.log, log1p=np.log1p)["g"]
+        assert float(g[0]) == pytest.approx(entry["gumbel"], rel=1e-12)
 
 
 def test_the_worked_example_has_the_numbers_of_the_file() -> None:

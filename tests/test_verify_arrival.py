@@ -57,13 +57,11 @@ class Buffering(httpx.AsyncHTTPTransport):
         return httpx.Response(response.status_code, headers=response.headers, stream=Wire([content]))
 
 
-class Slow(httpx.AsyncHTTPTransport):
-    """A proxy that passes everything on as it comes, and answers no request before it has waited."""
-
-    waits: Iterator[float] = iter(())
+class Queued(Wireless):
+    """A server that lets every request wait, and then answers in no time."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        await asyncio.sleep(next(self.waits, 0.0))
+        await asyncio.sleep(0.3)
         return await super().handle_async_request(request)
 
 
@@ -107,10 +105,7 @@ def test_a_sound_server_on_a_busy_machine_is_not_blamed_and_a_buffering_one_not_
 
 def test_a_server_whose_answers_wait_long_before_they_begin_is_not_blamed(model: Model) -> None:
     """A queue delays streams of every length: 0.3 s before an answer of some milliseconds."""
-    transport = Slow()
-    transport.waits = iter([0.3] * 100)
-    with serving(create_app(*model, Settings())) as base:
-        verdict, reason = found(transport, base)
+    verdict, reason = found(Queued(model))
     assert verdict is Verdict.unclear, reason
     assert "too fast, or too busy, to tell" in reason
 
