@@ -1026,14 +1026,14 @@ BREAKS = (
     Break(
         "a stream that is held back is not found",
         ARRIVAL,
-        "one.spread >= SPREAD for one in long",
-        "one.spread >= 0 for one in long",
+        "one.spread >= SPREAD for one in self.long",
+        "one.spread >= 0 for one in self.long",
         "test_verify_arrival.py::test_in_process_a_server_that_holds_back_is_told_from_one_that_does_not",
     ),
     Break(
         "a server with a queue is blamed for holding back",
         ARRIVAL,
-        "out_of_order <= MOST_OUT_OF_ORDER and ",
+        " and out_of_order <= MOST_OUT_OF_ORDER",
         "",
         "test_verify_arrival.py::test_a_server_whose_answers_wait_long_before_they_begin_is_not_blamed",
     ),

@@ -89,10 +89,10 @@ def test_a_proxy_that_buffers_whole_answers_is_found_and_named(paced: Model) -> 
     assert "or a proxy that buffers answers, holds events back" in reason
 
 
-def test_in_process_a_server_that_holds_back_is_told_from_one_that_does_not(model: Model) -> None:
+def test_in_process_a_server_that_holds_back_is_told_from_one_that_does_not(model: Model, paced: Model) -> None:
     """Httpx's own in-process transport hands over an answer when it is whole."""
     assert found(Wireless(model))[0] is Verdict.honoured
-    assert found(httpx.ASGITransport(create_app(*model, Settings())))[0] is Verdict.wrong
+    assert found(httpx.ASGITransport(create_app(*paced, Settings())))[0] is Verdict.wrong
 
 
 def test_a_sound_server_on_a_busy_machine_is_not_blamed_and_a_buffering_one_not_praised(paced: Model) -> None:
@@ -133,8 +133,8 @@ def test_an_event_has_come_when_its_last_piece_has() -> None:
     assert timed(exchange(pieces)) == Timed(2.0, 3.0)
 
 
-def test_orders_as_odd_as_the_bound_allows_are_one_in_26394() -> None:
-    """Counted: of all ways to order ten long and ten short streams, those with at most 3 pairs out of order."""
+def test_orders_as_odd_as_the_bound_allows_are_2_in_184756() -> None:
+    """Counted: of all ways to order ten long and ten short streams, those with at most one pair out of order."""
     orders = {(0, 0): {0: 1}}
     for short in range(11):
         for long in range(11):
@@ -147,5 +147,5 @@ def test_orders_as_odd_as_the_bound_allows_are_one_in_26394() -> None:
             orders[short, long] = ways
     counts = orders[10, 10]
     few = sum(count for pairs, count in counts.items() if pairs <= arrival.MOST_OUT_OF_ORDER)
-    assert (few, sum(counts.values())) == (7, 184_756)
+    assert (few, sum(counts.values())) == (2, 184_756)
     assert arrival.TRIES == 10
