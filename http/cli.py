@@ -866,7 +866,7 @@ def verify(
         typer.Option(
             min=1,
             metavar="N",
-            help="Tokens that the run may cost, prompts included; it never exceeds them. A full run took about 8,700, "
+            help="Tokens that the run may cost, prompts included; it never exceeds them. A full run took about 8,800, "
             "and is charged about 22,700 where the server shows no usage.",
         ),
     ] = 50_000,

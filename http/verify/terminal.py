@@ -170,8 +170,8 @@ def _part(report: Report, part: Part, console: Console, verbose: bool) -> None:
         _row(console, Text(note), indent=2)
     for table in part.tables:
         grid = Grid(title=Text(table.title), title_justify="left", box=None, pad_edge=False)
-        for name, *cells in zip(table.header, *table.rows, strict=True):
-            short = max(map(len, cells), default=0) <= SHORT  # a number or a name: never broken
+        for name, *column in zip(table.header, *table.rows, strict=True):
+            short = max(map(len, column), default=0) <= SHORT  # a number or a name: never broken
             grid.add_column(Text(name, "bold"), overflow="fold", no_wrap=short)
         for cells in table.rows:
             grid.add_row(*(Text(cell) for cell in cells))
