@@ -936,8 +936,8 @@ def verify(
         typer.Option(
             min=1,
             metavar="N",
-            help="Tokens that the run may cost, prompts included; it never exceeds them. A full run took about 8,300, "
-            "and is charged about 22,600 where the server shows no usage.",
+            help="Tokens that the run may cost, prompts included; it never exceeds them. A full run took about 8,800, "
+            "and is charged about 22,700 where the server shows no usage.",
         ),
     ] = 50_000,
     timeout: Annotated[
@@ -945,6 +945,12 @@ def verify(
     ] = 60,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show reason, evidence and command of every case.")
+    ] = False,
+    findings: Annotated[
+        bool,
+        typer.Option(
+            "--findings", help="Show the findings alone, each root cause with the number of those that follow from it."
+        ),
     ] = False,
 ) -> None:
     """Judge any server of POST /v1/completions from outside, by the law: what it honours, refuses, ignores, gets wrong.
@@ -974,6 +980,7 @@ def verify(
         budget_tokens,
         timeout,
         verbose,
+        findings,
     )
     sections: list[MakeSection] = []
     if reference is not None:

@@ -56,6 +56,9 @@ GOLDEN_JUDGE, INFILL = "reference/golden/judge.py", "reference/infill.py"
 REPLAY, EXPLAIN, PICTURE = "reference/replay.py", "reference/explain.py", "reference/picture.py"
 RETRACE = "http/retrace.py"
 
+ARRIVAL = "http/verify/cases/arrival.py"
+ROOTS = "http/verify/roots.py"
+
 BREAKS = (
     # ---- the sampler's stages
     Break(
@@ -1372,6 +1375,48 @@ BREAKS = (
         "drain_seconds: float = option(20,",
         "drain_seconds: float = option(30,",
         "test_kubernetes.py::test_draining_fits_the_grace_period_here_and_by_default",
+    ),
+    Break(
+        "a stream that is held back is not found",
+        ARRIVAL,
+        "one.spread >= SPREAD for one in self.long",
+        "one.spread >= 0 for one in self.long",
+        "test_verify_arrival.py::test_in_process_a_server_that_holds_back_is_told_from_one_that_does_not",
+    ),
+    Break(
+        "a server with a queue is blamed for holding back",
+        ARRIVAL,
+        " and out_of_order <= MOST_OUT_OF_ORDER",
+        "",
+        "test_verify_arrival.py::test_a_server_whose_answers_wait_long_before_they_begin_is_not_blamed",
+    ),
+    Break(
+        "an event that says nothing is taken for the first",
+        ARRIVAL,
+        "for end, data in _events(exchange.content) if _has_text(data)]",
+        "for end, data in _events(exchange.content)]",
+        "test_verify_arrival.py::test_comments_and_events_without_text_are_not_the_first_event",
+    ),
+    Break(
+        "a finding is folded under a case that is honoured",
+        ROOTS,
+        " and is_ignored(one.case.follows)",
+        "",
+        "test_verify_roots.py::test_nothing_is_folded_under_a_case_that_does_not_say_ignored",
+    ),
+    Break(
+        "two findings are taken for one fault",
+        ROOTS,
+        " if len(names) >= fault.least",
+        "",
+        "test_verify_roots.py::test_a_fault_is_folded_only_where_as_many_cases_see_it_as_it_takes",
+    ),
+    Break(
+        "a finding whose root is not reported is hidden",
+        "http/verify/report.py",
+        "if entry.root not in found",
+        "if entry.root is None",
+        "test_verify_roots.py::test_a_root_that_is_not_in_the_report_hides_nothing",
     ),
 )
 

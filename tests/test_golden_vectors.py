@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,6 +37,7 @@ from gnomon.reference.golden import (
 from gnomon.reference.golden import __main__ as command
 from gnomon.reference.golden.vectors import documents, to_text
 from helpers.golden import Foresight, right_answer
+from helpers.golden_changes import changes, report, tests_that_know
 from helpers.live import call, events
 
 FILES = ("requests.json", "sampler.json", "threefry.json", "tokens.json")
@@ -69,34 +71,13 @@ def tokenizer() -> Tokenizer:
 # ---- the files
 
 
-def differences(mine: Any, theirs: Any, digits: float, at: str = "") -> Iterator[str]:
-    """Where two documents differ: in floats by more than `digits` of their size, in anything else at all."""
-    if isinstance(mine, float) and isinstance(theirs, float):
-        if not math.isclose(mine, theirs, rel_tol=digits, abs_tol=digits):
-            yield f"{at}: {mine} and {theirs}"
-    elif type(mine) is not type(theirs):
-        yield f"{at}: {mine!r} and {theirs!r}"
-    elif isinstance(mine, dict):
-        if list(mine) != list(theirs):
-            yield f"{at}: {list(mine)} and {list(theirs)}"
-        for name in mine.keys() & theirs.keys():
-            yield from differences(mine[name], theirs[name], digits, f"{at}.{name}")
-    elif isinstance(mine, list):
-        if len(mine) != len(theirs):
-            yield f"{at}: {len(mine)} and {len(theirs)} entries"
-        for i, (a, b) in enumerate(zip(mine, theirs, strict=False)):
-            yield from differences(a, b, digits, f"{at}[{i}]")
-    elif mine != theirs:
-        yield f"{at}: {mine!r} and {theirs!r}"
-
-
 def test_the_checked_in_files_are_what_the_reference_says_now() -> None:
     """On another machine sums are rounded otherwise: 1e-14 of a logit, which may turn its last digit in float32."""
     made = dict(documents(foresight(), tokenizer()))
     assert tuple(made) == FILES
     for name, digits in zip(FILES, (1e-7, 1e-6, 1e-12, 0.0), strict=True):
-        found = list(differences(json.loads(to_text(made[name])), document(name), digits))
-        assert found == [], f"{name}: run python -m gnomon.reference.golden"
+        found = list(changes(document(name), json.loads(to_text(made[name])), digits))
+        assert not found, report(name, found)
 
 
 @pytest.mark.long
@@ -104,7 +85,41 @@ def test_the_command_makes_the_checked_in_files(tmp_path: Path) -> None:
     assert command.main([str(tmp_path / "new")]) == 0
     for name, digits in zip(FILES, (1e-7, 1e-6, 1e-12, 0.0), strict=True):
         made = json.loads((tmp_path / "new" / name).read_text(encoding="ascii"))
-        assert list(differences(made, document(name), digits)) == []
+        found = list(changes(document(name), made, digits))
+        assert not found, report(name, found)
+
+
+def test_a_red_vector_says_what_changed_and_which_unit_tests_know_why() -> None:
+    stored = document("sampler.json")
+    made = copy.deepcopy(stored)
+    made["small"][0]["noise"][2] += 1e-3
+    made["small"][0]["token"] = 2
+    made["large"][0]["draws"][1]["kept"][4] = False
+    found = list(changes(stored, made, 1e-6))
+    assert [(change.vector, change.field) for change in found] == [
+        ("every stage", "small[0].noise[2]"), ("every stage", "small[0].token"),
+        ("every stage", "large[0].draws[1].kept[4]"),
+    ]  # fmt: skip
+    said = report("sampler.json", found)
+    assert "small[0].noise[2] of “every stage”: stored 2.88194818365" in said
+    assert "now 2.88294818365" in said
+    assert "python -m pytest tests/test_prng.py tests/test_sampler.py tests/test_goldens.py" in said
+    assert "gnomon.reference.golden" not in said
+
+
+def test_every_field_of_the_vectors_has_unit_tests_that_exist() -> None:
+    here = Path(__file__).parent
+    for file in FILES:
+        for change in changes(document(file), _moved(document(file)), 1e-12):
+            for test in tests_that_know(file, change.field):
+                assert (here / test).is_file(), test
+
+
+def _moved(value: Any) -> Any:
+    """The document with another value in the place of each."""
+    if isinstance(value, dict):
+        return {name: inner if name == "name" else _moved(inner) for name, inner in value.items()}
+    return [_moved(inner) for inner in value] if isinstance(value, list) else ["another"]
 
 
 def test_the_command_wants_one_directory_at_most(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -317,6 +332,42 @@ def test_tokens_tell_bytes_texts_and_labels() -> None:
 
 
 # ---- the README
+
+
+WORDING = (
+    ("the result is", "result ="), ("⊕", "^"), ("1bd11bda", "0x1bd11bda"), ("mod", "%"),
+    (" if block is even, else", " if block % 2 == 0 else"), ("(x1 ⋘ r)", "(x1 << r | x1 >> 32 - r)"),
+    ("x0 ≥ 80000000", "bool((x0 >= 0x80000000)[0])"), (" · ", " * "), ("½", "0.5"), ("2⁻³²", "2.0**-32"),
+    ("if h: complement every bit of x0 and of x1", "if h: x0, x1 = ~x0, ~x1"), ("2⁻⁶⁴", "2.0**-64"),
+    ("−ln w if h, else −log1p(−w)", "-log(w) if h else -log1p(-w)"), ("−ln E", "-log(E)"),
+)  # fmt: skip
+
+
+def executed(after: str, **names: Any) -> dict[str, Any]:
+    """What the names of the README's block after these words come to, its notation put into Python's."""
+    text = (golden_path() / "README.md").read_text(encoding="utf-8").split(after)[1]
+    lines = [line[4:].split("        ")[0] if "  in float64" in line or "  log1p(x)" in line else line[4:]
+             for line in text.split("\n\n")[1].splitlines()]  # fmt: skip
+    code = "\n".join(lines)
+    for written, python in WORDING:
+        code = code.replace(written, python)
+    exec(code, names)
+    return names
+
+
+def test_the_readme_defines_the_random_function_that_the_vectors_hold() -> None:
+    def words(pair: list[str]) -> list[Any]:
+        return [np.array([int(word, 16)], np.uint32) for word in pair]
+
+    known = document("threefry.json")
+    for entry in known["threefry2x32"]:
+        (k0, k1), (c0, c1) = words(entry["key"]), words(entry["counter"])
+        found = executed("and gives a pair:", k0=k0, k1=k1, c0=c0, c1=c1)["result"]
+        assert [f"{int(word[0]):08x}" for word in found] == entry["words"]
+    for entry in known["gumbel"]:
+        x0, x1 = words(entry["words"])
+        g = executed("noise so:", x0=x0, x1=x1, log=np.log, log1p=np.log1p)["g"]
+        assert float(g[0]) == pytest.approx(entry["gumbel"], rel=1e-12)
 
 
 def test_the_worked_example_has_the_numbers_of_the_file() -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gnomon.http.app import create_app
 from gnomon.http.settings import Settings
-from gnomon.http.verify.cases import logprobs, stream
+from gnomon.http.verify.cases import arrival, logprobs, stream
 from gnomon.http.verify.verdict import Verdict
 from gnomon.reference import engine, sampler
 from gnomon.reference.completion import Candidate, Run, StopMatcher
@@ -23,6 +23,7 @@ from gnomon.reference.engine import PromptScored, ReferenceJob, Token, ranking
 from gnomon.reference.response import Choice, Completion, Logprobs
 from gnomon.reference.sampler import add_bias, nucleus, penalize, report, temper
 from gnomon.reference.tokenizer import Decoder
+from helpers.live import serving
 from helpers.saboteurs import (
     Break,
     Draw,
@@ -50,7 +51,7 @@ from helpers.saboteurs import (
     top,
 )
 
-CASES = (*logprobs.CASES, *stream.CASES)
+CASES = (*logprobs.CASES, *stream.CASES, *arrival.CASES)
 BUDGET = 4000
 END = 0  # an id that `logprobs.end_token` tries
 
@@ -61,11 +62,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def test_our_own_server_honours_every_case_within_a_small_budget(model: Model) -> None:
-    for transport in (httpx.ASGITransport(create_app(*model, Settings())), Wireless(model)):
-        findings = judged(transport, CASES)
-        others = {name: found.outcome for name, found in findings.items() if found.outcome.verdict != Verdict.honoured}
-        assert others == {}
-        assert all(found.exchanges for found in findings.values())
+    with serving(create_app(*model, Settings())) as base:
+        for findings in (judged(httpx.AsyncHTTPTransport(), CASES, base), judged(Wireless(model), CASES)):
+            outcomes = {name: found.outcome for name, found in findings.items()}
+            assert {name: one for name, one in outcomes.items() if one.verdict != Verdict.honoured} == {}
+            assert all(found.exchanges for found in findings.values())
 
 
 def test_the_cases_have_names_of_their_own_and_need_each_other_in_no_circle() -> None:
@@ -500,6 +501,7 @@ BREAKS = (
         ),
     ),
     # ---- stream
+    Break("stream.as_it_is_made", "held back", lambda patch: patch.setattr(Wireless, "holds_back", True)),
     Break("stream.done", "no [DONE]", lambda patch: patch.setattr(Wireless, "last", b"")),
     Break("stream.one_answer", "an id a chunk", chunks(new_ids)),
     Break("stream.one_choice", "two choices a chunk", chunks(in_pairs)),

@@ -121,6 +121,7 @@ def test_totals_count_every_verdict_and_the_findings_of_sections() -> None:
         "wrong": 2,
         "unclear": 1,
         "documented": 0,
+        "roots": 3,
         "not_run": 0,
     }
 

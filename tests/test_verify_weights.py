@@ -183,8 +183,8 @@ def test_the_worst_place_is_named_with_both_values(model: Model) -> None:
     assert worst is not None
     assert (worst.trial, worst.place) == ("digits", 7)
     assert worst.theirs == pytest.approx(worst.ours - 0.75)
-    (row,) = (row for row in comparison.rows() if row[0] == "greedy")
-    assert row[5].startswith("digits, place 7")
+    (row,) = (row for row in comparison.tables()[1][2] if row[0] == "greedy")
+    assert row[1].startswith("digits, place 7")
 
 
 # ---- weights of fewer bits: reported, not accused
@@ -223,7 +223,7 @@ def test_one_cause_is_said_of_all_and_its_size_is_looked_for_once(model: Model) 
     comparison = compared(Server(with_weights(model, to_bits(3))), model)
     assert len({group.explanation.words for group in comparison.groups}) == 1, comparison.sentence
     assert [bool(group.explanation.tried) for group in comparison.groups] == [True] + [False] * 6
-    assert len(comparison.tables()) == 2
+    assert len(comparison.tables()) == 3
 
 
 # ---- processed values

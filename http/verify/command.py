@@ -45,6 +45,7 @@ from gnomon.http.verify.report import (
     part,
     with_needs,
 )
+from gnomon.http.verify.roots import rooted
 from gnomon.http.verify.run import judge_all
 from gnomon.http.verify.safe import Secret, line
 from gnomon.http.verify.terminal import list_cases, show
@@ -80,6 +81,7 @@ class Options:
     budget_tokens: int = 50_000
     timeout: float = 60
     verbose: bool = False
+    findings: bool = False
 
     def shown(self) -> dict[str, Any]:
         """What of it belongs in a report."""
@@ -96,9 +98,10 @@ class Options:
 
 @dataclass(slots=True)
 class Run:
-    """What a run has come to so far, kept where an exception does not take it along."""
+    """What a run has come to so far, kept where an exception does not take it along. cases: those to be reported."""
 
     cases: Sequence[Case]
+    all_cases: Sequence[Case]
     base: str = ""
     model: str = ""
     began: float = field(default_factory=time.monotonic)
@@ -106,6 +109,11 @@ class Run:
     sections: list[Section] = field(default_factory=list)
     client: Client | None = None
     judging: bool = False
+
+    def in_order(self) -> list[Finding]:
+        """The findings so far, in the order of all cases that run."""
+        places = {case.name: place for place, case in enumerate(self.all_cases)}
+        return sorted(self.findings, key=lambda finding: places[finding.case.name])
 
     def cost(self) -> Cost:
         seconds = round(time.monotonic() - self.began, 1)
@@ -247,7 +255,7 @@ def _verify(
     secret: Secret,
     files: Files,
 ) -> int:
-    run, ended = Run(prepared.chosen), None
+    run, ended = Run(prepared.chosen, prepared.run), None
     out = Console(file=sys.stderr if options.json == "-" else sys.stdout)
     try:
         asyncio.run(_judge(options, prepared, sections, transport, run))
@@ -265,7 +273,7 @@ def _verify(
     if prepared.earlier is not None:
         names = [case.name for case in prepared.chosen]
         report = replace(report, changes=baseline.compare(prepared.earlier, report, names))
-    show(report, out, options.verbose)
+    show(report, out, options.verbose, options.findings)
     if options.json == "-":
         sys.stdout.write(report.text())
     files.write("json", report.text().encode())
@@ -277,7 +285,7 @@ def _verify(
 
 
 def _report(options: Options, run: Run, secret: Secret, ended: str | None) -> Report:
-    by_name = {finding.case.name: finding for finding in run.findings}
+    by_name = {finding.case.name: finding for finding in rooted(run.in_order())}
     found = [by_name[case.name] for case in run.cases if case.name in by_name]
     return Report(
         line(run.base, secret),

@@ -3,6 +3,7 @@
     Client    sends; bounds the time, the bytes and, with `Budget`, the tokens; follows no redirect, keeps no cookie
     Exchange  one request with its reply or the words for why there is none, and the curl command that repeats it
     Streamed  the events of a streamed reply, read apart
+    Arrived   when a piece of a reply was there: so that a stream can be told from an answer sent at its end
 
 Whatever is odd about a reply (HTML, no JSON, a closed connection, a redirect) is a value here, `trouble`, in one line.
 `CannotReach` ends a run: nobody listens, or a row of requests had no answer and the plain one that was answered at the
@@ -75,6 +76,23 @@ class Budget:
         self.spent += cost
 
 
+class Arrived(NamedTuple):
+    """How much of an answer was there so many seconds after its request was sent."""
+
+    seconds: float
+    size: int
+
+
+class Reply(NamedTuple):
+    """What came back for one request; status None: nothing did."""
+
+    status: int | None
+    headers: dict[str, str]
+    content: bytes = b""
+    trouble: str | None = None
+    arrived: tuple[Arrived, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """One request and its outcome."""
@@ -91,6 +109,7 @@ class Exchange:
     seconds: float
     tokens: int
     streamed: bool = False
+    arrived: tuple[Arrived, ...] = ()  # of the content, piece by piece
 
     @property
     def json(self) -> Any:
@@ -282,7 +301,7 @@ class Client:
         if key is not None:
             headers["authorization"] = f"Bearer {key}"
         began = time.monotonic()
-        status, replied, content, trouble = await self._reply(method, url, body, headers, first_events)
+        status, replied, content, trouble, arrived = await self._reply(method, url, body, headers, first_events)
         if status != 200:  # before anything is cut out of it; what a 200 says is hidden where it is shown
             content = self._secret.out_of_bytes(content)
         if trouble is None and status is not None:
@@ -291,19 +310,20 @@ class Client:
         streamed = body is not None and b'"stream": true' in body
         return Exchange(
             method, url, body, content_type if body is not None else None, key is not None, status, replied, content,
-            trouble, time.monotonic() - began, tokens, streamed,
+            trouble, time.monotonic() - began, tokens, streamed, arrived,
         )  # fmt: skip
 
     async def _reply(
         self, method: str, url: str, body: bytes | None, headers: Mapping[str, str], first_events: int | None
-    ) -> tuple[int | None, dict[str, str], bytes, str | None]:
-        """Status, headers, content and trouble. A connection that the server has closed since the last request is no
-        trouble: the request goes out again on a new one. So it does where nobody listens, for some seconds."""
+    ) -> Reply:
+        """A connection that the server has closed since the last request is no trouble: the request goes out again on
+        a new one. So it does where nobody listens, for some seconds."""
         reconnects = list(RECONNECTS) if self._answered else []
         while True:
-            status, replied, content, trouble = None, {}, b"", None
+            got = Reply(None, {})
             used = _Used()
             self.requests += 1
+            began = time.monotonic()
             try:
                 async with (
                     asyncio.timeout(self._timeout),
@@ -311,23 +331,23 @@ class Client:
                         method, url, content=body, headers=dict(headers), extensions={"trace": used.trace}
                     ) as reply,
                 ):
-                    status = reply.status_code
                     replied = {name: self._secret.out_of(value) for name, value in reply.headers.items()}
-                    content, trouble = await _read(reply, first_events)
+                    got = Reply(reply.status_code, replied)
+                    got = Reply(reply.status_code, replied, *await _read(reply, first_events, began))
             except httpx.ConnectError as error:
                 if not reconnects:
                     raise CannotReach(f"{self.base} cannot be reached: {_words(error)}") from None
                 await asyncio.sleep(reconnects.pop(0))
                 continue
             except httpx.ConnectTimeout:
-                trouble = f"no connection within {min(self._timeout, CONNECT_SECONDS):g} s"
+                got = got._replace(trouble=f"no connection within {min(self._timeout, CONNECT_SECONDS):g} s")
             except (TimeoutError, httpx.TimeoutException):
-                trouble = f"no whole answer within {self._timeout:g} s"
+                got = got._replace(trouble=f"no whole answer within {self._timeout:g} s")
             except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-                if status is None and used.again:
+                if got.status is None and used.again:
                     continue
-                trouble = f"the connection broke: {self._secret.out_of(_words(error))}"
-            return status, replied, content, trouble
+                got = got._replace(trouble=f"the connection broke: {self._secret.out_of(_words(error))}")
+            return got
 
 
 class _Used:
@@ -353,19 +373,27 @@ def _wait(exchange: Exchange, tries: int) -> float | None:
     return max(float(said), 0.1) if said.isascii() and said.isdigit() else 2.0**tries
 
 
-async def _read(reply: httpx.Response, first_events: int | None) -> tuple[bytes, str | None]:
+async def _read(
+    reply: httpx.Response, first_events: int | None, began: float
+) -> tuple[bytes, str | None, tuple[Arrived, ...]]:
+    """Content, trouble, and when each piece came, in seconds since `began`."""
     content = bytearray()
+    trouble = None
+    arrived: list[Arrived] = []
     async with aclosing(_decoded(reply)) as pieces:
         async for piece in pieces:
             if piece is None:
                 coding = reply.headers["content-encoding"]
-                return bytes(content), f"the answer's content encoding {coding!r:.60} cannot be read"
+                trouble = f"the answer's content encoding {coding!r:.60} cannot be read"
+                break
             content += piece
+            arrived.append(Arrived(time.monotonic() - began, len(content)))
             if len(content) > MOST_BYTES:
-                return bytes(content), f"the answer has more than {MOST_BYTES // 2**20} MiB"
+                trouble = f"the answer has more than {MOST_BYTES // 2**20} MiB"
+                break
             if first_events is not None and content.count(b"\n\n") >= first_events:
                 break
-    return bytes(content), None
+    return bytes(content), trouble, tuple(arrived)
 
 
 async def _decoded(reply: httpx.Response) -> AsyncGenerator[bytes | None, None]:

@@ -12,7 +12,7 @@ from importlib.resources import files
 from string import Template
 
 from gnomon.http.verify.baseline import TITLES, Changes
-from gnomon.http.verify.report import Entry, Part, Report, Table, by_group, counted
+from gnomon.http.verify.report import Entry, Part, Report, Root, Table, by_group, counted
 from gnomon.http.verify.safe import visible
 from gnomon.http.verify.verdict import Verdict
 
@@ -33,7 +33,9 @@ def page(report: Report) -> str:
         _summary(report),
         _changes(report.changes) if report.changes is not None else "",
         _filter(),
+        _findings(report),
         *(_group(report, name, entries) for name, entries in by_group(report.entries).items()),
+        _untold(report),
         *(_part(report, part) for part in report.parts),
         _foot(report),
     ]
@@ -105,15 +107,65 @@ def _filter() -> str:
     return f'<fieldset class="filter"><legend>Show</legend>{labels}</fieldset>'
 
 
+def _findings(report: Report) -> str:
+    """The root causes, each with those that follow from it."""
+    roots = report.roots
+    if not roots:
+        return ""
+    number = sum(1 + len(root.also) for root in roots)
+    causes = "" if len(roots) == number else f", of {_number(len(roots), 'root cause')}"
+    cases = "\n".join(_case(report, root.entry, _followers(report, root)) for root in roots)
+    return (
+        f'<section class="group"><h2>Findings <small>{number}{causes}</small></h2>\n'
+        f'<div class="cases">{cases}</div></section>'
+    )
+
+
+def _followers(report: Report, root: Root) -> str:
+    also = untold = ""
+    if root.also:
+        why = f" for the same reason: {root.entry.fault}" if root.shares_fault else " that follow"
+        words = f"also {_number(len(root.also), 'finding')}{why}"
+        cases = "\n".join(_case(report, entry, closed=True) for entry in root.also)
+        also = f'<details class="earlier"><summary>{_text(words)}</summary><div class="cases">{cases}</div></details>'
+    if root.untold:
+        words = f"and {_number(len(root.untold), 'case')} cannot be told for it"
+        names = ", ".join(entry.case for entry in root.untold)
+        untold = f'<details class="earlier"><summary>{_text(words)}</summary><p>{_text(names)}</p></details>'
+    return also + untold
+
+
+def _untold(report: Report) -> str:
+    """The cases that cannot be told, by reasons; a reason of one case is not said twice."""
+    groups = []
+    for why, entries in report.untold_by_reason():
+        cases = "\n".join(_case(report, entry) for entry in entries)
+        if len(entries) == 1:
+            groups.append(cases)
+            continue
+        words = f'<span class="verdict unclear">{len(entries)}</span><span class="says">{_text(why)}</span>'
+        groups.append(f'<details class="case unclear"><summary>{words}</summary>{cases}</details>')
+    if not groups:
+        return ""
+    return (
+        f'<section class="group"><h2>Unclear <small>{_number(len(report.untold), "case")}</small></h2>\n'
+        f'<div class="cases">{"".join(groups)}</div></section>'
+    )
+
+
 def _group(report: Report, name: str, entries: Sequence[Entry]) -> str:
-    cases = "\n".join(_case(report, entry) for entry in entries)
+    """What is honoured or refused of a group; the heading counts all of it."""
+    kept = [entry for entry in entries if not entry.is_finding and entry.verdict is not Verdict.unclear]
+    if not kept:
+        return ""
+    cases = "\n".join(_case(report, entry) for entry in kept)
     return (
         f'<section class="group"><h2>{_text(name)} <small>{_text(counted(entries))}</small></h2>\n'
         f'<div class="cases">{cases}</div></section>'
     )
 
 
-def _case(report: Report, entry: Entry) -> str:
+def _case(report: Report, entry: Entry, followers: str = "", closed: bool = False) -> str:
     tags = ""
     if entry.documented is not None:
         tags += '<span class="tag">documented</span>'
@@ -134,12 +186,12 @@ def _case(report: Report, entry: Entry) -> str:
         short = json.dumps(entry.evidence, ensure_ascii=False)
         long = json.dumps(entry.evidence, ensure_ascii=False, indent=2)
         evidence = f"<pre>{_text(short if len(short) <= 160 else long)}</pre>"
-    verdict, opened = entry.verdict, " open" if entry.verdict in OPENED else ""
+    verdict, opened = entry.verdict, " open" if entry.verdict in OPENED and not closed else ""
     return (
         f'<details class="case {verdict}"{opened}><summary><span class="verdict {verdict}">{verdict}</span>'
         f'<span class="says">{_text(entry.says)}{tags}</span>'
         f'<span class="reason">{_text(entry.reason)}</span></summary>'
-        f'<div class="more"><dl>{rows}</dl>{evidence}{_curl(entry)}</div></details>'
+        f'<div class="more"><dl>{rows}</dl>{evidence}{_curl(entry)}{followers}</div></details>'
     )
 
 
@@ -169,8 +221,18 @@ def _part(report: Report, part: Part) -> str:
 
 def _table(table: Table) -> str:
     head = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in table.header)
-    rows = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
-    return f'<div class="figures"><table><caption>{_text(table.title)}</caption><tr>{head}</tr>{rows}</table></div>'
+    rows = "".join(
+        "<tr>"
+        + "".join(
+            f'<td data-name="{_text(name)}">{_text(cell)}</td>' for name, cell in zip(table.header, row, strict=True)
+        )
+        + "</tr>"
+        for row in table.rows
+    )
+    return (
+        f'<div class="figures"><table><caption>{_text(table.title)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
 
 
 def _foot(report: Report) -> str:

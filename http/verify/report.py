@@ -5,7 +5,8 @@ that a terminal would obey; each form still escapes for itself. The JSON's form 
 file; `VERSION` grows when a reader of it could be misled.
 
     Section   a part of the report that others make: `--reference`, `--golden`; its findings count like all others
-    Entry     one finding                        Report    all of it
+    Entry     one finding                        Root      one that follows from no other, with those that follow
+    Report    all of it
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class MakeSection(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One finding, fit to be shown. curl: what was sent, in order; the last one shows the matter."""
+    """One finding, fit to be shown. curl: what was sent, in order; the last one shows the matter · root: the case
+    whose fault it shows, if that is another one · fault: what that is, where several cases can see it."""
 
     case: str
     group: str
@@ -69,6 +71,8 @@ class Entry:
     verdict: Verdict
     reason: str
     evidence: Any
+    root: str | None
+    fault: str | None
     documented: Documented | None
     curl: tuple[str, ...]
     requests: int
@@ -89,6 +93,8 @@ class Entry:
             outcome.verdict,
             line(outcome.reason, secret),
             plain(outcome.evidence, secret),
+            finding.root,
+            None if outcome.fault is None else outcome.fault.says,
             documented(profile, case.name, outcome.verdict),
             tuple(visible(secret.out_of(command), keep="\n") for command in reversed(lines)),
             len(finding.exchanges),
@@ -108,6 +114,20 @@ class Entry:
             "documented": None if self.documented is None else self.documented._asdict(),
             "curl": list(self.curl),
         }
+
+
+class Root(NamedTuple):
+    """A finding that follows from no other of the report. also: findings that follow from it · untold: cases that it
+    keeps from being told."""
+
+    entry: Entry
+    also: tuple[Entry, ...]
+    untold: tuple[Entry, ...]
+
+    @property
+    def shares_fault(self) -> bool:
+        """Whether those that follow show the same fault, rather than follow from what this one says."""
+        return self.entry.fault is not None and any(entry.fault == self.entry.fault for entry in self.also)
 
 
 class Part(NamedTuple):
@@ -165,6 +185,39 @@ class Report:
         return (*self.entries, *(entry for part in self.parts for entry in part.entries))
 
     @property
+    def roots(self) -> tuple[Root, ...]:
+        """The findings of the cases, each of them once: root causes, those first from which most follows."""
+        found = {entry.case: entry for entry in self.entries if entry.is_finding}
+        roots = [
+            Root(
+                entry,
+                tuple(other for other in found.values() if other.root == entry.case),
+                tuple(other for other in self.untold if other.root == entry.case),
+            )
+            for entry in found.values()
+            if entry.root not in found
+        ]
+        return tuple(sorted(roots, key=lambda root: -len(root.also) - len(root.untold)))
+
+    @property
+    def untold(self) -> tuple[Entry, ...]:
+        return tuple(entry for entry in self.entries if entry.verdict is Verdict.unclear)
+
+    def untold_by_reason(self) -> list[tuple[str, list[Entry]]]:
+        """The unclear cases by what they have in common, the largest group first: a root of the report, or words."""
+        roots = {entry.case: entry for entry in self.entries}
+        groups: dict[str, list[Entry]] = {}
+        for entry in self.untold:
+            root = roots.get(entry.root or "")
+            why = entry.reason
+            if root is not None and root.verdict is not Verdict.unclear:
+                why = f"since “{root.says}” is {root.verdict}: {root.case}"
+            elif root is not None:
+                why = root.reason
+            groups.setdefault(why, []).append(entry)
+        return sorted(groups.items(), key=lambda group: -len(group[1]))
+
+    @property
     def gnomon(self) -> str:
         return version("gnomon")
 
@@ -174,12 +227,13 @@ class Report:
 
     @property
     def totals(self) -> dict[str, int]:
-        """How many cases there are, of each verdict, and how many findings are documented."""
+        """How many cases there are, of each verdict, and how many findings are documented, and are roots."""
         counts = Counter(entry.verdict for entry in self.all_entries)
         return {
             "cases": len(self.all_entries),
             **{str(verdict): counts[verdict] for verdict in Verdict},
             "documented": sum(entry.is_finding and entry.documented is not None for entry in self.all_entries),
+            "roots": len(self.roots) + sum(entry.is_finding for part in self.parts for entry in part.entries),
             "not_run": self.not_run,
         }
 

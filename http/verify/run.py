@@ -30,7 +30,7 @@ async def judge_all(cases: Sequence[Case], subject: Subject, progress: Progress)
             needed = await asyncio.shield(futures[name])
             if needed.outcome.verdict is not Verdict.honoured:
                 why = f"needs “{needed.case.says}”, which is {needed.outcome.verdict} here"
-                return done(Finding(case, unclear(why), (), 0.0))
+                return done(Finding(case, unclear(why), (), 0.0, lacks=name))
         return done(await judge(case, subject))
 
     def done(finding: Finding) -> Finding:

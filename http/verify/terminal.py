@@ -1,7 +1,9 @@
 """The report for a person at a terminal, at 80 columns or more, and as well in a pipe, a log or without colour.
 
-What departs from the law is in capitals, so that no colour is needed to find it. Commands are printed whole and never
-broken into lines, so that they can be copied. Nothing is read as markup: every piece is a `Text` of visible characters.
+Findings come first, root causes in the order of what follows from them; then what is kept, by groups; then how many
+cases cannot be told, and why. What departs from the law is in capitals, so that no colour is needed to find it.
+Commands are printed whole and never broken into lines, so that they can be copied. Nothing is read as markup: every
+piece is a `Text` of visible characters.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from gnomon.http.verify.baseline import TITLES, Changes
-from gnomon.http.verify.report import Entry, Law, Part, Report, by_group, counted
+from gnomon.http.verify.report import Entry, Law, Part, Report, Root, by_group, counted
 from gnomon.http.verify.safe import visible
 from gnomon.http.verify.verdict import Case, Verdict
 
@@ -29,13 +31,24 @@ STYLES = {
 VERDICT_WIDTH = max(len(verdict) for verdict in Verdict)
 INDENT = VERDICT_WIDTH + 4
 
+SHORT = 12
+"""Cells of a table that are no longer stay on a line."""
 
-def show(report: Report, console: Console, verbose: bool = False) -> None:
-    """Prints it all. verbose: with the reason, the evidence and the command of every case."""
+
+def show(report: Report, console: Console, verbose: bool = False, findings: bool = False) -> None:
+    """Prints it all. verbose: with the reason, the evidence and the command of every case · findings: and nothing
+    else."""
     _head(report, console)
-    _entries(report, report.entries, console, verbose)
+    _findings(report, console, verbose)
+    if not findings:
+        _kept(report, console, verbose)
+        _untold(report, console, verbose)
     for part in report.parts:
-        _part(report, part, console, verbose)
+        if not findings:
+            _part(report, part, console, verbose)
+        elif any(entry.is_finding for entry in part.entries):
+            _print(console, Text(f"\n{part.title}", "bold underline"))
+            _entries(report, [entry for entry in part.entries if entry.is_finding], console, verbose)
     if report.changes is not None:
         _changes(report.changes, console)
     _totals(report, console)
@@ -52,6 +65,62 @@ def _head(report: Report, console: Console) -> None:
     law = report.law.sha256[:12]
     facts = f"model {report.model}, {report.date}, gnomon {report.gnomon}, law {law}{profile}"
     _print(console, Text(facts, "dim"))
+
+
+def _findings(report: Report, console: Console, verbose: bool) -> None:
+    """The root causes, each with those that follow from it."""
+    roots = report.roots
+    if not roots:
+        return
+    number = sum(1 + len(root.also) for root in roots)
+    causes = "" if len(roots) == number else f", of {_count(len(roots), 'root cause')}"
+    _print(console, Text.assemble("\n", ("findings", "bold"), (f"  {number}{causes}", "dim")))
+    for place, root in enumerate(roots):
+        if place:
+            _print(console, Text())
+        _entry(report, root.entry, console, verbose)
+        _followers(report, root, console, verbose)
+
+
+def _followers(report: Report, root: Root, console: Console, verbose: bool) -> None:
+    if root.also:
+        why = f"for the same reason ({root.entry.fault})" if root.shares_fault else "that follow"
+        words = f"also {_count(len(root.also), 'finding')} {why}: "
+        _row(console, Text(words + ", ".join(entry.case for entry in root.also)))
+    if root.untold:
+        words = f"and {_count(len(root.untold), 'case')} cannot be told for it"
+        _row(console, Text(words if not verbose else f"{words}: " + ", ".join(one.case for one in root.untold), "dim"))
+    if verbose:
+        for entry in root.also:
+            _entry(report, entry, console, verbose)
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" + ("" if number == 1 else "s")
+
+
+def _kept(report: Report, console: Console, verbose: bool) -> None:
+    """What is honoured or refused, by groups that say how many of each verdict they have."""
+    for group, found in by_group(report.entries).items():
+        _print(console, Text.assemble("\n", (group, "bold"), (f"  {counted(found)}", "dim")))
+        for entry in found:
+            if not entry.is_finding and entry.verdict is not Verdict.unclear:
+                _entry(report, entry, console, verbose)
+
+
+def _untold(report: Report, console: Console, verbose: bool) -> None:
+    """How many cases cannot be told, by reasons; each of them, if verbose."""
+    untold = report.untold
+    if not untold:
+        return
+    more = "" if verbose else "; --verbose shows them"
+    said = f"  {_count(len(untold), 'case')} cannot be told{more}"
+    _print(console, Text.assemble("\n", ("unclear", STYLES[Verdict.unclear]), (said, "dim")))
+    for why, entries in report.untold_by_reason():
+        _row(console, Text(why, "dim"), Text(f"{len(entries):>{VERDICT_WIDTH}}", STYLES[Verdict.unclear]))
+        if verbose:
+            for entry in entries:
+                _entry(report, entry, console, verbose)
 
 
 def _entries(report: Report, entries: Sequence[Entry], console: Console, verbose: bool) -> None:
@@ -101,8 +170,9 @@ def _part(report: Report, part: Part, console: Console, verbose: bool) -> None:
         _row(console, Text(note), indent=2)
     for table in part.tables:
         grid = Grid(title=Text(table.title), title_justify="left", box=None, pad_edge=False)
-        for name in table.header:
-            grid.add_column(Text(name, "bold"), overflow="fold")
+        for name, *column in zip(table.header, *table.rows, strict=True):
+            short = max(map(len, column), default=0) <= SHORT  # a number or a name: never broken
+            grid.add_column(Text(name, "bold"), overflow="fold", no_wrap=short)
         for cells in table.rows:
             grid.add_row(*(Text(cell) for cell in cells))
         console.print(Padding(grid, (1, 0, 0, 2)), highlight=False)
@@ -136,7 +206,7 @@ def _totals(report: Report, console: Console) -> None:
     ]
     if report.not_run:
         words.append(Text(f"{report.not_run} not run", "yellow"))
-    first = "1 case" if totals["cases"] == 1 else f"{totals['cases']} cases"
+    first = _count(totals["cases"], "case")
     _print(console, Text.assemble("\n", (first, "bold"), ": " if words else "", Text(", ").join(words)))
     if totals["documented"]:
         accepted = report.options.get("accept_documented")
@@ -167,4 +237,4 @@ def list_cases(cases: Sequence[Case], law: Law, console: Console) -> None:
             if case.needs:
                 more.append(f"needs {', '.join(case.needs)}")
             _row(console, Text("; ".join(more), "dim"), indent=6)
-    _print(console, Text(f"{len(cases)} case" + ("" if len(cases) == 1 else "s"), "bold"))
+    _print(console, Text(_count(len(cases), "case"), "bold"))

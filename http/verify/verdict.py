@@ -7,14 +7,15 @@
     unclear    cannot be told on this model or server, with the reason
 
 A case that needs another one's sentence is judged only if that one is honoured, so that a fault is found where it is
-and nowhere else. A verdict comes from what was observed, never from a vendor's name.
+and nowhere else. Where one fault can still be seen in several cases, `roots.py` folds them under the first, by what is
+declared here: `Case.follows` and `Fault`. A verdict comes from what was observed, never from a vendor's name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass, field, replace
+from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,6 +36,19 @@ class Verdict(StrEnum):
         return self in (Verdict.ignored, Verdict.wrong)
 
 
+class Fault(Enum):
+    """One fault that several cases can see: what was seen, and in how many cases it has to be to be taken for one."""
+
+    lax_types = "a value of another type is accepted", 4
+    no_bounds = "a value out of range is accepted", 4
+    server_error = "a faulty request is answered with an error of the server's own, HTTP 500", 3
+    counts_the_prompt = "a penalty counts the prompt's tokens", 2
+    varies_with_load = "other requests at the same time change the answer", 2
+
+    def __init__(self, says: str, least: int) -> None:
+        self.says, self.least = says, least
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """A verdict with its reason in one line; evidence: the values seen, as JSON."""
@@ -42,6 +56,11 @@ class Outcome:
     verdict: Verdict
     reason: str
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    fault: Fault | None = None
+
+    def showing(self, fault: Fault) -> Outcome:
+        """This finding, as one that other cases can have for the same fault."""
+        return replace(self, fault=fault)
 
 
 def honoured(reason: str, **evidence: Any) -> Outcome:
@@ -79,6 +98,7 @@ class Case:
     needs: tuple[str, ...] = ()  # names of cases that must be honoured first
     alone: bool = False  # runs when nothing else does, since it makes load of its own
     odds: str = ""  # of a statistical case: how often it would accuse a server that keeps the law
+    follows: str = ""  # the case that tells whether the field is read at all: if it is not, this one's is no fault more
 
     @property
     def group(self) -> str:
@@ -86,24 +106,37 @@ class Case:
 
 
 def case(
-    name: str, param: str, law: str, says: str, needs: tuple[str, ...] = (), alone: bool = False, odds: str = ""
+    name: str,
+    param: str,
+    law: str,
+    says: str,
+    needs: tuple[str, ...] = (),
+    alone: bool = False,
+    odds: str = "",
+    follows: str = "",
 ) -> Callable[[Judge], Case]:
     """Makes a case of the function that judges it."""
 
     def made(judge: Judge) -> Case:
-        return Case(name, param, law, says, judge, needs, alone, odds)
+        return Case(name, param, law, says, judge, needs, alone, odds, follows)
 
     return made
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What became of a case on one server. exchanges: all it sent, in order; the last one shows the matter."""
+    """What became of a case on one server.
+
+    exchanges: all it sent, in order; the last one shows the matter · lacks: the case it needs that is not honoured ·
+    root: the case whose fault it shows, if that is another one (`roots.py`)
+    """
 
     case: Case
     outcome: Outcome
     exchanges: tuple[Exchange, ...]
     seconds: float
+    lacks: str | None = None
+    root: str | None = None
 
     @property
     def tokens(self) -> int:

@@ -244,15 +244,20 @@ class Comparison:
         return honoured(f"all {tokens} greedy tokens are the reference's")
 
     def tables(self) -> tuple[Table, ...]:
-        """What deviates where, and the hypotheses that came nearest."""
+        """What deviates and where most, and the hypotheses that came nearest; each is narrow enough for 80 columns."""
         if self.cannot is not None:
             return ()
         tables: list[Table] = [
             (
                 "Log-probabilities against the reference, in nats",
-                ("what", "values", "max", "mean", "top in common", "worst at", "server", "reference"),
+                ("what", "values", "max", "mean", "top in common"),
                 tuple(_row(group) for group in self.groups),
-            )
+            ),
+            (
+                "Where they are off most",
+                ("what", "at", "server", "reference"),
+                tuple(_worst_row(group) for group in self.groups if group.worst is not None),
+            ),
         ]
         for group in self.groups:
             if group.explanation.tried:
@@ -299,12 +304,15 @@ class Comparison:
 
 
 def _row(group: Group) -> tuple[str, ...]:
-    worst = group.worst
     common = "" if group.overlap is None else f"{group.overlap:.1%}"
-    head = (group.name, f"{group.fit.values:,}", f"{group.fit.worst:.1e}", f"{group.fit.mean:.1e}", common)
-    if worst is None:
-        return (*head, "", "", "")
-    return (*head, f"{worst.trial}, place {worst.place}, {worst.token!r}", f"{worst.theirs:.6f}", f"{worst.ours:.6f}")
+    return (group.name, f"{group.fit.values:,}", f"{group.fit.worst:.1e}", f"{group.fit.mean:.1e}", common)
+
+
+def _worst_row(group: Group) -> tuple[str, ...]:
+    worst = group.worst
+    assert worst is not None
+    at = f"{worst.trial}, place {worst.place}, {worst.token!r}"
+    return (group.name, at, f"{worst.theirs:.6f}", f"{worst.ours:.6f}")
 
 
 def _case(name: str, param: str, law: str, says: str, outcome: Outcome) -> Case:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,17 +60,25 @@ def small_model(directory: Path) -> Model:
 
 
 class Wire(httpx.AsyncByteStream):
-    """A body that is yet to be read, as one that comes over a wire is."""
+    """A body that is yet to be read, as one that comes over a wire is; each piece is made when it is read."""
 
-    def __init__(self, content: bytes) -> None:
-        self.content = content
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self.pieces = pieces
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        yield self.content
+        for piece in self.pieces:
+            yield piece
+
+
+def slowly(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """So that the time an answer takes stands out on a busy machine."""
+    for piece in pieces:
+        time.sleep(0.002)
+        yield piece
 
 
 def answer(status: int, kind: str, content: bytes) -> httpx.Response:
-    return httpx.Response(status, headers={"content-type": kind}, stream=Wire(content))
+    return httpx.Response(status, headers={"content-type": kind}, stream=Wire([content]))
 
 
 class Wireless(httpx.AsyncBaseTransport):
@@ -76,6 +86,7 @@ class Wireless(httpx.AsyncBaseTransport):
 
     last = sse.DONE
     streams_errors = False
+    holds_back = False
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -89,7 +100,9 @@ class Wireless(httpx.AsyncBaseTransport):
             run = prepare(CompletionRequest.from_json(request.content), *self.model, MODEL)
             if not run.request.stream:
                 return self.reply(200, run.whole().to_bytes())
-            return self.events([chunk.to_bytes() for chunk in run.chunks()])
+            chunks = run.chunks()
+            first = list(islice(chunks, 1))  # what is refused, is refused before the stream begins
+            return self.events(chunk.to_bytes() for chunk in chain(first, chunks))
         except RequestError as error:
             content = json_bytes(error.to_json())
             return self.events([content]) if streamed and self.streams_errors else self.reply(error.status, content)
@@ -97,16 +110,19 @@ class Wireless(httpx.AsyncBaseTransport):
     def reply(self, status: int, content: bytes) -> httpx.Response:
         return answer(status, "application/json", content)
 
-    def events(self, lines: Sequence[bytes]) -> httpx.Response:
-        content = b"".join(map(sse.event, lines)) + self.last
-        return answer(200, "text/event-stream", content)
+    def events(self, lines: Iterable[bytes]) -> httpx.Response:
+        pieces: Iterable[bytes] = chain(map(sse.event, lines), [self.last])
+        stream = Wire([b"".join(slowly(pieces))] if self.holds_back else pieces)
+        return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=stream)
 
 
-def judged(transport: httpx.AsyncBaseTransport, cases: Sequence[Case] = CASES) -> dict[str, Finding]:
+def judged(
+    transport: httpx.AsyncBaseTransport, cases: Sequence[Case] = CASES, base: str = "http://gnomon"
+) -> dict[str, Finding]:
     """What becomes of these cases on a server, by name."""
 
     async def run() -> list[Finding]:
-        client = Client("http://gnomon/v1", None, Budget(BUDGET), transport=transport)
+        client = Client(f"{base}/v1", None, Budget(BUDGET), transport=transport)
         try:
             return await judge_all(cases, Subject(client, MODEL), lambda finding: None)
         finally:

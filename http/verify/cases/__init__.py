@@ -8,11 +8,13 @@ seed        randomness, and whether load changes anything
 choices     n, best_of, usage
 logprobs    the four lists, echo, text_offset
 stream      events, chunks, stream_options
+arrival     when the events of a stream come
 """
 
 from __future__ import annotations
 
 from gnomon.http.verify.cases.accepted import CASES as ACCEPTED
+from gnomon.http.verify.cases.arrival import CASES as ARRIVAL
 from gnomon.http.verify.cases.choices import CASES as CHOICES
 from gnomon.http.verify.cases.logprobs import CASES as LOGPROBS
 from gnomon.http.verify.cases.request import CASES as REQUEST
@@ -31,4 +33,5 @@ CASES: tuple[Case, ...] = (
     *CHOICES,
     *LOGPROBS,
     *STREAM,
+    *ARRIVAL,
 )

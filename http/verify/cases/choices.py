@@ -155,6 +155,7 @@ async def best_of_zero(p: Probe) -> Outcome:
     law="1",
     says="best_of below n is refused by name",
     needs=("best_of.accepted", "n.count"),
+    follows="best_of.returns_the_best",
 )
 async def best_of_below_n(p: Probe) -> Outcome:
     exchange = await p.send(p.body(best_of=1, n=2, temperature=1))

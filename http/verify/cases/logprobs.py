@@ -751,6 +751,7 @@ async def echo_stop(p: Probe) -> Outcome:
     law="7",
     says="with echo the lists have the prompt's tokens before the sampled ones",
     needs=("echo.accepted", "logprobs.length", "prompt.ids"),
+    follows="echo.text",
 )
 async def echo_lengths(p: Probe) -> Outcome:
     """One more than the ids is no fault of the echo where it is billed: then the server has put a token before them."""

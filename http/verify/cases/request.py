@@ -8,7 +8,7 @@ from typing import Any
 
 from gnomon.http.verify.exchange import Exchange, Streamed
 from gnomon.http.verify.probe import PROMPT, Probe
-from gnomon.http.verify.verdict import Case, Outcome, case, honoured, ignored, unclear, wrong
+from gnomon.http.verify.verdict import Case, Fault, Outcome, Verdict, case, honoured, ignored, unclear, wrong
 
 OUT_OF_RANGE: tuple[tuple[str, str, tuple[dict[str, Any], ...]], ...] = (
     ("temperature", "0 to 2", ({"temperature": 2.01}, {"temperature": -0.01})),
@@ -38,6 +38,23 @@ OUT_OF_RANGE: tuple[tuple[str, str, tuple[dict[str, Any], ...]], ...] = (
     ("stop", "up to 64 strings, none empty in a list", ({"stop": ["a", ""]}, {"stop": [str(i) for i in range(65)]})),
 )
 """Field, its range in words, and values outside it, each legal JSON of the right type."""
+
+READ_BY = {
+    "temperature": "temperature.divides",
+    "top_p": "top_p.drops",
+    "frequency_penalty": "frequency_penalty.each",
+    "presence_penalty": "presence_penalty.once",
+    "max_tokens": "max_tokens.bounds",
+    "n": "n.count",
+    "best_of": "best_of.returns_the_best",
+    "logprobs": "logprobs.lists",
+    "seed": "seed.repeats",
+    "logit_bias": "logit_bias.forces",
+    "echo": "echo.text",
+    "stop": "stop.cuts",
+    "suffix": "suffix.honoured_or_refused",
+}
+"""The case of each field that tells whether it has an effect: what is not read is not checked either."""
 
 WRONG_TYPES: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("temperature", ("1", True, [1])),
@@ -71,12 +88,23 @@ def refused(exchange: Exchange, param: str, what: str) -> Outcome | None:
     if exchange.status == 200 and not says_error(exchange):
         return ignored(f"{what} is accepted")
     if exchange.status is None or exchange.status >= 500:
-        return wrong(f"{what}: {exchange.trouble}")
+        return broken(exchange, f"{what}: {exchange.trouble}")
     if not 400 <= exchange.status < 500 and exchange.status != 200:
         return wrong(f"{what}: HTTP {exchange.status}")
     if not exchange.names(param):
         return wrong(f"{what} is refused without naming {param}: HTTP {exchange.status}: {exchange.message}")
     return None
+
+
+def broken(exchange: Exchange, reason: str) -> Outcome:
+    """What should have been refused had no sound answer: one fault, if it is the server's own error."""
+    outcome = wrong(reason)
+    return outcome if exchange.status is None or exchange.status < 500 else outcome.showing(Fault.server_error)
+
+
+def accepted_as(fault: Fault, outcome: Outcome) -> Outcome:
+    """The finding of a case of types or ranges, which is this fault if the value was accepted."""
+    return outcome.showing(fault) if outcome.verdict is Verdict.ignored else outcome
 
 
 def shown(fields: dict[str, Any]) -> str:
@@ -98,12 +126,13 @@ def out_of_range(field: str, allowed: str, tries: tuple[dict[str, Any], ...]) ->
         law="1",
         says=f"{field} is {allowed}; anything else is refused by name, never clamped",
         needs=(f"{field}.accepted",),
+        follows=READ_BY.get(field, ""),
     )
     async def judge(p: Probe) -> Outcome:
         for fields in tries:
             fault = refused(await _try(p, fields), field, shown(fields))
             if fault is not None:
-                return fault
+                return accepted_as(Fault.no_bounds, fault)
         return honoured(
             "; ".join(shown(fields) for fields in tries) + (" are" if len(tries) > 1 else " is") + " refused by name"
         )
@@ -114,12 +143,19 @@ def out_of_range(field: str, allowed: str, tries: tuple[dict[str, Any], ...]) ->
 def wrong_type(field: str, values: tuple[Any, ...]) -> Case:
     needs = () if field == "suffix" else (f"{field}.accepted",)
 
-    @case(f"{field}.type", field, law="1", says=f"types are strict: what is no {field} is refused by name", needs=needs)
+    @case(
+        f"{field}.type",
+        field,
+        law="1",
+        says=f"types are strict: what is no {field} is refused by name",
+        needs=needs,
+        follows=READ_BY.get(field, ""),
+    )
     async def judge(p: Probe) -> Outcome:
         for value in values:
             fault = refused(await _try(p, {field: value}), field, shown({field: value}))
             if fault is not None:
-                return fault
+                return accepted_as(Fault.lax_types, fault)
         return honoured(f"{', '.join(json.dumps(value) for value in values)}: refused by name")
 
     return judge
@@ -155,7 +191,14 @@ async def model_unknown(p: Probe) -> Outcome:
     return honoured(f"HTTP 404: {exchange.message}")
 
 
-@case("model.required", "model", law="1", says="model must be given", needs=("prompt.accepted",))
+@case(
+    "model.required",
+    "model",
+    law="1",
+    says="model must be given",
+    needs=("prompt.accepted",),
+    follows="model.unknown",
+)
 async def model_required(p: Probe) -> Outcome:
     exchange = await p.send({"prompt": PROMPT, "max_tokens": 1, "temperature": 0})
     return refused(exchange, "model", "a request without model") or honoured("a request without it is refused by name")
@@ -228,7 +271,7 @@ def body(name: str, says: str, text: bytes) -> Case:
         if exchange.status == 200:
             return ignored("it is accepted")
         if exchange.status is None or not 400 <= exchange.status < 500:
-            return wrong(exchange.trouble or f"HTTP {exchange.status}")
+            return broken(exchange, exchange.trouble or f"HTTP {exchange.status}")
         return honoured(f"HTTP {exchange.status}: {exchange.message}")
 
     return judge
@@ -246,7 +289,7 @@ async def content_type(p: Probe) -> Outcome:
     if exchange.status == 200:
         return ignored("text/plain is accepted")
     if exchange.status != 415:
-        return wrong(f"HTTP {exchange.status}, not 415: {exchange.trouble or exchange.message}")
+        return broken(exchange, f"HTTP {exchange.status}, not 415: {exchange.trouble or exchange.message}")
     return honoured("HTTP 415")
 
 
@@ -264,7 +307,8 @@ async def errors_form(p: Probe) -> Outcome:
         if exchange.status == 200:
             continue
         if exchange.status != 400:
-            return wrong(f"{shown(fields)}: HTTP {exchange.status}, not 400: {exchange.trouble or exchange.message}")
+            said = exchange.trouble or exchange.message
+            return broken(exchange, f"{shown(fields)}: HTTP {exchange.status}, not 400: {said}")
         missing = [key for key in ("message", "type", "param", "code") if key not in exchange.error]
         if missing:
             return wrong(f"the error has no {', '.join(missing)}", answer=exchange.message)
@@ -372,6 +416,7 @@ async def null_is_absent(p: Probe) -> Outcome:
     law="1",
     says="stream_options without stream is refused by name",
     needs=("stream_options.accepted",),
+    follows="stream_options.include_usage",
 )
 async def stream_options_only_streamed(p: Probe) -> Outcome:
     exchange = await p.send(p.body(stream_options={"include_usage": True}))

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from gnomon.http.verify.probe import ABSENT, FORCE, NO_TIE, PROMPT, TIE_PRECISION, Forced, Probe, Refused, side
-from gnomon.http.verify.verdict import Case, Outcome, Unclear, case, honoured, ignored, unclear, wrong
+from gnomon.http.verify.verdict import Case, Fault, Outcome, Unclear, case, honoured, ignored, unclear, wrong
 
 TOSSES = range(1, 33)
 """Seeds of 32 draws."""
@@ -387,7 +387,8 @@ def not_the_prompt(field: str, echo: bool) -> Case:
             fields = {"prompt": coin.context, "logit_bias": coin.bias(lead), "echo": echo}
             with_penalty = await p.complete(**fields, **{field: 2})
             if with_penalty.text[-len(winner.text) :] != winner.text:
-                return wrong(f"{field} 2 moves the logit of a token that only the prompt has")
+                outcome = wrong(f"{field} 2 moves the logit of a token that only the prompt has")
+                return outcome.showing(Fault.counts_the_prompt)
         return honoured("a token that the prompt has twice keeps its logit")
 
     return judge

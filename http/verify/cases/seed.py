@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gnomon.http.verify.probe import Answer, Coin, Probe, Refused, side
-from gnomon.http.verify.verdict import Outcome, Unclear, case, honoured, ignored, wrong
+from gnomon.http.verify.verdict import Fault, Outcome, Unclear, case, honoured, ignored, wrong
 from gnomon.reference.prng import token_words
 from gnomon.reference.sampler import gumbel
 
@@ -226,9 +226,9 @@ async def _under_load(p: Probe, fields: dict[str, Any]) -> Outcome:
     ):
         texts = {json.dumps(answer.texts) for answer in answers}
         if len(texts) > 1:
-            return wrong(f"{len(texts)} texts {when}", texts=sorted(texts))
+            return wrong(f"{len(texts)} texts {when}", texts=sorted(texts)).showing(Fault.varies_with_load)
         if len({json.dumps(answer.choices, sort_keys=True) for answer in answers}) > 1:
-            return wrong(f"the text stays, but {_moved(answers)} {when}")
+            return wrong(f"the text stays, but {_moved(answers)} {when}").showing(Fault.varies_with_load)
     return honoured("the same bytes alone, beside twelve others, and eight times at once")
 
 

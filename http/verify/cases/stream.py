@@ -368,6 +368,7 @@ async def refusal(p: Probe) -> Outcome:
     law="1",
     says="best_of above n cannot be streamed, and is refused by name",
     needs=("stream.refusal", "best_of.accepted"),
+    follows="best_of.returns_the_best",
 )
 async def stream_best_of(p: Probe) -> Outcome:
     exchange = await p.send(p.body(best_of=2, temperature=1, stream=True))

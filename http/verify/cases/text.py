@@ -202,6 +202,7 @@ async def max_tokens_zero(p: Probe) -> Outcome:
     law="1",
     says="a prompt and max_tokens beyond the context are refused, never cut short",
     needs=("max_tokens.accepted",),
+    follows="max_tokens.bounds",
 )
 async def max_tokens_never_clamped(p: Probe) -> Outcome:
     """Streamed, and left after two events: a server that cuts in silence could send its whole context."""
