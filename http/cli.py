@@ -125,7 +125,8 @@ class JaxOptions:
 JAX_DEFAULTS = JaxOptions()
 
 
-USAGE = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")  # typer has no name for it
+# What is raised of a wrong command line; typer has no name of its own for it.
+USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
 def main() -> None:
@@ -204,7 +205,7 @@ def read_model(model: str | None, which: ModelOptions, say: Say) -> tuple[Checkp
 
     if model == "":
         fail("the model's directory is an empty string; leave it out for the embedded model", 1)
-    path = locate(default_model_path() if model is None else model, which.revision)
+    path = locate(default_model_path() if model is None else model, which.revision, say)
     checkpoint = load_checkpoint(path, which.max_model_len, say)
     return checkpoint, load_tokenizer(path, checkpoint.config.vocab_size, which.markers())
 
@@ -454,12 +455,13 @@ def check_tls(settings: Settings) -> None:
         fail("--tls-certificate and --tls-key: give both, or neither", 2)
     if certificate is None:
         return
-    import ssl
+    assert key is not None
+    from gnomon.http.certificate import BadFile, check_pair
 
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        fail(f"--tls-certificate {certificate}, --tls-key {key}: {getattr(error, 'strerror', None) or error}", 2)
+        check_pair("--tls-certificate", certificate, "--tls-key", key)
+    except BadFile as error:
+        fail(str(error), 2)
 
 
 def show_config(chosen: Mapping[str, Setting]) -> None:

@@ -68,7 +68,7 @@ def _requirement(package: str) -> str:
 
 
 def _pip(requirement: str, again: bool = False) -> str:
-    return f"{sys.executable} -m pip install {'--force-reinstall ' if again else ''}'{requirement}'"
+    return f"{sys.executable} -m pip install {'--force-reinstall ' if again else ''}{shlex.quote(requirement)}"
 
 
 def _line(error: ImportError) -> str:

@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 from gnomon.http.errors import (
     BadAuthorization,
     BodyTooLarge,
+    Draining,
     Forbidden,
     HeadersTooLarge,
     HttpError,
     MethodNotAllowed,
     NotFound,
     QueueFull,
-    ShuttingDown,
     TooSlow,
     Unauthorized,
     Unavailable,
@@ -132,7 +132,7 @@ def _paths(server: Server) -> dict[str, Any]:
     credentials = _credential_errors(server.auth)
     not_ready = [
         Unavailable("the model is loading", "loading"),
-        Unavailable("the server is to end", "draining"),
+        Draining(),
         Unavailable("the engine has failed several times in a row", "failing"),
         *_identity_errors(server.auth),
     ]
@@ -206,7 +206,7 @@ def _completions(server: Server, credentials: Sequence[RequestError]) -> dict[st
         QueueFull(f"{settings.max_queue} requests are waiting already; try again in 3 seconds", 3),
         _FAULT,
         Unavailable("the model is loading", "loading"),
-        ShuttingDown(),
+        Draining(),
         Unavailable(f"the request waited for {settings.queue_seconds:g} seconds", "queue_timeout"),
         Unavailable(f"the request took {settings.request_seconds:g} seconds", "request_timeout"),
         *_identity_errors(server.auth),
@@ -254,7 +254,7 @@ def _trace(server: Server, credentials: Sequence[RequestError]) -> dict[str, Any
         QueueFull("8 traces are under way; send the request again later", 3),
         _FAULT,
         Unavailable("the model is loading", "loading"),
-        ShuttingDown(),
+        Draining(),
         Unavailable(f"the request waited for {settings.queue_seconds:g} seconds", "queue_timeout"),
         Unavailable(f"the request took {settings.request_seconds:g} seconds", "request_timeout"),
         *_identity_errors(server.auth),
@@ -429,7 +429,7 @@ def _event_examples(model: str) -> dict[str, Any]:
     return {
         "chunk": {"data": _line(chunk)},
         "usage": {"data": _line({**_completion_example(model, "", None, None, (1, 8)), "choices": []})},
-        "error": {"data": _line(ShuttingDown().to_json())},
+        "error": {"data": _line(Draining().to_json())},
         "end": {"data": "[DONE]"},
     }
 

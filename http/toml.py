@@ -14,7 +14,7 @@ def assignment(name: str, value: Any) -> str:
     try:
         return f"{name} = {_value(value)}"
     except UnicodeEncodeError:
-        return f"# {name} = (bytes that are no UTF-8: {ascii(str(value))})"
+        return f"# {name} = (bytes that are no UTF-8: {str(value)!a})"
 
 
 def _value(value: Any) -> str:
