@@ -461,7 +461,10 @@ def test_a_key_file_of_any_editor_is_read(ends: str, mark: bytes, tmp_path: Path
     lines = ("first-key-of-ours-0001", "# a comment", "second-key-of-ours-02 # and one")
     file = tmp_path / "keys"
     file.write_bytes(mark + ends.join(lines).encode() + ends.encode())
-    keys = api_keys(given(AuthMode.api_key, api_keys=(), api_key_file=file))
+    try:
+        keys = api_keys(given(AuthMode.api_key, api_keys=(), api_key_file=file))
+    except ConfigError as error:
+        pytest.fail(str(error))
     assert keys == ("first-key-of-ours-0001", "second-key-of-ours-02")
 
 

@@ -603,9 +603,16 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_defaul
     assert set(shown) == {"model", *(row.name for row in ROWS)} - {*variables, "max_queue", "port"}
 
 
+def toml(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        pytest.fail(f"no TOML: {error}")
+
+
 def in_force(out: str) -> dict[str, tuple[Any, str]]:
     """Every setting that --print-config shows, by name: its value, None where it has none, and where that is from."""
-    values, shown = tomllib.loads(out), {}
+    values, shown = toml(out), {}
     for line in out.splitlines():
         setting, _, source = line.rpartition("  # ")
         name, _, value = setting.removeprefix("# ").partition(" = ")
@@ -621,7 +628,7 @@ def test_the_configuration_is_toml_whatever_its_values_are(gnomon: Gnomon) -> No
     given = ("--served-model-name", name, "--otlp-endpoint", file, "--log-format", "text", "--cors-origins", "*")
     result = gnomon("serve", "--print-config", *given, "--queue-seconds", "1e30", "--revision", "\udcff")
     assert result.code == 0
-    values = tomllib.loads(result.out)
+    values = toml(result.out)
     assert (values["served_model_name"], values["otlp_endpoint"]) == (name, file)
     assert (values["cors_origins"], values["queue_seconds"], values["native"]) == (["*"], 1e30, True)
     assert "revision" not in values

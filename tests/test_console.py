@@ -115,6 +115,12 @@ def answers(url: str) -> bool:
 
 # ---- packages that are missing
 
+
+def shadowed(directory: Path) -> str:
+    """A search path on which what is in the directory comes first."""
+    return os.pathsep.join(filter(None, (str(directory), os.environ.get("PYTHONPATH"))))
+
+
 MISSING = {
     "jax": ["serve", "--port", "0"],
     "jaxlib": ["complete", "a", "--engine", "jax"],
@@ -136,7 +142,7 @@ MISSING = {
 def test_a_package_that_is_missing_is_one_line_with_its_name_and_cure(package: str, tmp_path: Path) -> None:
     shadow = f"raise ModuleNotFoundError(\"No module named '{package}'\", name='{package}')\n"
     (tmp_path / f"{package}.py").write_text(shadow)
-    done = shell("", *MISSING[package], PYTHONPATH=str(tmp_path))
+    done = shell("", *MISSING[package], PYTHONPATH=shadowed(tmp_path))
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
     pip = re.escape(f"{sys.executable} -m pip install ")
     line = rf"gnomon: the package {package} is not installed here; install it: {pip}'?(\S+?)'?\n"
@@ -154,7 +160,7 @@ def test_a_package_whose_library_is_missing_is_one_line_with_the_first_cause(tmp
     advice = "raise ImportError('\\n\\nIMPORTANT: PLEASE READ THIS\\n') from error"
     code = f"try:\n    from . import _core\nexcept ImportError as error:\n    {advice}\n"
     (tmp_path / "numpy" / "__init__.py").write_text(code)
-    done = shell("", "complete", "a", PYTHONPATH=str(tmp_path))
+    done = shell("", "complete", "a", PYTHONPATH=shadowed(tmp_path))
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
     assert done.stderr.startswith(f"gnomon: the package numpy cannot be imported: {cause}; install it anew: ")
     assert "--force-reinstall" in done.stderr
@@ -183,9 +189,18 @@ def test_whether_json_is_wanted_is_known_before_the_options_are_read(
     assert wants_json(arguments, {} if variable is None else {"GNOMON_LOG_FORMAT": variable}) == expected
 
 
+def record(line: str) -> dict[str, Any]:
+    try:
+        members = json.loads(line)
+    except ValueError:
+        members = line
+    assert isinstance(members, dict), f"no record: {members!r}"
+    return members
+
+
 def records(text: str) -> list[dict[str, Any]]:
     """Every line, which must be a record."""
-    lines = [json.loads(line) for line in text.splitlines()]
+    lines = [record(line) for line in text.splitlines()]
     assert all({"time", "level", "logger"} <= line.keys() for line in lines)
     assert all("message" in line or line["logger"] == "gnomon.access" for line in lines)
     return lines
@@ -217,7 +232,7 @@ def serve(model: Path, code: str, *options: str) -> tuple[subprocess.Popen[str],
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line, process.communicate()
-    return process, json.loads(line)
+    return process, record(line)
 
 
 def test_every_line_of_a_server_is_json_from_its_start_to_the_end_of_its_draining(model: Path) -> None:
@@ -304,7 +319,7 @@ def test_warnings_and_a_missing_package_are_records_too(tmp_path: Path) -> None:
     [line] = records(done.stderr)
     assert (done.returncode, line["level"]) == (0, "WARNING")
     (tmp_path / "typer.py").write_text("raise ModuleNotFoundError(name='typer')\n")
-    done = shell("", "serve", PYTHONPATH=str(tmp_path), GNOMON_LOG_FORMAT="json")
+    done = shell("", "serve", PYTHONPATH=shadowed(tmp_path), GNOMON_LOG_FORMAT="json")
     [line] = records(done.stderr)
     assert "the package typer is not installed here" in line["message"]
 

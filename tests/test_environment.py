@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -56,7 +57,8 @@ def test_nothing_else_is_taken_for_a_service(others: dict[str, str]) -> None:
 
 def serve(variables: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [*COMMAND, *(arguments or ("serve", "--print-config"))]
-    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GNOMON_")}
+    return subprocess.run(command, env=kept | variables, capture_output=True, text=True, timeout=60)
 
 
 def test_a_pod_beside_services_of_our_name_starts_and_says_so_in_one_line() -> None:
