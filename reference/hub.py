@@ -70,7 +70,7 @@ def _not_here(model: str | Path) -> str:
     """That there is no such directory, and the only one beside it, if any, whose name is nearly the same."""
     path = Path(model)
     try:
-        beside = [entry.name for entry in os.scandir(path.parent) if entry.is_dir()]
+        beside = [name for name in os.listdir(path.parent) if (path.parent / name).is_dir()]
     except OSError:
         beside = []
     names = {name: name.casefold() for name in beside}
