@@ -12,6 +12,7 @@ them is repeated here but their names. Everything heavy is imported where it is 
 
 from __future__ import annotations
 
+import errno
 import inspect
 import io
 import json
@@ -23,7 +24,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -31,7 +32,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
-from gnomon.http.settings import AuthMode, AuthSettings, Option, Settings, option, options
+from gnomon.http.console import Records, discard, guarded, record, tell, wants_json
+from gnomon.http.environment import service_links
+from gnomon.http.settings import AuthMode, AuthSettings, LogFormat, Option, Settings, option, options
+from gnomon.http.toml import assignment
 from gnomon.http.verify.profiles import ProfileName
 from gnomon.reference.infill import Order, Told
 from gnomon.reference.request import BY_NAME, CompletionRequest, RequestError
@@ -141,8 +145,24 @@ class JaxOptions:
 JAX_DEFAULTS = JaxOptions()
 
 
+# What is raised of a wrong command line; typer has no name of its own for it.
+USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
 def main() -> None:
-    """The entry point of the command."""
+    """The command, from its arguments to its status."""
+    guarded(run, 2 if sys.argv[1:2] == ["verify"] else 1)
+
+
+def run() -> None:
+    links = service_links(os.environ)
+    for name in links:
+        del os.environ[name]
+    if links and sys.argv[1:2] == ["serve"]:
+        warn(
+            f"ignored, since they stand for a Kubernetes Service and not for options: {', '.join(links)}; "
+            "enableServiceLinks: false in the pod's spec leaves them out"
+        )
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.callback(no_args_is_help=True)(gnomon)
     app.command("serve")(serve_command())
@@ -150,7 +170,14 @@ def main() -> None:
     app.command()(doctor)
     app.command()(export_model)
     app.command()(verify)
-    app(prog_name="gnomon")
+    try:
+        raise SystemExit(app(prog_name="gnomon", standalone_mode=False))
+    except USAGE as error:
+        if wants_json(sys.argv[1:], os.environ):
+            tell(logging.ERROR, error.format_message())
+        else:
+            error.show()
+        raise SystemExit(error.exit_code) from None
 
 
 def _version(wanted: bool) -> None:
@@ -170,7 +197,7 @@ def gnomon(
 
 
 def fail(message: str, status: int) -> NoReturn:
-    print(f"gnomon: {message}", file=sys.stderr)
+    tell(logging.ERROR, message)
     raise typer.Exit(status)
 
 
@@ -201,7 +228,7 @@ def read_model(
 
     if model == "":
         fail("the model's directory is an empty string; leave it out for the embedded model", 1)
-    path = locate(default_model_path() if model is None else model, which.revision)
+    path = locate(default_model_path() if model is None else model, which.revision, say)
     checkpoint = load_checkpoint(path, which.max_model_len, say, warned or warn)
     return checkpoint, load_tokenizer(path, checkpoint.config.vocab_size, which.told())
 
@@ -477,21 +504,23 @@ def check_tls(settings: Settings) -> None:
         fail("--tls-certificate and --tls-key: give both, or neither", 2)
     if certificate is None:
         return
-    import ssl
+    assert key is not None
+    from gnomon.http.certificate import BadFile, check_pair
 
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        fail(f"--tls-certificate {certificate}, --tls-key {key}: {getattr(error, 'strerror', None) or error}", 2)
+        check_pair("--tls-certificate", certificate, "--tls-key", key)
+    except BadFile as error:
+        fail(str(error), 2)
 
 
 def show_config(chosen: Mapping[str, Setting]) -> None:
-    """A line a setting: its name, its value as JSON, and where that came from."""
+    """A line a setting, in TOML: its name, its value, and where that came from. What has no value, or none that TOML
+    can have, is a comment."""
     secret = {row.name for row in ROWS if row.more.get("secret")}
     texts = []
     for name, (value, source) in chosen.items():
         shown = (f"{len(value)} values, not shown" if value else None) if name in secret else value
-        texts.append((f"{name} = {json.dumps(shown, default=str)}", source))
+        texts.append((assignment(name, shown), source))
     width = min(max(len(text) for text, _ in texts), 60)
     for text, source in texts:
         print(f"{text:{width}}  # {source}")
@@ -542,9 +571,12 @@ def run_server(
     if server.failure is not None:
         raise server.failure
     if server.is_loading:  # that thread cannot be told to stop, and nobody waits for it
+        if Records.current is not None:
+            Records.current.end()
         logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # nothing was promised on it
+                stream.flush()
         os._exit(0)
 
 
@@ -570,19 +602,22 @@ def allow_open_files(connections: int) -> None:
 
 
 def warn(message: str) -> None:
-    print(f"gnomon: warning: {message}", file=sys.stderr, flush=True)
+    tell(logging.WARNING, message)
 
 
 def announce(settings: Settings, base: str) -> None:
     example = shlex.quote(json.dumps({"model": settings.served_model_name, "prompt": "Once upon a time"}))
     token = "" if settings.auth.mode in (None, AuthMode.none) else "-H 'Authorization: Bearer YOUR_TOKEN' "
+    said = (
+        f"{settings.served_model_name} is served at {base}/v1 - see it in a browser: {base}/ - try: "
+        f"curl {base}/v1/completions -H 'Content-Type: application/json' {token}-d {example}"
+    )
+    if settings.log_format is LogFormat.json:
+        said = record(logging.INFO, said, model=settings.served_model_name, url=f"{base}/v1")
     try:
-        print(
-            f"{settings.served_model_name} is served at {base}/v1 - see it in a browser: {base}/ - try: "
-            f"curl {base}/v1/completions -H 'Content-Type: application/json' {token}-d {example}",
-            flush=True,
-        )
+        print(said, flush=True)
     except (OSError, UnicodeEncodeError) as error:  # it serves all the same
+        discard(sys.stdout)
         logging.getLogger("gnomon.http").warning("served at %s, which standard output did not take: %s", base, error)
 
 
@@ -682,7 +717,10 @@ def complete(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     if prompt == "-":
-        prompt = sys.stdin.buffer.read().decode(errors="surrogateescape")  # bytes that are no UTF-8 are refused below
+        try:
+            prompt = sys.stdin.buffer.read().decode(errors="surrogateescape")  # what is no UTF-8 is refused below
+        except OSError as error:
+            fail(f"prompt: standard input: {'closed' if error.errno == errno.EBADF else error.strerror}", 2)
     members = {
         "prompt": json.dumps(prompt) if prompt_ids is None else _typed(prompt_ids),
         "max_tokens": _typed(max_tokens),

@@ -29,9 +29,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gnomon.http import sse
-from gnomon.http.admission import Admission, Answer, Places
-from gnomon.http.errors import BodyTooLarge, ShuttingDown, TooSlow, UnsupportedMedia, as_request_error
-from gnomon.http.record import Record, record_of
+from gnomon.http.admission import Admission, Answer, Places, RequestTimeout
+from gnomon.http.errors import BodyTooLarge, Draining, TooSlow, UnsupportedMedia, as_request_error
+from gnomon.http.record import Outcome, Record, record_of
 from gnomon.http.service import Service
 from gnomon.http.settings import Settings
 from gnomon.http.threads import Threads
@@ -42,6 +42,9 @@ from gnomon.reference.response import Completion, json_bytes
 from gnomon.reference.tokenizer import Tokenizer
 
 T = TypeVar("T")
+
+OUTCOMES: dict[type[Exception], Outcome] = {Draining: "drained", RequestTimeout: "timed_out"}
+"""Of a request that was let in, by what ended it."""
 
 # A tokenizer needs some 300 times a text's size, whether or not the text then fits the model: 8 MiB become 2.5 GB. So
 # bodies of more than this are prepared one at a time.
@@ -89,6 +92,8 @@ class Completions:
                     await self.attend(answer, receive, self.whole(answer, record, scope, receive, send), record)
             finally:
                 account(run, record)
+                if answer.error is not None and record.outcome in (None, "refused"):
+                    record.outcome = OUTCOMES.get(type(answer.error), record.outcome)
 
     def prepare(self, body: bytes, engine: Engine, tokenizer: Tokenizer) -> Run:
         request = CompletionRequest.from_json(body, self.settings.limits)
@@ -171,7 +176,7 @@ class Completions:
 
     def stop(self) -> None:
         """The server ends: every answer under way ends with an error that says so, and so does every later one."""
-        self.admission.end_all(ShuttingDown())
+        self.admission.end_all(Draining())
 
     def close(self) -> None:
         """Nothing is read any more."""

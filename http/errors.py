@@ -136,9 +136,9 @@ class Unavailable(HttpError):
         self.headers = {"Retry-After": str(retry_after)}
 
 
-class ShuttingDown(Unavailable):
+class Draining(Unavailable):
     def __init__(self) -> None:
-        super().__init__("the server is shutting down; send the request again", "shutting_down")
+        super().__init__("the server is draining, since it is to end; send the request again", "draining")
 
 
 def as_request_error(error: Exception) -> RequestError:

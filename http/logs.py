@@ -30,6 +30,7 @@ MOST_LINES = 10_000
 FLUSH_SECONDS = 1.0
 _LEAST = 8  # characters: what is shorter is no secret, and would only punch holes into words
 _CREDENTIALS = re.compile(r"\b(Bearer|Basic)(\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
+descriptor: int | None = None  # of standard error, while console.py reads what others write to it
 _hidden: ContextVar[tuple[bytes, ...]] = ContextVar("gnomon.hidden", default=())
 
 
@@ -152,7 +153,7 @@ class Aside(logging.Handler):
             line = self._lines.get().encode(errors="backslashreplace")
             try:
                 while line and sys.stderr is not None:
-                    line = line[os.write(sys.stderr.fileno(), line) :]
+                    line = line[os.write(sys.stderr.fileno() if descriptor is None else descriptor, line) :]
             except (OSError, ValueError):  # closed, or its disk is full: there is nowhere to say so
                 line = b""
             self._unwritten.release()

@@ -96,7 +96,8 @@ class Metrics:
         self._ended = counter(
             "requests_ended",
             "Requests to POST /v1/completions that ended: answered in full, refused with an error that is not the "
-            "server's fault, cancelled by the client's going, or failed.",
+            "server's fault, cancelled by the client's going, timed_out by --request-seconds, drained since the server "
+            "was to end, or failed.",
             "outcome",
         )
         self._success = Counter(

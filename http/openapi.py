@@ -20,13 +20,13 @@ from gnomon.http.admission import QueueTimeout, RequestTimeout
 from gnomon.http.errors import (
     BadAuthorization,
     BodyTooLarge,
+    Draining,
     Forbidden,
     HeadersTooLarge,
     HttpError,
     MethodNotAllowed,
     NotFound,
     QueueFull,
-    ShuttingDown,
     TooSlow,
     Unauthorized,
     Unavailable,
@@ -144,7 +144,7 @@ def _paths(server: Server) -> dict[str, Any]:
     credentials = _credential_errors(server.auth)
     not_ready = [
         Unavailable("the model is loading", "loading"),
-        Unavailable("the server is to end", "draining"),
+        Draining(),
         Unavailable("the engine has failed several times in a row", "failing"),
         *_identity_errors(server.auth),
     ]
@@ -227,7 +227,7 @@ def _completions(server: Server, credentials: Sequence[RequestError]) -> dict[st
         QueueFull(f"{settings.max_queue} requests are waiting already; try again in 3 seconds", 3),
         _FAULT,
         Unavailable("the model is loading", "loading"),
-        ShuttingDown(),
+        Draining(),
         QueueTimeout(settings.queue_seconds, 3),
         RequestTimeout(settings.request_seconds),
         *_identity_errors(server.auth),
@@ -276,7 +276,7 @@ def _trace(server: Server, credentials: Sequence[RequestError]) -> dict[str, Any
         QueueFull("8 traces are under way; send the request again later", 3),
         _FAULT,
         Unavailable("the model is loading", "loading"),
-        ShuttingDown(),
+        Draining(),
         QueueTimeout(settings.queue_seconds, 3),
         RequestTimeout(settings.request_seconds),
         *_identity_errors(server.auth),
@@ -467,7 +467,7 @@ def _event_examples(model: str) -> dict[str, Any]:
     return {
         "chunk": {"data": _line(chunk)},
         "usage": {"data": _line({**_completion_example(model, "", None, None, (1, 8)), "choices": []})},
-        "error": {"data": _line(ShuttingDown().to_json())},
+        "error": {"data": _line(Draining().to_json())},
         "end": {"data": "[DONE]"},
     }
 

@@ -15,9 +15,10 @@ from typing import Literal
 
 from starlette.types import Scope
 
-Outcome = Literal["answered", "refused", "cancelled", "failed"]
+Outcome = Literal["answered", "refused", "cancelled", "timed_out", "drained", "failed"]
 """answered: a whole 200 · refused: any error that is not our fault, load and auth too · cancelled: the client went away
-· failed: 500, an engine's fault, or an answer broken off."""
+· timed_out: let in, and ended by --request-seconds · drained: let in, and ended because draining was over before it was
+· failed: 500, an engine's fault, or an answer broken off. The status of a stream is 200 whatever ended it."""
 
 SCOPE_KEY = "gnomon.record"
 

@@ -27,7 +27,7 @@ from starlette.types import Receive, Scope, Send
 
 from gnomon.http.admission import LONGEST_RETRY, QueueTimeout, RequestTimeout
 from gnomon.http.completions import LONG_BODY, check_content_type, disconnected, read_body
-from gnomon.http.errors import NotFound, QueueFull, ShuttingDown
+from gnomon.http.errors import Draining, NotFound, QueueFull
 from gnomon.http.record import record_of
 from gnomon.http.service import Service
 from gnomon.http.settings import Settings
@@ -96,12 +96,14 @@ class Retrace:
                 seconds = self.settings.request_seconds
                 await asyncio.wait((answering, leaving), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
                 if answering.cancelled():
-                    raise ShuttingDown
+                    record.outcome = "drained"
+                    raise Draining
                 if answering.done():
                     answering.result()
                 elif leaving.done():
                     record.outcome = "cancelled"
                 else:
+                    record.outcome = "timed_out"
                     raise RequestTimeout(seconds)
             finally:
                 self._answering.discard(answering)

@@ -243,7 +243,8 @@ class Server(uvicorn.Server):
         if not self._drained_by:
             under_way, most = self.unfinished, self.settings.drain_seconds
             log.info(
-                "nothing new is let in; %d requests are to be finished in %g s at most; a second signal ends it now",
+                "draining: nothing new is let in; %d requests are to be finished in %g s at most; "
+                "a second signal ends it now",
                 under_way,
                 most,
             )
@@ -252,6 +253,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.service.draining = True
+        if self.unfinished:
+            log.info("draining is over: %d requests are not finished, and end with an error", self.unfinished)
         self.completions.stop()
         self.retrace.stop()
         loop = asyncio.get_running_loop()

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from gnomon.http.errors import ShuttingDown, Unavailable
+from gnomon.http.errors import Draining, Unavailable
 from gnomon.reference.checkpoint import Checkpoint
 from gnomon.reference.completion import system_fingerprint
 from gnomon.reference.engine import Failed, Load, ServedEngine
@@ -69,9 +69,9 @@ class Service:
         return self._engine
 
     def model(self) -> tuple[ServedEngine, Tokenizer]:
-        """What answers a new request. Raises Loading, or ShuttingDown."""
+        """What answers a new request. Raises Loading, or Draining."""
         if self.draining:
-            raise ShuttingDown
+            raise Draining
         if self._engine is None or self._tokenizer is None:
             raise Loading
         return self._engine, self._tokenizer
@@ -109,7 +109,7 @@ class Service:
     def trouble(self) -> Unavailable | None:
         """Why this server is not ready; None if it is."""
         if self.draining:
-            return Unavailable("the server is shutting down", "draining")
+            return Draining()
         if self._engine is None:
             return Loading()
         if not self._identity_ready():

@@ -6,7 +6,8 @@
 
 Cache, token, offline switch, endpoint and progress bars are huggingface_hub's own affair: HF_HOME, HF_TOKEN,
 HF_HUB_OFFLINE, HF_ENDPOINT and the others mean here what they mean to every program that uses it. Of a model's files
-only those are fetched that are read here; a pickle never. Whatever goes wrong is one line.
+only those are fetched that are read here; a pickle never. Whatever goes wrong is one line, which says first that there
+is no such directory here, and then what came of asking the hub.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 
 from gnomon.reference.tensors import CheckpointError
 
 PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+NEAR = 0.8  # of two names: at 1 they are the same
 ID = re.compile(rf"(?:{PART}/)?{PART}")
 
 WANTED = (
@@ -42,39 +46,57 @@ def is_hub_id(model: str) -> bool:
     return ID.fullmatch(model) is not None and not os.path.lexists(model)
 
 
-def locate(model: str | Path, revision: str | None = None) -> Path:
+def locate(model: str | Path, revision: str | None = None, say: Callable[[str], None] | None = None) -> Path:
     """The directory of a model, fetched if it is neither on this machine nor in the hub's cache.
 
-    revision: a branch, tag or commit of a hub id. A Path is never an id. Raises CheckpointError.
+    revision: a branch, tag or commit of a hub id. A Path is never an id. say: told before the hub is asked, which may
+    take long. Raises CheckpointError.
     """
     if revision == "":
         raise CheckpointError("the revision is an empty string; leave it out for the default one")
     if isinstance(model, str) and is_hub_id(model):
+        if say is not None:
+            say(f"{model}: {_not_here(model)}; looking for it in the hub's cache and on the hub")
         return _fetched(model, revision)
     path = Path(model)
     if not path.is_dir():
-        what = "a file; give the directory that it is in" if path.is_file() else "no such directory on this machine"
+        what = "a file; give the directory that it is in" if path.is_file() else _not_here(model)
         raise CheckpointError(f"{path.absolute()}: {what}")
     if revision is not None:
         raise CheckpointError(f"{path.absolute()}: a directory has no revision {revision!r}; only a hub id has")
     return path
 
 
+def _not_here(model: str | Path) -> str:
+    """That there is no such directory, and the only one beside it, if any, whose name is nearly the same."""
+    path = Path(model)
+    try:
+        beside = [name for name in os.listdir(path.parent) if (path.parent / name).is_dir()]
+    except OSError:
+        beside = []
+    names = {name: name.casefold() for name in beside}
+    near = set(get_close_matches(path.name.casefold(), names.values(), n=2, cutoff=NEAR))
+    [*meant] = [name for name, folded in names.items() if folded in near]
+    hint = f" (is {path.parent / meant[0]} meant?)" if len(meant) == 1 else ""
+    return f"no such directory on this machine{hint}"
+
+
 def _fetched(model: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
+    asked = f"{model}: {_not_here(model)}, and asked of the hub"
     try:
         snapshot = snapshot_download(
             model, revision=revision, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)
         )
     except Exception as error:  # of the HTTP client, the disk, the file transfer: each has errors of its own
-        raise CheckpointError(f"{model}: {_reason(error, revision)}") from None
+        raise CheckpointError(f"{asked}: {_reason(error, revision)}") from None
     directory = Path(snapshot)
     if not (directory / "config.json").is_file():
-        raise CheckpointError(f"{model}: the hub has no config.json of it, so it is no model of a kind known here")
+        raise CheckpointError(f"{asked}: it has no config.json, so it is no model of a kind known here")
     if not any(directory.glob("*.safetensors")):
         raise CheckpointError(
-            f"{model}: the hub has no safetensors weights of it; a pickle (.bin) can run code when read, and is refused"
+            f"{asked}: it has no safetensors weights; a pickle (.bin) can run code when read, and is refused"
         )
     return directory
 
@@ -88,14 +110,11 @@ def _reason(error: Exception, revision: str | None) -> str:
     status = cause.response.status_code if isinstance(cause, errors.HfHubHTTPError) else None
     match cause:
         case errors.HFValidationError():
-            return "no such directory on this machine, and no form that an id of the hub can have"
+            return "that is no form that an id of it can have"
         case errors.GatedRepoError():
             return f"gated: ask its owners for access at {hub}, then set HF_TOKEN or run `hf auth login`"
         case errors.RepositoryNotFoundError():
-            return (
-                f"no such directory on this machine, and {hub} shows no such model; if it is private, set HF_TOKEN "
-                "or run `hf auth login`"
-            )
+            return f"{hub} shows no such model; if it is private, set HF_TOKEN or run `hf auth login`"
         case errors.RevisionNotFoundError():
             return f"{hub} has no revision {revision or constants.DEFAULT_REVISION!r} of it"
         case errors.OfflineModeIsEnabled():

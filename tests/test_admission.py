@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from gnomon.http.admission import Admission, Answer, Pace, Places
 from gnomon.http.app import create_app
 from gnomon.http.completions import LONG_BODY, Completions
-from gnomon.http.errors import QueueFull, ShuttingDown
+from gnomon.http.errors import Draining, QueueFull
 from gnomon.http.settings import Settings
 from gnomon.reference.completion import Run, prepare
 from gnomon.reference.engine import Engine
@@ -193,10 +193,10 @@ def test_places_are_given_first_come_first_served_and_those_who_left_are_passed_
             tasks = {name: asyncio.create_task(visit(name)) for name in "abcdef"}
             await asyncio.sleep(0)
             tasks["b"].cancel()
-            answers["d"].end(ShuttingDown())
+            answers["d"].end(Draining())
         results = await asyncio.gather(*tasks.values(), return_exceptions=True)
         assert isinstance(results[1], asyncio.CancelledError)
-        assert isinstance(results[3], ShuttingDown)
+        assert isinstance(results[3], Draining)
         async with places.place(Answer(run_of(tokenizer))):  # none was lost
             order.append("last")
         return order

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import ssl
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 
 from gnomon.http.auth import ConfigError, authenticator
 from gnomon.http.identity.jwks import ALGORITHMS
-from gnomon.http.identity.options import MODES, SHORTEST_KEY, flag
+from gnomon.http.identity.options import MODES, SHORTEST_KEY, api_keys, flag
 from gnomon.http.settings import AuthMode, AuthSettings, options
 from helpers.door import AUDIENCE, CHALLENGES, door, settings_for
 from helpers.identity import FakeIdentity, FakeTime
@@ -299,7 +298,9 @@ def test_the_help_says_how_long_a_key_must_be_and_the_refusal_how_to_make_one() 
     [
         (b"", "holds no key"),
         (b"# nothing\n\n", "holds no key"),
-        (b"\xff\xfe", "not UTF-8"),
+        (b"\xff", "not UTF-8"),
+        ("first-key-of-ours-0001\n".encode("utf-16"), "UTF-16; save it as UTF-8"),
+        ("first-key-of-ours-0001\n".encode("utf-16-be"), "has a zero byte, as UTF-16 does; save it as UTF-8"),
         (b"first-key-of-ours-0001\nshort\n", "line 2 has 5 characters"),
         (b"first-key-of-ours-0001\ntwo words-of-0001\n", "line 2 has characters that a header cannot carry"),
         (
@@ -463,6 +464,19 @@ def test_an_organizations_name_cannot_lead_the_question_elsewhere(identity: Fake
 # ---- what a client is told
 
 
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["no mark", "byte order mark"])
+def test_a_key_file_of_any_editor_is_read(ends: str, mark: bytes, tmp_path: Path) -> None:
+    lines = ("first-key-of-ours-0001", "# a comment", "second-key-of-ours-02 # and one")
+    file = tmp_path / "keys"
+    file.write_bytes(mark + ends.join(lines).encode() + ends.encode())
+    try:
+        keys = api_keys(given(AuthMode.api_key, api_keys=(), api_key_file=file))
+    except ConfigError as error:
+        pytest.fail(str(error))
+    assert keys == ("first-key-of-ours-0001", "second-key-of-ours-02")
+
+
 def test_each_outcome_has_one_sentence_whatever_went_wrong(identity: FakeIdentity, time: FakeTime) -> None:
     said: dict[str, set[str]] = {word: set() for word in CHALLENGES}
     token = identity.service_token()
@@ -487,18 +501,3 @@ def test_each_outcome_has_one_sentence_whatever_went_wrong(identity: FakeIdentit
             response = at.show(identity.service_token("sa-2"))
             said[at.checked(response)].add(response.text)
     assert {word: len(texts) for word, texts in said.items()} == dict.fromkeys(CHALLENGES, 1)
-
-
-def test_a_key_that_needs_a_password_is_an_error_and_no_question_at_the_terminal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Any] = []
-
-    def load(self: ssl.SSLContext, certificate: Path, key: Path, password: Any) -> None:
-        asked.append(password())
-        raise ssl.SSLError("bad decrypt")
-
-    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", load)
-    settings = given(AuthMode.jwks, client_certificate=tmp_path / "c", client_key=tmp_path / "k")
-    assert refusal(settings).startswith("--auth-client-certificate: ")
-    assert asked == [""]

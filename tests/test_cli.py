@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -45,7 +46,7 @@ JAX_OPTIONS = (
     ["--cache-dir", "cache"],
 )
 NO_END = json.dumps({EOT: -100})
-COMMAND = (sys.executable, "-c", "from gnomon.http.cli import main; main()")
+COMMAND = (sys.executable, "-c", "from gnomon.http.main import main; main()")
 
 
 class Result(NamedTuple):
@@ -484,14 +485,14 @@ def test_a_second_signal_ends_a_stream_now_and_properly(model: Path, sig: signal
             assert eventually(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
             assert httpx.get(f"{server.url}/livez").status_code == 200
             refused = httpx.post(f"{server.url}/v1/completions", json=LONG)
-            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
             begun = time.monotonic()
             server.process.send_signal(sig)
             *_, error, _, done, _ = lines
         out, err = server.process.communicate(timeout=20)
         assert time.monotonic() - begun < 8
         assert (server.process.returncode, out) == (0, "")
-    assert "shutting down" in error
+    assert "the server is draining" in error
     assert done == "data: [DONE]"
     assert "Traceback" not in err
 
@@ -518,9 +519,12 @@ def test_what_is_not_finished_when_the_draining_is_over_ends_with_an_error(model
             next(lines)
             server.process.send_signal(signal.SIGTERM)
             *_, error, _, done, _ = lines
-        server.process.communicate(timeout=20)
+        _, log = server.process.communicate(timeout=20)
     assert server.process.returncode == 0
-    assert json.loads(error.removeprefix("data: "))["error"]["code"] == "shutting_down"
+    assert "draining is over: 1 requests are not finished, and end with an error" in log
+    [line] = [line for line in log.splitlines() if "POST /v1/completions" in line]
+    assert re.search(r'"POST /v1/completions" 200 \d+B [\d.]+s drained id=', line)
+    assert json.loads(error.removeprefix("data: "))["error"]["code"] == "draining"
     assert done == "data: [DONE]"
 
 
@@ -631,11 +635,7 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_defaul
     monkeypatch.setenv("GNOMON_PORT", "9")
     result = gnomon("serve", "--print-config", "--max-queue", 5, "--port", 8)
     assert result.code == 0
-    shown = {}
-    for line in result.out.splitlines():
-        name, _, rest = line.partition(" = ")
-        value, _, source = rest.partition("  # ")
-        shown[name] = (json.loads(value), source)
+    shown = in_force(result.out)
     assert shown.pop("max_queue") == (5, "command line")
     assert shown.pop("port") == (8, "command line")
     assert shown.pop("engine") == ("reference", "environment GNOMON_ENGINE")
@@ -644,6 +644,38 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_defaul
         assert shown.pop(name) == (value, f"environment GNOMON_{name.upper()}")
     assert all(source.startswith("default") for _, source in shown.values())
     assert set(shown) == {"model", *(row.name for row in ROWS)} - {*variables, "max_queue", "port"}
+
+
+def toml(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        pytest.fail(f"no TOML: {error}")
+
+
+def in_force(out: str) -> dict[str, tuple[Any, str]]:
+    """Every setting that --print-config shows, by name: its value, None where it has none, and where that is from."""
+    values, shown = toml(out), {}
+    for line in out.splitlines():
+        setting, _, source = line.rpartition("  # ")
+        name, _, value = setting.removeprefix("# ").partition(" = ")
+        assert (name in values) != line.startswith("# ")
+        assert name in values or value.strip() == "(not set)"
+        shown[name] = (values.get(name), source)
+    assert values.keys() <= shown.keys()
+    return shown
+
+
+def test_the_configuration_is_toml_whatever_its_values_are(gnomon: Gnomon) -> None:
+    name, file = 'a "quoted" \\ näme 😀 = # ]', "/etc/né\t\x01\x7f\n"
+    given = ("--served-model-name", name, "--otlp-endpoint", file, "--log-format", "text", "--cors-origins", "*")
+    result = gnomon("serve", "--print-config", *given, "--queue-seconds", "1e30", "--revision", "\udcff")
+    assert result.code == 0
+    values = toml(result.out)
+    assert (values["served_model_name"], values["otlp_endpoint"]) == (name, file)
+    assert (values["cors_origins"], values["queue_seconds"], values["native"]) == (["*"], 1e30, True)
+    assert "revision" not in values
+    assert "# revision = (bytes that are no UTF-8: '\\udcff')" in result.out
 
 
 def test_the_configuration_shows_how_many_keys_there_are_and_none_of_them(
@@ -767,7 +799,7 @@ def test_a_certificate_and_its_key_go_together(gnomon: Gnomon, given: list[objec
 
 def test_a_certificate_that_is_none_is_one_line(gnomon: Gnomon) -> None:
     for file in (README, README.with_name("nowhere")):
-        check_one_line(gnomon("serve", "--tls-certificate", file, "--tls-key", file), 2, "--tls-certificate ")
+        check_one_line(gnomon("serve", "--tls-certificate", file, "--tls-key", file), 2, f"--tls-certificate: {file}")
 
 
 @pytest.mark.parametrize("option", [["--port", "65536"], ["--max-candidates", "0"], ["--engine", "torch"]])

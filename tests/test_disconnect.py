@@ -188,10 +188,10 @@ def test_a_server_that_ends_ends_the_answers_under_way(app: Starlette, gate: Gat
     assert gate.begun <= 3
     if stream:
         assert response.status_code == 200
-        assert "shutting down" in response.text
+        assert "the server is draining" in response.text
         assert response.text.endswith("data: [DONE]\n\n")
     else:
-        check_error(response, 503, code="shutting_down")
+        check_error(response, 503, code="draining")
         assert int(response.headers["retry-after"]) > 0
 
 

@@ -470,12 +470,12 @@ def check_each_has_an_end(ended: Ended) -> tuple[int, int]:
         else:
             assert answer.status == 503
             assert int(answer.headers["retry-after"]) >= 1
-            assert json.loads(answer.body)["error"]["code"] == "shutting_down"
+            assert json.loads(answer.body)["error"]["code"] == "draining"
     for answer in ended.streams:
         assert answer.status == 200
         choices = choices_of(answer)
         if choices is None:
-            assert events(re.sub(rb"(?m)^: .*\n\n", b"", answer.body))[-1]["error"]["code"] == "shutting_down"
+            assert events(re.sub(rb"(?m)^: .*\n\n", b"", answer.body))[-1]["error"]["code"] == "draining"
         else:
             assert all(choice["finish_reason"] for choice in json.loads(choices))
             full += 1

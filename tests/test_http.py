@@ -462,7 +462,7 @@ def test_a_server_that_ends_answers_503_and_when_to_try_again(app: Starlette, en
     app.state.completions.stop()
     for stream in (False, True):
         response = post(app, stream=stream)
-        check_error(response, 503, code="shutting_down")
+        check_error(response, 503, code="draining")
         assert int(response.headers["retry-after"]) > 0
     assert engine.calls == 0
 

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.slow
 
 GNOMON = "from gnomon.http.cli import main; main()"
 LOCATE = "import sys; from gnomon.reference.hub import locate; print(locate(sys.argv[1], *sys.argv[2:]))"
+NOT_HERE = "gnomon: maker/tiny: no such directory on this machine, and asked of the hub: "
 COMPLETE = ("complete", "the", "--max-tokens", "2", "--model", "maker/tiny")
 
 
@@ -78,8 +79,8 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
     assert "Traceback" not in done.stderr
     assert TOKEN not in done.stderr
     *_, line = done.stderr.splitlines()
-    assert line.startswith("gnomon: maker/tiny: "), done.stderr
-    return line.removeprefix("gnomon: maker/tiny: ")
+    assert line.startswith(NOT_HERE), done.stderr
+    return line.removeprefix(NOT_HERE)
 
 
 # ---- what is fetched
@@ -162,7 +163,7 @@ def test_progress_bars_are_the_hubs_and_obey_its_switch(hub: FakeHub, ask: Ask, 
 def test_what_the_hub_does_not_know_is_one_line(hub: FakeHub, ask: Ask, address: Loopback) -> None:
     hub.name = "maker/other"
     line = refused(ask(GNOMON, *COMPLETE))
-    assert line.startswith(f"no such directory on this machine, and {address.base} shows no such model")
+    assert line.startswith(f"{address.base} shows no such model")
 
 
 def test_a_private_model_without_its_token_is_one_line(hub: FakeHub, ask: Ask, address: Loopback) -> None:
@@ -207,13 +208,13 @@ def test_a_hub_that_is_broken_is_one_line(hub: FakeHub, ask: Ask, address: Loopb
 def test_a_model_of_pickles_only_is_refused_and_not_fetched(hub: FakeHub, ask: Ask) -> None:
     del hub.files["model.safetensors"]
     line = refused(ask(GNOMON, *COMPLETE))
-    assert line == "the hub has no safetensors weights of it; a pickle (.bin) can run code when read, and is refused"
+    assert line == "it has no safetensors weights; a pickle (.bin) can run code when read, and is refused"
     assert "pytorch_model.bin" not in hub.fetched
 
 
 def test_a_repository_without_a_config_is_one_line(hub: FakeHub, ask: Ask) -> None:
     del hub.files["config.json"]
-    assert refused(ask(GNOMON, *COMPLETE)).startswith("the hub has no config.json of it")
+    assert refused(ask(GNOMON, *COMPLETE)).startswith("it has no config.json")
 
 
 @pytest.mark.parametrize(
@@ -234,7 +235,7 @@ def test_a_disk_that_does_not_take_it_is_one_line(
     monkeypatch.setattr("huggingface_hub.snapshot_download", failing)
     with pytest.raises(CheckpointError) as caught:
         locate("maker/tiny")
-    assert re.fullmatch("maker/tiny: " + message, str(caught.value))
+    assert re.fullmatch(NOT_HERE.removeprefix("gnomon: ") + message, str(caught.value))
     assert "secret" not in str(caught.value)
 
 
@@ -277,6 +278,47 @@ def test_a_revision_of_a_directory_is_refused_and_so_is_an_empty_one(tmp_path: P
         locate(tmp_path, "v1")
     with pytest.raises(CheckpointError, match="the revision is an empty string"):
         locate("maker/tiny", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "hint"),
+    [
+        ("tiny/", ["Tiny", "other"], " (is Tiny meant?)"),
+        ("./smollm2-135M", ["SmolLM2-135M"], " (is SmolLM2-135M meant?)"),
+        ("a/b/modle", ["a/b/model"], " (is a/b/model meant?)"),
+        ("./tiny", ["tiny-a", "tiny-b"], ""),  # which of the two nobody knows
+        ("./tiny", ["large"], ""),
+        ("nowhere/at/all", [], ""),
+    ],
+)
+def test_the_one_directory_with_nearly_that_name_is_pointed_out(
+    name: str, there: list[str], hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for directory in there:
+        Path(directory).mkdir(parents=True)
+    with pytest.raises(CheckpointError) as caught:
+        locate(name)
+    assert str(caught.value) == f"{Path(name).absolute()}: no such directory on this machine{hint}"
+
+
+def test_that_no_directory_is_here_is_said_before_the_hub_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "Nope").mkdir()
+    monkeypatch.chdir(tmp_path)
+    said: list[str] = []
+
+    def failing(*_: object, **__: object) -> None:
+        said.append("asked")
+        raise RuntimeError
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", failing)
+    hint = "nope: no such directory on this machine (is Nope meant?)"
+    with pytest.raises(CheckpointError) as caught:
+        locate("nope", say=said.append)
+    assert str(caught.value).startswith(f"{hint}, and asked of the hub: ")
+    assert said == [f"{hint}; looking for it in the hub's cache and on the hub", "asked"]
 
 
 # ---- served

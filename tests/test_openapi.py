@@ -389,7 +389,7 @@ def test_every_error_there_is_is_documented_where_it_can_be_met() -> None:
     before_any_route = {"405", "501", "505"}  # what is there for POST is no other method; the others: wire.py
     assert answers.keys() == statuses - before_any_route | {"200"}
     assert codes(answers["503"]) == {
-        "loading", "shutting_down", "queue_timeout", "request_timeout", "identity_unavailable",
+        "loading", "draining", "queue_timeout", "request_timeout", "identity_unavailable",
     }  # fmt: skip
     assert codes(answers["400"]) == {None, "context_length_exceeded", "invalid_request"}
     assert codes(answers["429"]) == {"queue_full"}

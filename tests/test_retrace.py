@@ -381,10 +381,10 @@ def test_a_server_that_ends_says_so_to_who_waits(held: Held, tokenizer: Tokenize
             return await asyncio.gather(*asked)
 
     for answer in asyncio.run(run()):
-        check_error(answer, 503, code="shutting_down")
+        check_error(answer, 503, code="draining")
     assert eventually(lambda: held.ended == 1)
     app.state.service.draining = True
-    check_error(trace(app), 503, code="shutting_down")
+    check_error(trace(app), 503, code="draining")
 
 
 def test_a_draining_server_finishes_its_traces(held: Held, tokenizer: Tokenizer) -> None:

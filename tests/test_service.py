@@ -252,7 +252,7 @@ def test_a_draining_server_lets_nobody_in_and_is_not_ready(tokenizer: Tokenizer)
     check_trouble(app, "draining")
     for stream in (False, True):
         refused = post(app, stream=stream)
-        check_error(refused, 503, code="shutting_down")
+        check_error(refused, 503, code="draining")
         assert int(refused.headers["retry-after"]) >= 1
     assert engine.calls == 0
 

@@ -175,5 +175,5 @@ def test_a_server_that_ends_says_so_in_every_open_stream(tokenizer: Tokenizer) -
     first, *_, last = events(received)
     assert first["choices"][0]["text"] == "a"
     assert last["error"]["type"] == "server_error"
-    assert "shutting down" in last["error"]["message"]
+    assert "the server is draining" in last["error"]["message"]
     assert gate.begun <= 3

@@ -6,6 +6,7 @@ set it believes that it protects something. Neither a key nor a part of one is e
 
 from __future__ import annotations
 
+import codecs
 import re
 import ssl
 from dataclasses import fields
@@ -13,6 +14,7 @@ from typing import Any, NoReturn
 
 import httpx
 
+from gnomon.http.certificate import BadFile, check_authorities, check_pair
 from gnomon.http.identity.jwks import ALGORITHMS
 from gnomon.http.settings import AuthMode, AuthSettings, options
 
@@ -183,11 +185,16 @@ def keys_in_file(settings: AuthSettings) -> list[tuple[str, str]]:
     path = settings.api_key_file
     assert path is not None
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # and at nothing else: no key becomes two
+        data = path.read_bytes()
+        text = data.decode("utf-8-sig")  # a byte order mark, as some editors write it, is no part of the first key
     except OSError as error:
         refuse("api_key_file", f"{path}: {error.strerror}")
     except UnicodeDecodeError:
-        refuse("api_key_file", f"{path}: not UTF-8")
+        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        refuse("api_key_file", f"{path}: {'UTF-16; save it as' if utf16 else 'not'} UTF-8")
+    if "\0" in text:
+        refuse("api_key_file", f"{path}: has a zero byte, as UTF-16 does; save it as UTF-8")
+    lines = re.split("\r?\n|\r", text)  # and at nothing else: no key becomes two
     keys = [COMMENT.sub("", line).strip(" \t") for line in lines]
     named = [(f"{path}: line {number}", key) for number, key in enumerate(keys, 1) if key]
     if not named:
@@ -201,14 +208,16 @@ def tls_context(settings: AuthSettings) -> ssl.SSLContext:
         context = httpx.create_ssl_context(trust_env=False)
     else:
         try:
+            check_authorities(flag("ca_file"), settings.ca_file)
             context = ssl.create_default_context(cafile=settings.ca_file)
+        except BadFile as error:
+            raise ConfigError(str(error)) from None
         except OSError as error:
-            refuse("ca_file", f"{settings.ca_file}: {error.strerror or 'no certificates in PEM form'}")
-    if settings.client_certificate is not None:
+            refuse("ca_file", f"{settings.ca_file}: {error.strerror or error}")
+    if settings.client_certificate is not None and settings.client_key is not None:
         try:
-            # an encrypted key would ask at the terminal for its password
-            context.load_cert_chain(settings.client_certificate, settings.client_key, password=lambda: "")
-        except OSError as error:
-            paths = f"{settings.client_certificate}, {settings.client_key}"
-            refuse("client_certificate", f"{paths}: {error.strerror or 'no certificate and its key in PEM form'}")
+            check_pair(flag("client_certificate"), settings.client_certificate, flag("client_key"), settings.client_key)
+        except BadFile as error:
+            raise ConfigError(str(error)) from None
+        context.load_cert_chain(settings.client_certificate, settings.client_key, password=lambda: "")
     return context

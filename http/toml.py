@@ -1,0 +1,36 @@
+"""A setting as a line of TOML 1.0, for `gnomon serve --print-config`; Python's own library only reads it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ESCAPED = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r"}
+
+
+def assignment(name: str, value: Any) -> str:
+    """name = value. TOML has neither a null nor text that is no Unicode: then the line is a comment that says so."""
+    if value is None:
+        return f"# {name} = (not set)"
+    try:
+        return f"{name} = {_value(value)}"
+    except UnicodeEncodeError:
+        return f"# {name} = (bytes that are no UTF-8: {str(value)!a})"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_value, value))}]"
+    return f'"{"".join(map(_character, str(value)))}"'
+
+
+def _character(character: str) -> str:
+    character.encode()  # half of a surrogate pair stands for a byte that is no UTF-8
+    if character in ESCAPED:
+        return ESCAPED[character]
+    if character.isprintable():
+        return character
+    return f"\\u{ord(character):04X}" if ord(character) < 0x10000 else f"\\U{ord(character):08X}"
