@@ -244,4 +244,5 @@ def test_the_token_that_a_tokenizer_names_as_its_end_ends_a_completion(tmp_path:
         body = {"model": "m", "prompt": "a", "max_tokens": 4, "temperature": 0}
         answer = prepare(CompletionRequest.from_fields(body), engine, tokenizer, "m").whole()
         assert (answer.choices[0].text, answer.choices[0].finish_reason) == (text, "stop")
+        assert answer.usage is not None
         assert answer.usage.completion_tokens == len(text) + 1

@@ -95,6 +95,12 @@ def library(decoder: Any, words: Sequence[str] = WORDS + BYTES) -> tokenizers.To
     return made
 
 
+def id_of(theirs: tokenizers.Tokenizer, token: str) -> int:
+    v = theirs.token_to_id(token)
+    assert v is not None, token
+    return v
+
+
 def ours(theirs: tokenizers.Tokenizer, directory: Path) -> Tokenizer:
     theirs.save(str(directory / "tokenizer.json"))
     return load_tokenizer(directory, theirs.get_vocab_size() + GAPS)
@@ -111,8 +117,9 @@ def has_text(theirs: tokenizers.Tokenizer, ids: Sequence[int]) -> bool:
 def sequences(theirs: tokenizers.Tokenizer, bytes_are_text: bool) -> list[list[int]]:
     """Ids at random, of runs of bytes only such as are text if `bytes_are_text`. Fifty ids in some 2400 places: one
     that is wrong wherever it stands is missed with odds of e^-48; of two neighbours, every second pair occurs."""
-    rng, found = random.Random(7), []
-    character = [theirs.token_to_id(token) for token in ("<0xE7>", "<0x95>", "<0x8C>")]
+    rng = random.Random(7)
+    found: list[list[int]] = []
+    character = [id_of(theirs, token) for token in ("<0xE7>", "<0x95>", "<0x8C>")]
     while len(found) < 600:
         ids = [rng.randrange(theirs.get_vocab_size() + GAPS) for _ in range(rng.randrange(1, 8))]
         if rng.random() < 0.1:
@@ -143,7 +150,7 @@ def test_a_texts_tokens_have_the_text_that_the_librarys_decoder_gives_them(tmp_p
     U+FFFD of every byte, the law one of every maximal beginning of a character: such runs are the next test's."""
     theirs = library(DECODERS[name])
     tokenizer = ours(theirs, tmp_path)
-    before = theirs.token_to_id("hello")
+    before = id_of(theirs, "hello")
     shown = theirs.decode([before])
     for ids in sequences(theirs, tokenizer.decoder.to_bytes == "ByteFallback"):
         text = theirs.decode([before, *known(theirs, ids)], skip_special_tokens=True)
@@ -166,7 +173,7 @@ def test_a_prompt_of_ids_has_the_text_that_the_librarys_decoder_gives_it(tmp_pat
 def test_a_run_of_bytes_that_is_no_text_is_decoded_by_the_law(tmp_path: Path, name: str) -> None:
     theirs = library(DECODERS[name])
     tokenizer = ours(theirs, tmp_path)
-    ids = [theirs.token_to_id(token) for token in ("x", "<0x41>", "<0xE7>", "<0x95>", "x", "<0xFF>")]
+    ids = [id_of(theirs, token) for token in ("x", "<0x41>", "<0xE7>", "<0x95>", "x", "<0xFF>")]
     assert joined([tokenizer.token_bytes[v] for v in ids]) == "xA\ufffdx\ufffd"
     assert theirs.decode(ids) == "x\ufffd\ufffd\ufffdx\ufffd"
 
@@ -175,7 +182,7 @@ def test_an_added_token_of_a_byte_level_vocabulary_is_plain_text(tmp_path: Path)
     """The library reads it in the alphabet of bytes, though encoding does not write it so: é is lost."""
     theirs = library(decoders.ByteLevel())
     theirs.add_tokens([tokenizers.AddedToken("café", normalized=False)])
-    v = theirs.token_to_id("café")
+    v = id_of(theirs, "café")
     assert ours(theirs, tmp_path).token_bytes[v] == "café".encode()
     assert theirs.encode("café").ids == [v]
     assert theirs.decode([v]) == "caf\ufffd"
@@ -184,7 +191,7 @@ def test_an_added_token_of_a_byte_level_vocabulary_is_plain_text(tmp_path: Path)
 def test_a_special_token_shows_its_literal_even_where_a_decoder_would_change_it(tmp_path: Path) -> None:
     theirs = library(BARS)
     theirs.add_special_tokens(["▁<PRE>"])
-    ids = [theirs.token_to_id(token) for token in ("x", "▁<PRE>", "▁he")]
+    ids = [id_of(theirs, token) for token in ("x", "▁<PRE>", "▁he")]
     assert joined(list(ours(theirs, tmp_path).prompt_pieces(ids))) == "x▁<PRE> he"
 
 
@@ -236,11 +243,11 @@ def completed(tokenizer: Tokenizer, prompt: Any, script: Sequence[int], **fields
 @pytest.mark.parametrize("kind", ["WordPiece", "WordLevel"])
 def test_a_completions_words_follow_the_prompts_with_a_space_between(tmp_path: Path, kind: str) -> None:
     theirs, tokenizer = words(kind, tmp_path)
-    script = [theirs.token_to_id(word) for word in ("world", "the", ".")]
+    script = [id_of(theirs, word) for word in ("world", "the", ".")]
     point = "." if kind == "WordPiece" else " ."  # the decoder of WordPiece puts no space there
     assert completed(tokenizer, "hello", script).text == " world the" + point
     assert completed(tokenizer, "hello", script, echo=True).text == "hello world the" + point
-    hello = theirs.token_to_id("hello")
+    hello = id_of(theirs, "hello")
     assert completed(tokenizer, [hello], script, echo=True).text == theirs.decode([hello, *script])
     stopped = completed(tokenizer, "hello", script, stop=" the", logprobs=0)
     assert (stopped.text, stopped.finish_reason) == (" world", "stop")
@@ -301,6 +308,6 @@ def test_text_that_is_decoded_as_it_comes_is_that_of_all_bytes(tmp_path: Path) -
     """The pieces of a character that bytes make are held back until it is whole, whatever steps come before."""
     theirs = library(DECODERS["Metaspace, then bytes"])
     tokenizer = ours(theirs, tmp_path)
-    ids = [theirs.token_to_id(token) for token in ("▁he", "<0xE7>", "<0x95>", "<0x8C>", "▁▁b")]
+    ids = [id_of(theirs, token) for token in ("▁he", "<0xE7>", "<0x95>", "<0x8C>", "▁▁b")]
     data = [tokenizer.token_bytes[v] for v in ids]
     assert [decoded(b"".join(data[:i])) for i in range(1, 6)] == [" he", " he", " he", " he界", " he界  b"]

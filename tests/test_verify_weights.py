@@ -467,7 +467,10 @@ def test_a_text_that_is_a_byte_of_the_fallback_too_is_the_ordinary_token(tmp_pat
     specials = [{"id": 0, "content": "<unk>", "special": True, "single_word": False, "lstrip": False}]
     specials[0] |= {"rstrip": False, "normalized": False}
     bpe = {"type": "BPE", "vocab": vocabulary, "merges": [["▁", "A"]], "byte_fallback": True, "unk_token": "<unk>"}
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": specials, "model": bpe}))
+    bars = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    decoder = {"type": "Sequence", "decoders": [bars, {"type": "ByteFallback"}, {"type": "Fuse"}]}
+    spec = {"version": "1.0", "added_tokens": specials, "decoder": decoder, "model": bpe}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     names = Names(load_tokenizer(tmp_path, len(vocabulary)))
     assert names.ids(Named("A", -1.0), Style.text) == (2,)
     assert names.ids(Named("<0x41>", -1.0), Style.piece) == (1,)
