@@ -330,7 +330,7 @@ def test_a_key_that_occurs_twice_is_refused_inside_and_outside(text: str, param:
 
 def test_null_is_as_good_as_absent_and_unknown_names_are_listed_inside_and_outside() -> None:
     asked = {"request": body_of(seed=1), "tokens": []}
-    nulls = {"request": body_of(seed=1, top_k=None), "tokens": [], "x": None, "index": None}
+    nulls: dict[str, Any] = {"request": body_of(seed=1, top_k=None), "tokens": [], "x": None, "index": None}
     assert TraceRequest.from_fields(nulls) == TraceRequest.from_fields(asked)
     with pytest.raises(InvalidRequest) as refused:
         TraceRequest.from_fields({"request": body_of(seed=1, topP=1), "tokens": [], "indx": 1})
