@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -86,14 +85,14 @@ def test_every_option_that_a_document_names_exists() -> None:
             assert flag in flags | others or flag.startswith("--xla"), (name, flag)
 
 
-def test_the_curl_call_is_answered_and_its_stop_string_and_seed_do_what_they_say() -> None:
-    body = json.loads(re.search(r"-d '(\{.*\})'", TEXT)[1])  # type: ignore[index]
+def test_the_curl_calls_are_answered_and_stop_string_and_seed_do_what_they_say() -> None:
     engine, tokenizer = load()
-    request = CompletionRequest.from_json(json.dumps(body).encode())
-    first = prepare(request, engine, tokenizer, "gnomon-stories").whole()
+    short, long = (CompletionRequest.from_json(body.encode()) for body in re.findall(r"-d '(\{.*\})'", TEXT))
+    assert prepare(short, engine, tokenizer, "gnomon-stories").whole().choices[0].text
+    first = prepare(long, engine, tokenizer, "gnomon-stories").whole()
     assert [choice.index for choice in first.choices] == [0, 1]
     assert all(choice.text.startswith("Once upon a time") and "\n\n" not in choice.text for choice in first.choices)
-    assert prepare(request, engine, tokenizer, "gnomon-stories").whole().choices == first.choices
+    assert prepare(long, engine, tokenizer, "gnomon-stories").whole().choices == first.choices
 
 
 def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
