@@ -66,7 +66,7 @@ def pinned(more: Mapping[str, Any] | None = None) -> Iterator[None]:
 def refused() -> str | None:
     """What is wrong with an option of the process, or None."""
     for name, allowed in REFUSED.items():
-        value = jax.config.values.get(name, allowed)  # type: ignore[attr-defined]
+        value = jax.config.values.get(name, allowed)
         if value != allowed:
             return f"{name.upper()}={value!r} changes what is computed; allowed: {allowed!r}"
     return None

