@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import httpx
 import numpy as np
@@ -28,19 +27,15 @@ from helpers.saboteurs import Model, Wire, Wireless, judged, logits_of, small_mo
 BUSY = "while True: pass"
 
 
-class Paced(NamedTuple):
-    """A model of which every token takes `seconds`, so that an answer takes long enough to be timed."""
-
-    seconds: float
-
-    def __call__(self, tokens: Sequence[int]) -> NDArray[np.float64]:
-        time.sleep(self.seconds)
-        return logits_of(tuple(tokens))
+def slow_logits(tokens: Sequence[int]) -> NDArray[np.float64]:
+    """3 ms a token, so that an answer takes long enough to be timed."""
+    time.sleep(0.003)
+    return logits_of(tuple(tokens))
 
 
 @pytest.fixture(scope="module")
 def paced(model: Model) -> Model:
-    return Model(FakeEngine(Paced(0.003), context=128), model.tokenizer)
+    return Model(FakeEngine(slow_logits, context=128), model.tokenizer)
 
 
 @pytest.fixture(scope="module")

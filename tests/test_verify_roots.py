@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from rich.console import Console
@@ -198,7 +199,7 @@ def test_tables_of_figures_fit_80_columns_without_breaking_a_number_or_a_name() 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_does_not_scroll_sideways_at_390_pixels(scheme: str, tmp_path: Path) -> None:
+def test_the_page_does_not_scroll_sideways_at_390_pixels(scheme: Literal["light", "dark"], tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     file.write_text(page(made_report(MIXED, (Section("With the weights", (one("weights.a", WRONG),), TABLES),))))
     with chromium() as browser:
