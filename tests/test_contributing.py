@@ -34,13 +34,16 @@ def sources() -> set[str]:
 
 @cache
 def imported(file: Path) -> frozenset[str]:
-    """The modules that a file imports, and the names it takes from them as if they were modules."""
+    """The modules that a file imports, and the names it takes from them as if they were modules; those too that the
+    code of a process imports which it starts."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names |= set(re.findall(r"^(?:import|from) (gnomon[\w.]+)", node.value, re.MULTILINE))
     return frozenset(names)
 
 
