@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeAlias
 from cryptography import x509
 from starlette.concurrency import run_in_threadpool
 
+from gnomon.http.certificate import BadFile, check_pair
 from gnomon.http.identity.options import ConfigError
 
 log = logging.getLogger("gnomon.http")
@@ -80,13 +81,12 @@ class ServerCertificate:
         """A pair of its own, so that a certificate without its key never takes the place of a sound pair."""
         check_file("--tls-certificate", self.certificate)
         check_file("--tls-key", self.key)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            # an encrypted key would ask at the terminal for its password
+            check_pair("--tls-certificate", self.certificate, "--tls-key", self.key)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(self.certificate, self.key, password=lambda: "")
-        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            files = f"--tls-certificate {self.certificate}, --tls-key {self.key}"
-            raise ConfigError(f"{files}: {getattr(error, 'strerror', None) or error}") from None
+        except (BadFile, OSError, ValueError) as error:  # the latter two: a file was replaced since it was checked
+            raise ConfigError(str(error)) from None
 
         def use() -> None:
             self.latest = context

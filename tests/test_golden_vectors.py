@@ -37,7 +37,7 @@ from gnomon.reference.golden import (
 from gnomon.reference.golden import __main__ as command
 from gnomon.reference.golden.vectors import documents, to_text
 from helpers.golden import Foresight, right_answer
-from helpers.golden_changes import changes, report, tests_that_know
+from helpers.golden_changes import changes, knowing_tests, report
 from helpers.live import call, events
 
 FILES = ("requests.json", "sampler.json", "threefry.json", "tokens.json")
@@ -111,7 +111,7 @@ def test_every_field_of_the_vectors_has_unit_tests_that_exist() -> None:
     here = Path(__file__).parent
     for file in FILES:
         for change in changes(document(file), _moved(document(file)), 1e-12):
-            for test in tests_that_know(file, change.field):
+            for test in knowing_tests(file, change.field):
                 assert (here / test).is_file(), test
 
 

@@ -75,7 +75,7 @@ def changes(stored: Any, made: Any, digits: float, field: str = "", vector: str 
         yield Change(vector, field, stored, made)
 
 
-def tests_that_know(file: str, field: str) -> tuple[str, ...]:
+def knowing_tests(file: str, field: str) -> tuple[str, ...]:
     return next(why.tests for why in WHY if why.file == file and re.search(why.field, field))
 
 
@@ -83,7 +83,7 @@ def report(file: str, found: Sequence[Change]) -> str:
     """What a reader of a red test needs: the first changes in words, and what to run before anything else."""
     vectors = list(dict.fromkeys(change.vector for change in found))
     shown = {change.vector: change for change in reversed(found)}  # of each vector the first
-    tests = dict.fromkeys(test for change in found for test in tests_that_know(file, change.field))
+    tests = dict.fromkeys(test for change in found for test in knowing_tests(file, change.field))
     lines = [f"{file}: {len(found)} values differ, in {len(vectors)} vectors; the first of each:"]
     lines += [f"  {shown[vector]}" for vector in vectors[:MOST_SHOWN]]
     lines += [f"  … and {len(vectors) - MOST_SHOWN} vectors more"] if len(vectors) > MOST_SHOWN else []
