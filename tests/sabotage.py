@@ -925,8 +925,8 @@ BREAKS = (
     Break(
         "loading: of two sets of weights one is taken",
         "reference/tensors.py",
-        '    if here:\n        raise CheckpointError(\n            f"{directory}: two sets',
-        '    if False:\n        raise CheckpointError(\n            f"{directory}: two sets',
+        "        _refuse_second_set(directory, warn)\n",
+        "",
         "test_tensors.py::test_of_two_sets_of_weights_neither_is_guessed_at",
     ),
     Break(

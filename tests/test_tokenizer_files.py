@@ -410,7 +410,6 @@ def test_a_named_token_that_the_file_does_not_list_as_added_is_special(tmp_path:
     [
         {"split_special_tokens": True},
         {"split_special_tokens": False},
-        {"split_special_tokens": None},
         {"add_prefix_space": True},
         {"add_prefix_space": False},
         {"add_prefix_space": True, "split_special_tokens": True},
