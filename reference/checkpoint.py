@@ -13,6 +13,7 @@ files. How files are read is in tensors.py.
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +30,15 @@ from gnomon.reference.entries import ContextError, UnsupportedModel
 from gnomon.reference.families import model_config, stored_tensors
 from gnomon.reference.model import ModelConfig
 from gnomon.reference.surplus import fitted
-from gnomon.reference.tensors import CheckpointError, Place, TensorFiles, read_json
+from gnomon.reference.tensors import (
+    ADAPTER,
+    OTHER_FORMS,
+    CheckpointError,
+    Place,
+    TensorFiles,
+    other_form,
+    read_json,
+)
 
 __all__ = [
     "Checkpoint",
@@ -152,13 +161,17 @@ def load_checkpoint(
     directory = Path(path).absolute()  # so that every message says which one
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory on this machine, and nothing is downloaded")
-    config, source = fitted(read_config(directory, max_model_len, warn), TensorFiles.open(directory), warn)
+    if (directory / ADAPTER).exists():  # transformers applies it where peft is installed; others do not
+        raise UnsupportedModel(f"{directory}: {ADAPTER} {OTHER_FORMS[ADAPTER]}")
+    config, source = fitted(read_config(directory, max_model_len, warn), TensorFiles.open(directory, warn), warn)
     return Checkpoint(directory, config, source, say)
 
 
 def read_config(directory: Path, max_model_len: int | None = None, warn: Say = warnings.warn) -> ModelConfig:
     """config.json as a ModelConfig. max_model_len: a shorter context than the model's own · warn: gets a line for
     every entry that has no effect. Raises CheckpointError, or UnsupportedModel, naming the entry that decided."""
+    if not os.path.lexists(directory / "config.json"):
+        raise CheckpointError(f"{directory / 'config.json'}: no such file{other_form(directory)}")
     raw = read_json(directory / "config.json")
     generation = read_json(directory / "generation_config.json", missing={}).get("eos_token_id")
     try:

@@ -21,14 +21,14 @@ class UnsupportedModel(CheckpointError):
     """A sound checkpoint of a model this version does not run."""
 
 
-def size(raw: Entries, name: str, default: int | None = None, most: int = LARGEST) -> int:
+def size(raw: Entries, name: str, default: int | None = None, most: int = LARGEST, least: int = 1) -> int:
     value = raw.get(name)
     if value is None:
         if default is None:
             raise CheckpointError(f"the entry {name} is missing")
         return default
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise CheckpointError(f"{name} is {shown(value)}, not an integer from 1 to {most}")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise CheckpointError(f"{name} is {shown(value)}, not an integer from {least} to {most}")
     return value
 
 

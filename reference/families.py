@@ -30,7 +30,7 @@ from gnomon.reference.entries import (
 )
 from gnomon.reference.model import ModelConfig, RopeScaling
 from gnomon.reference.request import shown
-from gnomon.reference.rope import LAYER_KINDS, RopeForms, rope_forms, rope_of
+from gnomon.reference.rope import LAYER_KINDS, RopeForms, check_kinds, rope_forms, rope_of
 from gnomon.reference.tensors import CheckpointError, Place, Stored
 from gnomon.reference.transformer import Experts, Family, Layer, Rope, family_of
 
@@ -100,6 +100,9 @@ class Architecture:
     activations: Mapping[str, str] = field(default_factory=dict)  # names that mean something else here
     rope_types: Mapping[str, str] = field(default_factory=dict)  # the same
     headless: str = ""  # the name of the class without a head, where it is not formed like the others
+    reads_layer_types: bool = False  # others go by sliding_window alone, whatever layer_types says
+    is_partly_rotated: bool = False  # others turn whole heads, whatever partial_rotary_factor says
+    rope_by_kind: bool = False  # rotary positions differ between full and sliding layers
 
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -194,7 +197,7 @@ def _slides_at_all(i: int, raw: Entries) -> bool:
 
 
 def _qwen_window(i: int, raw: Entries) -> bool:
-    return _slides_at_all(i, raw) and i >= size(raw, "max_window_layers", 28)
+    return _slides_at_all(i, raw) and i >= size(raw, "max_window_layers", 28, least=0)
 
 
 def _every(n: int) -> OfLayer:
@@ -250,7 +253,9 @@ GEMMA = {"tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh", "head_d
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "LlamaForCausalLM": Architecture("llama", LLAMA, biases=LLAMA_BIASES),
-    "MistralForCausalLM": Architecture("mistral", LLAMA, is_windowed=_if_sliding, defaults={"sliding_window": 4096}),
+    "MistralForCausalLM": Architecture(
+        "mistral", LLAMA, is_windowed=_if_sliding, defaults={"sliding_window": 4096}, reads_layer_types=True
+    ),
     "MixtralForCausalLM": Architecture(
         "mixtral",
         _llama_with(MIXTRAL_EXPERTS, without=PLAIN_MLP),
@@ -265,17 +270,21 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         LLAMA,
         biases=LLAMA_BIASES,
         has_rope=_smollm3_rope,
+        reads_layer_types=True,
         is_windowed=lambda i, raw: _slides_at_all(i, raw) and not _smollm3_rope(i, raw),
         defaults={"tie_word_embeddings": True, "rope_theta": 2e6},
     ),
     "GraniteForCausalLM": Architecture("granite", LLAMA, biases=LLAMA_BIASES, more=_granite_scales),
-    "Qwen2ForCausalLM": Architecture("qwen2", LLAMA, biases=((QKV, True),), is_windowed=_qwen_window),
+    "Qwen2ForCausalLM": Architecture(
+        "qwen2", LLAMA, biases=((QKV, True),), is_windowed=_qwen_window, reads_layer_types=True
+    ),
     "Qwen3ForCausalLM": Architecture(
         "qwen3",
         _llama_with(NORMED),
         biases=((ATTENTION, "attention_bias"),),
         query_key_norm="head",
         is_windowed=_qwen_window,
+        reads_layer_types=True,
         defaults={"head_dim": 128},
     ),
     "Qwen3MoeForCausalLM": Architecture(
@@ -305,6 +314,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         norm="rms_offset",
         placement="around",
         is_windowed=_every(2),
+        reads_layer_types=True,
         more=_gemma2_scales,
         entries={"hidden_act": "hidden_activation"},
         defaults={**GEMMA, "sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
@@ -318,10 +328,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         placement="around",
         query_key_norm="head",
         is_windowed=lambda i, raw: (i + 1) % size(raw, "sliding_window_pattern", 6) != 0,
+        reads_layer_types=True,
+        rope_by_kind=True,
         more=_gemma2_scales,
         entries={"hidden_act": "hidden_activation"},
         defaults={**GEMMA, "sliding_window": 4096, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
-        needs={"use_bidirectional_attention": (None, False)},
+        needs={"use_bidirectional_attention": (None, False), "attn_logit_softcapping": (None,)},
         headless="Gemma3TextModel",
     ),
     "Phi3ForCausalLM": Architecture(
@@ -336,6 +348,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         is_windowed=_if_sliding,
         defaults={"rms_norm_eps": 1e-5},
         rope_types={"yarn": "longrope"},  # as its first files called it
+        is_partly_rotated=True,
     ),
     "PhiForCausalLM": Architecture(
         "phi",
@@ -345,6 +358,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         placement="beside",
         is_gated=False,
         rotary_fraction=0.5,
+        is_partly_rotated=True,
         entries={"rms_norm_eps": "layer_norm_eps"},
         defaults={"hidden_act": "gelu_new", "rms_norm_eps": 1e-5},
         needs={"qk_layernorm": (None, False)},
@@ -364,6 +378,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         placement="after",
         query_key_norm="whole",
         is_windowed=_every(4),
+        reads_layer_types=True,
+        rope_by_kind=True,
         defaults={"rms_norm_eps": 1e-5, "sliding_window": 4096, "rope_theta": 5e5},
     ),
     "Starcoder2ForCausalLM": Architecture(
@@ -405,6 +421,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         has_groups=False,
         is_gated=False,
         rotary_fraction=0.25,
+        is_partly_rotated=True,
         entries={"rms_norm_eps": "layer_norm_eps", "rope_theta": "rotary_emb_base", "rotary_fraction": "rotary_pct"},
         defaults={"hidden_act": "gelu", "rms_norm_eps": 1e-5, "attention_bias": True},
     ),
@@ -432,7 +449,11 @@ def model_config(
     given = _in_our_words(raw, row)
     raw = {**row.defaults, **given}
     _refuse_unsupported(raw, row)
-    ropes = {kind: rope_forms(kind, given, row.defaults, row.rope_types) for kind in LAYER_KINDS}
+    if row.rope_by_kind:
+        check_kinds(given, row.defaults)
+    ropes = {kind: rope_forms(kind, given, row.defaults, row.rope_types, row.rope_by_kind) for kind in LAYER_KINDS}
+    if not row.is_partly_rotated and row.has_rope is not _never:
+        _refuse_partly_rotated(ropes)
     hidden_size, heads = size(raw, "hidden_size"), size(raw, "num_attention_heads")
     kv_heads = size(raw, "num_key_value_heads", heads) if row.has_groups else heads
     if heads % kv_heads:
@@ -499,18 +520,25 @@ def _supported(name: Any) -> str:
     return found
 
 
+QUANTISED = ("quantization_config", "quantization", "compression_config")  # the second is mlx's name of it
 MAY_BE_NULL = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")  # null means none, no default
 
 
+OWN_NAME_ONLY = ("rms_norm_eps", "hidden_act", "rope_theta")  # where a class calls them otherwise
+
+
 def _in_our_words(raw: Entries, row: Architecture) -> dict[str, Any]:
-    """The entries that config.json has, under our names."""
+    """The entries that config.json has, under our names. What another class calls an entry says nothing in this one."""
+    foreign = {our for our in OWN_NAME_ONLY if row.entries.get(our, our) != our}
+    raw = {key: value for key, value in raw.items() if key not in foreign}
     named = {our: raw[their] for our, their in row.entries.items() if raw.get(their) is not None}
     is_left_out = {key for key, value in raw.items() if value is None and key in row.defaults} - {*MAY_BE_NULL}
     return {**{key: value for key, value in raw.items() if key not in is_left_out}, **named}
 
 
 def _refuse_unsupported(raw: Entries, row: Architecture) -> None:
-    for entry, supported in row.needs.items():
+    needs = {"is_causal": (None, True), **row.needs}
+    for entry, supported in needs.items():
         if raw.get(entry) not in supported:
             raise UnsupportedModel(f"config.json has {entry} {shown(raw[entry])}; supported: {shown(supported[-1])}")
     activation = raw.get("hidden_act", "silu")
@@ -518,8 +546,20 @@ def _refuse_unsupported(raw: Entries, row: Architecture) -> None:
         entry = row.entries.get("hidden_act", "hidden_act")
         allowed = ", ".join(map(shown, ACTIVATIONS))
         raise UnsupportedModel(f"config.json has {entry} {shown(activation)}; supported: {allowed}")
-    if raw.get("quantization_config"):
-        raise UnsupportedModel("config.json has quantization_config: quantised weights are not supported")
+    for entry in QUANTISED:
+        if raw.get(entry):
+            raise UnsupportedModel(f"config.json has {entry}: quantised weights are not supported")
+
+
+def _refuse_partly_rotated(ropes: Mapping[str, RopeForms]) -> None:
+    """vLLM reads the entry in every class; transformers only where the models were trained so."""
+    for form in (form for forms in ropes.values() for form in forms.values()):
+        factor = form.get("partial_rotary_factor")
+        if factor not in (None, 1):
+            raise UnsupportedModel(
+                f"config.json has partial_rotary_factor {shown(factor)}, and this architecture turns whole heads; "
+                "supported: 1"
+            )
 
 
 def _llama3_scaling(rope: Entries, longest: int) -> RopeScaling | None:
@@ -580,6 +620,8 @@ def _layers(
         allowed = "a list of full_attention and sliding_attention, one for every layer"
         raise UnsupportedModel(f"config.json has layer_types {shown(kinds)}; supported: {allowed}")
     context = config.max_position_embeddings
+    if kinds is not None and not row.reads_layer_types:
+        _check_layer_types(kinds, row, raw, context)
     fraction = raw.get("partial_rotary_factor") or raw.get("rotary_fraction") or row.rotary_fraction
     ropes: dict[str, Rope | None] = dict.fromkeys(LAYER_KINDS)
     if row.has_rope is not _never:
@@ -593,6 +635,20 @@ def _layers(
         rope = ropes["sliding_attention" if slides else "full_attention"] if row.has_rope(i, raw) else None
         layers.append(Layer(rope, window, row.has_experts(i, raw)))
     return tuple(layers)
+
+
+def _check_layer_types(kinds: list[str], row: Architecture, raw: Entries, context: int) -> None:
+    """transformers goes by sliding_window here, vLLM by layer_types: where the two differ, the model is refused."""
+    window = raw.get("sliding_window")
+    hides = window is not None and size(raw, "sliding_window") < context
+    for i, kind in enumerate(kinds):
+        slides = row.is_windowed(i, raw)
+        if slides != (kind == "sliding_attention") and (hides or window is None):
+            does = "slides" if slides else "sees all"
+            raise UnsupportedModel(
+                f"config.json has layer_types with {kind} at {i}, where this architecture {does} by sliding_window "
+                f"{shown(window)}; supported: both alike, or no layer_types"
+            )
 
 
 def _biased(row: Architecture, raw: Entries) -> Iterator[str]:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
-from gnomon.reference.tensors import CheckpointError
+from gnomon.reference.tensors import ADAPTER, GGUF, OTHER_FORMS, CheckpointError
 
 PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 NEAR = 0.8  # of two names: at 1 they are the same
@@ -31,6 +31,7 @@ WANTED = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
+    ADAPTER,  # to say what it is
     "*.safetensors",
     "model.safetensors.index.json",
 )
@@ -60,6 +61,8 @@ def locate(model: str | Path, revision: str | None = None, say: Callable[[str], 
         return _fetched(model, revision)
     path = Path(model)
     if not path.is_dir():
+        if path.is_file() and path.match(GGUF):
+            raise CheckpointError(f"{path.absolute()} {OTHER_FORMS[GGUF]}")
         what = "a file; give the directory that it is in" if path.is_file() else _not_here(model)
         raise CheckpointError(f"{path.absolute()}: {what}")
     if revision is not None:
@@ -92,6 +95,8 @@ def _fetched(model: str, revision: str | None) -> Path:
     except Exception as error:  # of the HTTP client, the disk, the file transfer: each has errors of its own
         raise CheckpointError(f"{asked}: {_reason(error, revision)}") from None
     directory = Path(snapshot)
+    if (directory / ADAPTER).is_file():
+        raise CheckpointError(f"{asked}: {ADAPTER} {OTHER_FORMS[ADAPTER]}")
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"{asked}: it has no config.json, so it is no model of a kind known here")
     if not any(directory.glob("*.safetensors")):

@@ -49,9 +49,30 @@ RopeForms = Mapping[str, Entries]
 """What config.json says of rotary positions, by where it says it: one place, or several that must agree."""
 
 
-def rope_forms(kind: str, given: Entries, defaults: Entries, aliases: Mapping[str, str]) -> RopeForms:
+def check_kinds(given: Entries, defaults: Entries) -> None:
+    """Of an architecture whose sliding layers have rotary positions of their own: rope_parameters must say which are
+    meant, and so must a θ for which there is no default of the sliding layers. Raises UnsupportedModel."""
+    entries = mapping(given, "rope_parameters")
+    if entries and not set(entries) & {*LAYER_KINDS}:
+        raise UnsupportedModel(
+            f"config.json has rope_parameters {shown(entries)}; supported here: full_attention and sliding_attention "
+            "in it, each with its own"
+        )
+    theta, usual = given.get("rope_theta"), defaults.get("rope_theta")
+    says = "rope_theta" in mapping(entries, "sliding_attention")
+    if theta not in (None, usual) and not says and "rope_local_base_freq" not in defaults:
+        raise UnsupportedModel(
+            f"config.json has rope_theta {shown(theta)}, and whether it is the sliding layers' too is not said; "
+            f"supported: {shown(usual)}, or rope_parameters with full_attention and sliding_attention"
+        )
+
+
+def rope_forms(
+    kind: str, given: Entries, defaults: Entries, aliases: Mapping[str, str], by_kind: bool = False
+) -> RopeForms:
     """For layers of this kind. given: what config.json has · defaults: of the architecture · aliases: what it calls
-    its rope_types. Raises CheckpointError where one place contradicts another."""
+    its rope_types · by_kind: rope_scaling is of full layers only. Raises CheckpointError where one place contradicts
+    another."""
     shared = {name: given[name] for name in SHARED if given.get(name) is not None}
     theta = shared.get("rope_theta", defaults.get("rope_theta", 10000.0))
     local = given.get("rope_local_base_freq", defaults.get("rope_local_base_freq"))  # Gemma 3, before transformers 5
@@ -62,7 +83,7 @@ def rope_forms(kind: str, given: Entries, defaults: Entries, aliases: Mapping[st
             if mapping(entries, kind):
                 own = _in_one_wording(entries[kind], f"{place}.{kind}", aliases)
                 forms[place] = {**shared, "rope_theta": theta, **own}
-        elif entries and not (kind == "sliding_attention" and local is not None):
+        elif entries and not (kind == "sliding_attention" and (by_kind or local is not None)):
             own = _in_one_wording(entries, place, aliases)
             for name in shared.keys() & own.keys():
                 _must_agree(f"{place}.{name}", own[name], name, shared[name])

@@ -1,6 +1,7 @@
 """Safetensors files: which ones there are, what is in them, and one tensor at a time.
 
-    1 the files: model.safetensors, or the shards that model.safetensors.index.json names; a pickle never
+    1 the files: model.safetensors, or the shards that model.safetensors.index.json names; a pickle never. Where both
+      are there neither is guessed at, and what a directory holds instead of them is called what it is
     2 their headers, and nothing more: the safetensors library judges whether they are sound, we add what it lets pass
     3 what is there against what a model needs: everything that is wrong is in one error
     4 a tensor, in the dtype it is stored in; NaN and infinity are refused by name
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +49,11 @@ FORMATS = {
     "BF16": Format(ml_dtypes.bfloat16, np.uint16, 0x7F80),
 }
 OTHERS = {"BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "I32": np.int32, "I64": np.int64}  # of what is no weight
+QUANTISED = (  # ends of names of what quantised weights come with
+    *("qweight", "qzeros", "g_idx", "scales", "weight_packed", "weight_scale", "weight_scale_inv", "weight_scale_2"),
+    *("input_scale", "absmax", "quant_map", "SCB"),
+)
+LISTED = 20  # of all that does not fit; a large model has thousands of tensors
 BLOCK = 2**16  # weights looked at together for NaN and infinity
 PIECE = 2**20  # elements of a tensor read together where it is not wanted whole
 ALIGNMENT = 64  # bytes; what XLA's CPU backend asks for, so that it takes an array as it is, without a copy
@@ -83,10 +90,11 @@ class TensorFiles:
     entries: Mapping[str, tuple[Entry, ...]]
 
     @classmethod
-    def open(cls, directory: Path) -> TensorFiles:
-        """Finds the files and reads their headers. Raises CheckpointError."""
+    def open(cls, directory: Path, warn: Callable[[str], None] = warnings.warn) -> TensorFiles:
+        """Finds the files and reads their headers. warn: gets a line for an index that is not followed. Raises
+        CheckpointError."""
         entries: dict[str, tuple[Entry, ...]] = {}
-        for file in _files(directory):
+        for file in _files(directory, warn):
             for name, entry in _header(file).items():
                 entries[name] = (*entries.get(name, ()), entry)
         return cls(directory, entries)
@@ -99,8 +107,8 @@ class TensorFiles:
         return TensorFiles(self.directory, entries)
 
     def check(self, expected: Mapping[str, tuple[int, ...]], left_out: Callable[[str], bool]) -> None:
-        """Raises CheckpointError with everything that is missing, extra, there twice, misshapen or of another dtype.
-        left_out: names that are nobody's business."""
+        """Raises CheckpointError with everything that is missing, extra, there twice, misshapen or of another dtype:
+        the first of them in full, and how many more there are. left_out: names that are nobody's business."""
         wrong = [f"{name} is missing" for name in expected if name not in self.entries]
         for name, entries in self.entries.items():
             if name not in expected:
@@ -115,7 +123,10 @@ class TensorFiles:
                 if entry.dtype not in FORMATS:
                     wrong.append(f"{name} has dtype {entry.dtype}, not one of {', '.join(FORMATS)}")
         if wrong:
-            raise CheckpointError(f"{self.directory}: " + "; ".join(sorted(wrong)))
+            names = sorted(name for name in self.entries if name not in expected and name.endswith(QUANTISED))
+            cause = f"quantised weights ({_printable(names[0])}) are not supported: " if names else ""
+            more = f"; and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
+            raise CheckpointError(f"{self.directory}: {cause}" + "; ".join(sorted(wrong)[:LISTED]) + more)
 
     def size(self, name: str) -> int:
         """Bytes of a tensor."""
@@ -189,15 +200,37 @@ def _printable(name: str) -> str:
 # ---- the files
 
 
-def _files(directory: Path) -> list[Path]:
+PICKLE = "is a pickle, which can run code when read, and is refused"
+ADAPTER, GGUF, SHARDS = "adapter_config.json", "*.gguf", "model-*-of-*.safetensors"
+OTHER_FORMS = {  # what a directory may hold instead of a model in the form that is read here
+    ADAPTER: "is of an adapter, which is not applied here; merge it into its model (peft: merge_and_unload), and serve "
+    "what that saves",
+    GGUF: "is a GGUF file, which is not read here; the directory that it was made from is",
+    "consolidated*.safetensors": "is the model in its makers' own form; the form of transformers is read",
+    SHARDS: f"is a shard, and {INDEX}, which says what all of them are, is missing",
+    **dict.fromkeys(("*.bin", "*.pt", "*.pth", "*.ckpt"), PICKLE),
+}
+
+
+def other_form(directory: Path) -> str:
+    """The first of the other forms that is there, as the end of a message; nothing if none is."""
+    for pattern, what in OTHER_FORMS.items():
+        if pattern == SHARDS and os.path.lexists(directory / INDEX):
+            continue
+        found = sorted(path.name for path in directory.glob(pattern))
+        if found:
+            return f"; {_printable(found[0])} {what}"
+    return ""
+
+
+def _files(directory: Path, warn: Callable[[str], None]) -> list[Path]:
     single, index = directory / SINGLE, directory / INDEX
     if os.path.lexists(single):
         _refuse_irregular(single, str(single))
+        _refuse_second_set(directory, warn)
         return [single]
     if not os.path.lexists(index):
-        pickled = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt") for path in directory.glob(f"*.{suffix}"))
-        hint = f"; {pickled[0]} is a pickle, which can run code when read, and is refused" if pickled else ""
-        raise CheckpointError(f"{directory}: neither {SINGLE} nor {INDEX}{hint}")
+        raise CheckpointError(f"{directory}: neither {SINGLE} nor {INDEX}{other_form(directory)}")
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map is missing or empty")
@@ -210,6 +243,21 @@ def _files(directory: Path) -> list[Path]:
             raise CheckpointError(f"{index}: {name!r:.200} is no safetensors file, and no other kind is read")
         _refuse_irregular(directory / name, f"{index} names {name!r:.200}")
     return [directory / name for name in sorted(set(names))]
+
+
+def _refuse_second_set(directory: Path, warn: Callable[[str], None]) -> None:
+    """Beside model.safetensors an index of shards. transformers reads the one, vLLM and mlx the others."""
+    weight_map = read_json(directory / INDEX, missing={}).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    others = sorted(name for name in names if isinstance(name, str) and name != SINGLE)
+    here = [name for name in others if Path(name).name == name and os.path.lexists(directory / name)]
+    if here:
+        raise CheckpointError(
+            f"{directory}: two sets of weights, {SINGLE} and what {INDEX} names ({_printable(here[0])}, …): which is "
+            "the model's is not guessed at; move one away"
+        )
+    if others:
+        warn(f"{INDEX} names files that are not here ({_printable(others[0])}, …): {SINGLE} is read instead")
 
 
 def _refuse_irregular(file: Path, who: str) -> None:
@@ -238,7 +286,7 @@ def _header(file: Path) -> dict[str, Entry]:
             state, length = _state(opened.fileno()), int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(length), object_pairs_hook=_without_repeats)
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        reason = "a pointer of Git LFS; fetch the file itself" if _is_pointer(file) else _printable(str(error))
+        reason = POINTER if _is_pointer(file) else _printable(str(error))
         raise CheckpointError(f"{file}: not a sound safetensors file: {reason}") from None
     header.pop("__metadata__", None)
     if header.keys() != names:
@@ -260,6 +308,9 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
+POINTER = "a pointer of Git LFS; fetch the file itself"
+
+
 def _is_pointer(file: Path) -> bool:
     try:
         with file.open("rb") as opened:
@@ -269,9 +320,10 @@ def _is_pointer(file: Path) -> bool:
 
 
 def read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The JSON object in a file; `missing`, if given, where there is no such file. Raises CheckpointError."""
+    """The JSON object in a file; `missing`, if given, where there is no such file. A byte order mark, which some
+    editors put first, is passed over. Raises CheckpointError."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         if missing is not None and not path.is_symlink():
             return missing
@@ -279,7 +331,7 @@ def read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, An
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(f"{path}: {POINTER if _is_pointer(path) else error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: not a JSON object")
     return value

@@ -25,6 +25,7 @@ from gnomon.reference import added_tokens
 from gnomon.reference.added_tokens import content as _content
 from gnomon.reference.checkpoint import CheckpointError, UnsupportedModel, read_json
 from gnomon.reference.decoders import TokenDecoder, read_decoder
+from gnomon.reference.entries import flag
 from gnomon.reference.infill import DECLARED, NOTHING_TOLD, Family, Infill, InfillError, Told, decide
 from gnomon.reference.request import shown
 
@@ -50,7 +51,7 @@ class Tokenizer:
     """A model's tokenizer. `vocab_size` is the model's V, which may be larger than the tokenizer's own."""
 
     literal: tokenizers.Tokenizer  # parses no special tokens
-    parsing: tokenizers.Tokenizer  # parses the literals of special tokens as those tokens
+    parsing: tokenizers.Tokenizer  # parses the literals of special tokens as those tokens, unless its files say not to
     following: tokenizers.Tokenizer  # as `literal`, for a text that follows another: no space is put before it
     vocab_size: int
     token_bytes: tuple[bytes, ...]  # [V]: what id v adds to a completion's text; b"" for special tokens and gaps
@@ -142,6 +143,8 @@ def load_tokenizer(path: str | Path, vocab_size: int, told: Told = NOTHING_TOLD)
     spec, config = _read(file), added_tokens.read_config(directory)
     try:
         _reset(spec)
+        _prefix_space(spec, config)
+        is_split = bool(config.get("split_special_tokens") and flag(config, "split_special_tokens", False))
         ids = added_tokens.merge(spec, _ids(spec), config)
         declared = {name: _content(config.get(name)) for name in DECLARED}
         family, note = decide(ids, vocab_size, declared, _names(directory, config), told)
@@ -156,9 +159,10 @@ def load_tokenizer(path: str | Path, vocab_size: int, told: Told = NOTHING_TOLD)
         raise CheckpointError(f"{directory}: {error}") from None
     except CheckpointError as error:
         raise type(error)(f"{directory}: {error}") from None
-    except Exception as error:  # the library raises a bare Exception for a malformed file
-        raise CheckpointError(f"{file}: {error}") from None
+    except Exception as error:  # the library raises a bare Exception for a malformed file, and for one too new for it
+        raise CheckpointError(f"{file}: {error} (read by tokenizers {tokenizers.__version__})") from None
     literal.encode_special_tokens = following.encode_special_tokens = True
+    parsing.encode_special_tokens = is_split
 
     read = parsing.get_vocab(with_added_tokens=True)
     moved = [f"{shown(token)} from {v} to {read.get(token)}" for token, v in ids.items() if read.get(token) != v]
@@ -232,6 +236,14 @@ def _reset(spec: dict[str, Any]) -> None:
     for part, name in ((spec, "truncation"), (spec, "padding"), (spec["model"], "dropout")):
         if name in part:
             part[name] = None
+
+
+def _prefix_space(spec: dict[str, Any], config: Mapping[str, Any]) -> None:
+    """Whether a byte-level tokenizer puts a space before a text: tokenizer_config.json decides if it says so, as with
+    transformers, whose GPT-2 and its kin are made anew from there."""
+    first = spec.get("pre_tokenizer")
+    if config.get("add_prefix_space") is not None and isinstance(first, dict) and first.get("type") == "ByteLevel":
+        first["add_prefix_space"] = flag(config, "add_prefix_space", False)
 
 
 def _ids(spec: Mapping[str, Any]) -> dict[str, int]:

@@ -18,7 +18,7 @@ needs = "the extra `parity` is not installed: pip install 'gnomon[parity]'"
 torch = pytest.importorskip("torch", reason=needs)
 pytest.importorskip("transformers", reason=needs)
 
-from gnomon.reference.checkpoint import load_checkpoint, silently  # noqa: E402
+from gnomon.reference.checkpoint import UnsupportedModel, load_checkpoint, silently  # noqa: E402
 from gnomon.reference.families import ARCHITECTURES, HEADLESS  # noqa: E402
 from gnomon.reference.sampler import report  # noqa: E402
 from gnomon.reference.transformer import forward  # noqa: E402
@@ -173,6 +173,23 @@ CASES = {
         {**PARAMETERS, "rope_theta": 1e5, "rope_local_base_freq": 1e3,
          "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
     ),
+    "OLMo 3, stretched as it is published: full layers only": Case(
+        "OLMo 3", {**PARAMETERS, "rope_theta": 5e5, "rope_scaling": {"rope_type": "yarn", **YARN}}
+    ),
+    "GPT-NeoX, a rope_theta that it does not read": Case("GPT-NeoX", {**PARAMETERS, "rope_theta": 500}),
+    # ---- entries by the name that they have in other classes, which says nothing in this one
+    "StarCoder2, rms_norm_eps": Case("StarCoder2", {"norm_epsilon": GONE, "rms_norm_eps": 0.1}),
+    "Phi-2, rms_norm_eps": Case("Phi-2", {"layer_norm_eps": GONE, "rms_norm_eps": 0.1}),
+    "Gemma 2, hidden_act": Case("Gemma 2", {"hidden_activation": GONE, "hidden_act": "gelu"}),
+    "GPT-2, hidden_size": Case("GPT-2", {"n_embd": GONE, "hidden_size": 64}),
+    # ---- which layers slide
+    "Qwen2, from layer 0 on": Case(
+        "Qwen2, window", {"max_window_layers": 0, "layer_types": GONE, "sliding_window": 3}
+    ),
+    "Llama, layer_types that say what it does": Case("Llama", {"layer_types": ["full_attention"] * 2}),
+    "StarCoder2, layer_types that say what it does": Case(
+        "StarCoder2", {"layer_types": ["sliding_attention"] * 2, "sliding_window": 3}
+    ),
     # ---- ids that no vocabulary of this size has
     "eos and bos of the class's defaults": Case("GPT-2", {"eos_token_id": 50256, "bos_token_id": 50256}),
 }  # fmt: skip
@@ -184,6 +201,34 @@ def test_a_directory_of_the_field_computes_what_transformers_does(name: str, tmp
     expected = theirs(path)
     assert np.ptp(expected) > 0.5  # a model that says nothing would agree with any other
     assert abs(ours(path) - expected).max() < TOLERANCE
+
+
+FULL, SLIDING = ["full_attention"] * 2, ["sliding_attention"] * 2
+DISPUTED = [
+    ("Llama", {"is_causal": False}),
+    ("Gemma 2", {"is_causal": False}),
+    ("GPT-2", {"is_causal": False}),
+    ("Llama", {"layer_types": SLIDING, "sliding_window": 3}),
+    ("OLMo 2", {"layer_types": [*FULL[:1], *SLIDING[:1]], "sliding_window": 3}),
+    ("Mixtral, window", {"layer_types": FULL, "sliding_window": 3}),
+    ("Phi-3, window", {"layer_types": FULL, "sliding_window": 3}),
+    ("StarCoder2", {"layer_types": FULL, "sliding_window": 3}),
+    ("Llama", {"partial_rotary_factor": 0.5}),
+    ("Qwen3", {"partial_rotary_factor": 0.5}),
+    ("Gemma 3", {"attn_logit_softcapping": 0.01}),
+    ("OLMo 3", {"rope_parameters": {"rope_type": "default", "rope_theta": 777.0}}),
+    ("OLMo 3", {"rope_theta": 777.0, "rope_parameters": GONE}),
+]
+
+
+@pytest.mark.parametrize(("variant", "entries"), DISPUTED, ids=[f"{v}: {', '.join(e)}" for v, e in DISPUTED])
+def test_an_entry_that_engines_read_differently_is_refused_by_name(
+    variant: str, entries: dict[str, Any], tmp_path: Path
+) -> None:
+    """Each of them changes what transformers computes, or what vLLM does and transformers does not."""
+    path = saved(tmp_path, Case(variant, entries))
+    with pytest.raises(UnsupportedModel, match=rf"config\.json has {next(iter(entries))} "):
+        ours(path)
 
 
 def test_the_names_of_models_and_of_classes_without_a_head_are_transformers() -> None:

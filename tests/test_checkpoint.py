@@ -375,6 +375,8 @@ def test_integer_weights_are_refused_by_dtype(tmp_path: Path) -> None:
         ),
         ({"architectures": ["PhiForCausalLM"], "model_type": "phi", "qk_layernorm": True}, "qk_layernorm"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "has quantization: quantised"),
+        ({"compression_config": {"format": "pack-quantized"}}, "has compression_config: quantised"),
     ],
 )
 def test_an_unsupported_model_is_refused_by_name_before_weights_are_read(
@@ -397,6 +399,21 @@ def test_a_directory_of_pickles_is_refused_with_the_reason(tmp_path: Path) -> No
     message = refusal(path)
     assert "pytorch_model.bin" in message
     assert "pickle" in message
+
+
+@pytest.mark.parametrize("gone", [(), ("config.json",), ("config.json", "model.safetensors")])
+def test_an_adapter_is_not_left_out_in_silence_beside_a_model_or_alone(tmp_path: Path, gone: tuple[str, ...]) -> None:
+    """transformers applies one that lies beside a model."""
+    path = tiny_llama(tmp_path)
+    (path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "a/b"}))
+    for name in gone:
+        (path / name).unlink()
+    assert "adapter_config.json is of an adapter, which is not applied here; merge it" in refusal(path)
+
+
+def test_a_directory_of_gguf_is_called_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
+    assert "config.json: no such file; tiny.gguf is a GGUF file, which is not read here" in refusal(tmp_path)
 
 
 def test_a_missing_directory_or_config_is_named(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ needs = "the extra `parity` is not installed: pip install 'gnomon[parity]'"
 torch = pytest.importorskip("torch", reason=needs)
 pytest.importorskip("transformers", reason=needs)
 
-from family_table import BEGIN, FILE, against_jax, against_transformers, text  # noqa: E402
+from family_table import BEGIN, END, FILE, against_jax, against_transformers, text  # noqa: E402
 
 from gnomon.jax_engine.engine import EngineSettings, JaxEngine  # noqa: E402
 from gnomon.reference import model  # noqa: E402
@@ -202,7 +202,7 @@ def test_junk_in_any_entry_is_a_checkpoint_error_or_makes_no_difference(
 
 
 def test_the_table_of_families_has_a_row_for_every_variant() -> None:
-    written = FILE.read_text(encoding="utf-8").split(BEGIN)[1].split("## What a directory may look like")[0]
+    written = FILE.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
     rows = [line.split(" | ") for line in written.splitlines() if line.startswith("| ") and "`" in line]
     assert [row[0].removeprefix("| ") for row in rows] == list(VARIANTS), "run: python tests/family_table.py"
     assert all(row[-1].startswith("yes") for row in rows)

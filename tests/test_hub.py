@@ -212,6 +212,19 @@ def test_a_model_of_pickles_only_is_refused_and_not_fetched(hub: FakeHub, ask: A
     assert "pytorch_model.bin" not in hub.fetched
 
 
+def test_a_repository_of_an_adapter_is_called_what_it_is(hub: FakeHub, ask: Ask) -> None:
+    hub.files |= {"adapter_config.json": b"{}", "adapter_model.safetensors": b""}
+    del hub.files["config.json"]
+    assert refused(ask(GNOMON, *COMPLETE)).startswith("adapter_config.json is of an adapter, which is not applied here")
+
+
+def test_a_gguf_file_is_called_what_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.gguf"
+    file.write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match=rf"{file} is a GGUF file, which is not read here"):
+        locate(str(file))
+
+
 def test_a_repository_without_a_config_is_one_line(hub: FakeHub, ask: Ask) -> None:
     del hub.files["config.json"]
     assert refused(ask(GNOMON, *COMPLETE)).startswith("it has no config.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from gnomon.reference.checkpoint import load_checkpoint
-from gnomon.reference.tensors import ALIGNMENT, BLOCK, FORMATS, CheckpointError, TensorFiles
+from gnomon.reference.tensors import ALIGNMENT, BLOCK, FORMATS, LISTED, CheckpointError, TensorFiles, read_json
+from gnomon.reference.tokenizer import load_tokenizer
 from helpers.models import tiny_llama
 
 COMMAND = (sys.executable, "-c", "from gnomon.http.cli import main; main()")
@@ -252,6 +254,85 @@ def test_everything_that_does_not_fit_is_in_one_error(tmp_path: Path) -> None:
         "twice is in a.safetensors and in b.safetensors",
         "wide has shape [2], not [2, 1]",
     ]
+
+
+def test_of_thousands_that_do_not_fit_twenty_are_listed_and_the_rest_counted(tmp_path: Path) -> None:
+    save_file({f"layer.{i}": np.ones(1, np.float32) for i in range(LISTED + 500)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        TensorFiles.open(tmp_path).check({}, nobody)
+    *first, last = str(caught.value).split("; ")
+    assert (len(first), last) == (LISTED, "and 500 more")
+
+
+@pytest.mark.parametrize("end", ["qweight", "scales", "weight_scale_inv", "weight_packed", "weight.absmax"])
+def test_quantised_weights_are_called_that_before_all_that_does_not_fit(tmp_path: Path, end: str) -> None:
+    extra = {f"model.layers.0.mlp.up_proj.{end}": np.ones(1, np.float32), "aside": np.ones(1, np.float32)}
+    save_file(extra, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        TensorFiles.open(tmp_path).check({}, nobody)
+    cause = f"{tmp_path}: quantised weights (model.layers.0.mlp.up_proj.{end}) are not supported: aside is not part"
+    assert str(caught.value).startswith(cause)
+
+
+# ---- which files
+
+
+def both_sets(directory: Path, shard: str) -> None:
+    save_file(SMALL, directory / "model.safetensors")
+    index = {"weight_map": dict.fromkeys(SMALL, shard)}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_of_two_sets_of_weights_neither_is_guessed_at(tmp_path: Path) -> None:
+    both_sets(tmp_path, "model-00001-of-00001.safetensors")
+    save_file({name: array + 1 for name, array in SMALL.items()}, tmp_path / "model-00001-of-00001.safetensors")
+    message = refusal(tmp_path)
+    assert "two sets of weights, model.safetensors and what model.safetensors.index.json names" in message
+    assert "model-00001-of-00001.safetensors" in message
+
+
+def test_an_index_of_files_that_are_not_here_is_passed_over_with_a_line(tmp_path: Path) -> None:
+    both_sets(tmp_path, "model-00001-of-00001.safetensors")
+    lines: list[str] = []
+    assert TensorFiles.open(tmp_path, lines.append).entries.keys() == SMALL.keys()
+    [line] = lines
+    assert line.startswith("model.safetensors.index.json names files that are not here (model-00001-of-00001")
+
+
+def test_an_index_of_the_single_file_is_followed_without_a_line(tmp_path: Path) -> None:
+    both_sets(tmp_path, "model.safetensors")
+    lines: list[str] = []
+    assert TensorFiles.open(tmp_path, lines.append).entries.keys() == SMALL.keys()
+    assert not lines
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("adapter_config.json", "is of an adapter, which is not applied here; merge it"),
+        ("tiny-Q4_K_M.gguf", "is a GGUF file, which is not read here"),
+        ("consolidated.safetensors", "is the model in its makers' own form"),
+        ("model-00001-of-00002.safetensors", "is a shard, and model.safetensors.index.json, .* is missing"),
+        ("pytorch_model-00001-of-00002.bin", "is a pickle"),
+    ],
+)
+def test_what_a_directory_holds_instead_of_weights_is_called_what_it_is(tmp_path: Path, name: str, what: str) -> None:
+    (tmp_path / name).write_bytes(b"{}")
+    assert re.search(rf"neither model\.safetensors nor .*; {re.escape(name)} {what}", refusal(tmp_path))
+
+
+def test_json_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path)
+    for name in ("config.json", "tokenizer.json"):
+        (path / name).write_text("\ufeff" + (path / name).read_text(), encoding="utf-8")
+    assert load_tokenizer(path, load_checkpoint(path).config.vocab_size).vocab_size
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors.index.json"])
+def test_json_that_is_a_pointer_of_git_lfs_is_called_what_it_is(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(CheckpointError, match=f"{name}: a pointer of Git LFS; fetch the file itself"):
+        read_json(tmp_path / name)
 
 
 # ---- values

@@ -401,6 +401,53 @@ def test_a_named_token_that_the_file_does_not_list_as_added_is_special(tmp_path:
     assert (tokenizer.token_bytes[EOT], tokenizer.labels[EOT]) == (b"", SPECIALS[0])
 
 
+# ---- what tokenizer_config.json says of a text
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"split_special_tokens": True},
+        {"split_special_tokens": False},
+        {"add_prefix_space": True},
+        {"add_prefix_space": False},
+        {"add_prefix_space": True, "split_special_tokens": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("in_file", [True, False])
+def test_entries_that_decide_how_a_text_is_cut_are_read_as_transformers_reads_them(
+    tmp_path: Path, config: dict[str, Any], in_file: bool
+) -> None:
+    auto = pytest.importorskip("transformers", reason="the extra `parity` is not installed").AutoTokenizer
+    spec = json.loads((tokenizer_files(tmp_path) / "tokenizer.json").read_text())
+    tokenizer_files(tmp_path, pre_tokenizer={**spec["pre_tokenizer"], "add_prefix_space": in_file})
+    file = tmp_path / "tokenizer_config.json"
+    said = {"add_prefix_space": in_file, **config}
+    file.write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer", "eos_token": SPECIALS[0], **said}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    mine, judge = load_tokenizer(tmp_path, 300), auto.from_pretrained(tmp_path)
+    for text in ("the hen", " the", f"a{SPECIALS[0]} the{SPECIALS[1]}b", "the\n\n in"):
+        assert list(mine.encode(text).ids) == judge(text)["input_ids"]
+    (tmp_path / "plain").mkdir()
+    plain = fake_tokenizer(tmp_path / "plain")
+    assert mine.encode_following("the hen").ids == plain.encode_literal("the hen").ids
+
+
+@pytest.mark.parametrize("name", ["split_special_tokens", "add_prefix_space"])
+def test_entries_that_decide_how_a_text_is_cut_are_true_or_false(tmp_path: Path, name: str) -> None:
+    file = tokenizer_files(tmp_path) / "tokenizer_config.json"
+    file.write_text(json.dumps({name: "yes"}))
+    with pytest.raises(CheckpointError, match=f'{name} is "yes", not true or false'):
+        load_tokenizer(tmp_path, 300)
+
+
+def test_a_file_that_this_library_cannot_read_is_refused_with_the_librarys_version(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=rf"untagged enum .*\(read by tokenizers {tokenizers.__version__}\)"):
+        fake_tokenizer(tmp_path, pre_tokenizer={"type": "OfTomorrow"})
+
+
 # ---- refused
 
 
