@@ -87,9 +87,7 @@ def _fetched(model: str, revision: str | None) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ValueError as error:  # it reads its variables when it is imported
-        raise CheckpointError(
-            f"{asked}: one of huggingface_hub's variables, HF_…, has a wrong value: {error}"
-        ) from None
+        raise CheckpointError(f"{asked}: one of the variables HF_… has a wrong value: {error}") from None
     try:
         snapshot = snapshot_download(
             model, revision=revision, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)
