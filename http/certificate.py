@@ -53,7 +53,10 @@ class Pem(NamedTuple):
 
 
 def read(option: str, path: Path) -> Pem:
-    """Raises BadFile if it is no PEM at all."""
+    """Raises BadFile if it is no PEM at all, or a pipe, such as a shell's <(...): what is in it can be read once, and
+    whoever reads it again, as OpenSSL does, finds nothing or waits for ever."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise BadFile(option, f"{path}: not a regular file, so it cannot be read again")
     try:
         data = path.read_bytes()
     except OSError as error:

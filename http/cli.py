@@ -114,7 +114,7 @@ class ModelOptions:
 class JaxOptions:
     """What the JAX engine alone is told."""
 
-    slots: int = option(8, "Sequences decoded at a time; only with --engine jax.", ENGINE, min=1)
+    slots: int = option(8, "Sequences decoded at a time; only with --engine jax.", ENGINE, min=1, max=65536)
     dtype: DtypeName = option(DtypeName.float32, "The dtype of the weights; only with --engine jax.", ENGINE)
     kv_cache_memory: int | None = option(
         None,
@@ -1040,3 +1040,7 @@ def _compared_with(reference: str) -> MakeSection:
         return compared_with(ReferenceEngine(checkpoint), tokenizer)
     except (CheckpointError, OSError) as error:
         fail(f"--reference: {error}", 2)
+
+
+if __name__ == "__main__":
+    main()

@@ -16,3 +16,7 @@ def main() -> None:
         tell(logging.ERROR, explained(error))
         sys.exit(1)
     command()
+
+
+if __name__ == "__main__":
+    main()

@@ -22,6 +22,7 @@ import functools
 import ipaddress
 import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -66,7 +67,19 @@ def resolved(host: str, port: int) -> Address:
     try:
         return Address(*socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0])
     except (OSError, OverflowError, UnicodeError) as error:
-        raise CannotListen(f"{host}: {getattr(error, 'strerror', None) or error}") from None
+        raise CannotListen(f"{host}: {getattr(error, 'strerror', None) or error}{_meant(host)}") from None
+
+
+def _meant(host: str) -> str:
+    """What to write instead of a form that others have for a host, and this option does not."""
+    if host.startswith("unix:") or ("/" in host and "://" not in host):
+        return "; a Unix-domain socket cannot be served on: give an address, and bind a proxy to the socket"
+    bare = host.partition("://")[2].partition("/")[0] if "://" in host else host
+    name, _, port = bare.rpartition(":") if re.search(r"(^[^:]+|\]):[0-9]+$", bare) else (bare, "", "")
+    name = name.removeprefix("[").removesuffix("]")
+    if not name or name == host:
+        return ""
+    return f"; give the address alone: --host {name}" + (f" --port {port}" if port else "")
 
 
 def is_loopback(address: Address) -> bool:

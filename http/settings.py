@@ -39,6 +39,9 @@ class LogFormat(StrEnum):
     json = "json"
 
 
+MOST_SECONDS = 365 * 24 * 3600
+"""A year, for whoever means "for ever". What is not finite, or near the end of a clock's range, is no time limit."""
+
 SERVING, LIMITS, TIMES, OBSERVING, AUTH = "Serving", "Limits", "Times", "Observing", "Authentication"
 
 
@@ -206,6 +209,8 @@ def options(of: type, prefix: str = "") -> list[Option]:
     for f in fields(of):
         if f.metadata:
             more = {key: value for key, value in f.metadata.items() if key not in ("help", "group")}
+            if types[f.name] is float:  # each is a number of seconds
+                more.setdefault("max", MOST_SECONDS)
             rows.append(
                 Option(prefix + f.name, types[f.name], f.default, f.metadata["help"], f.metadata["group"], more)
             )

@@ -1,7 +1,7 @@
 """What jax runs on here, found before anything needs it; what cannot be is one sentence that says what to do.
 
     1 XLA_FLAGS    tried in a process of its own, for XLA ends the process that gives it a flag it does not know
-    2 import jax   which reads its own variables, and raises for a value it does not know
+    2 import jax   which reads its own variables, and raises for a value it does not know, or a jaxlib that does not fit
     3 plugins      jax finds them itself; what it logs of one that does not start is kept for the sentence
     4 devices      the platforms of JAX_PLATFORMS must all be there: none is passed over for another
 
@@ -14,12 +14,13 @@ import logging
 import os
 import pkgutil
 import re
+import shlex
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import entry_points
+from importlib.metadata import Distribution, distributions, entry_points, requires, version
 from typing import NamedTuple
 
 EXTRAS = {"rocm": "rocm", "cuda": "cuda"}  # platform → the extra of this package that brings its plugin
@@ -55,8 +56,12 @@ def _start(warn: Callable[[str], None]) -> None:
     _check_flags()
     try:
         import jax
+    except ImportError:  # a package that is missing or broken; whoever runs the command says how to install it
+        raise
     except ValueError as error:  # of a variable's value
         raise NoDevice(f"jax does not start: {one_line(error)}{_variable_in(error)}") from None
+    except Exception as error:  # RuntimeError, AttributeError: of packages whose versions do not fit together
+        raise NoDevice(f"jax cannot be imported: {one_line(error)} {_versions()}") from None
     wanted = str(jax.config.jax_platforms or "")  # type: ignore[attr-defined]
     with _kept_log() as said:
         try:
@@ -80,6 +85,19 @@ def _start(warn: Callable[[str], None]) -> None:
 def one_line(error: BaseException) -> str:
     """An error's text as one line, or its kind where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _versions() -> str:
+    """What is installed of jax, and how to have versions that fit."""
+    names = sorted({name for name in map(_name, distributions()) if re.fullmatch(r"jax|jaxlib|jax[_-].*plugin", name)})
+    here = ", ".join(f"{name} {version(name)}" for name in names)
+    asked = {re.split(r"[^\w-]", line)[0]: line for line in requires("gnomon") or [] if ";" not in line}
+    wanted = " ".join(shlex.quote(asked.get(name, name)) for name in names)
+    return f"(here: {here}); these must fit together: {sys.executable} -m pip install --upgrade {wanted}"
+
+
+def _name(distribution: Distribution) -> str:
+    return str(distribution.metadata["Name"] or "").lower()
 
 
 def plugins() -> list[Plugin]:

@@ -714,3 +714,7 @@ SECTIONS: dict[str, Section] = {
     "same_bytes": same_bytes,
     "speed": speed,
 }
+
+
+if __name__ == "__main__":
+    raise SystemExit("the examination is started by the command: gnomon doctor")

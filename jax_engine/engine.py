@@ -14,6 +14,7 @@ leaves its slot at once; one that ends by an end token is found out a step later
 
 from __future__ import annotations
 
+import atexit
 import logging
 import queue
 import threading
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 
 NOT_FINITE = "the model produced logits that are not finite"
 STOPPED = "the engine was stopped"
+EXIT_SECONDS = 10.0  # for a step that is under way when the process ends
 
 
 # ---- jobs
@@ -168,6 +170,7 @@ class JaxEngine:
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="gnomon-jax", daemon=True)
         self._thread.start()
+        atexit.register(self._stop_at_exit)
 
     def _new_scheduler(self) -> Scheduler:
         s = self.settings
@@ -234,11 +237,21 @@ class JaxEngine:
 
     def stop(self) -> None:
         """Ends the thread; requests under way fail, and so do later ones."""
+        self._ask_to_stop()
+        self._thread.join()
+        atexit.unregister(self._stop_at_exit)
+
+    def _ask_to_stop(self) -> None:
         with self._posting:
             if not self._stopped:
                 self._stopped = True
                 self._inbox.put(None)
-        self._thread.join()
+
+    def _stop_at_exit(self) -> None:
+        """Python ends a thread that wants the interpreter after its end; within a call of XLA that aborts the process,
+        whatever it had done. A step that hangs is not waited for."""
+        self._ask_to_stop()
+        self._thread.join(EXIT_SECONDS)
 
     # ---- the thread that owns the device
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
+from gnomon.reference.network import has_trust, proxy_note, unusable
 from gnomon.reference.tensors import ADAPTER, GGUF, OTHER_FORMS, CheckpointError
 
 PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
@@ -85,9 +86,11 @@ def _not_here(model: str | Path) -> str:
 
 
 def _fetched(model: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
     asked = f"{model}: {_not_here(model)}, and asked of the hub"
+    try:
+        from huggingface_hub import snapshot_download
+    except ValueError as error:  # it reads its variables when it is imported
+        raise CheckpointError(f"{asked}: one of the variables HF_… has a wrong value: {error}") from None
     try:
         snapshot = snapshot_download(
             model, revision=revision, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)
@@ -131,9 +134,19 @@ def _reason(error: Exception, revision: str | None) -> str:
             return f"{hub} answered {status}; a copy in the cache would have served"
         case RuntimeError() if "home directory" in str(cause):
             return "there is no home directory for the hub's cache; HF_HOME names another"
+        case _ if not hub.startswith(("https://", "http://")):
+            return f"HF_ENDPOINT={hub!r} does not begin with https:// or http://"
+        case ImportError():
+            return unusable(cause)
+        case _ if type(cause).__name__ in ("InvalidURL", "InvalidProxyURL"):  # of httpx, httpx2 or requests
+            return unusable(cause)
+        case OSError(filename=None) if not has_trust():  # an error of that file's does not name it
+            return unusable(cause)
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return f"no space left for it in the cache {cache}; HF_HOME moves it"
         case OSError(strerror=str(text)):
             return f"the cache {cache}: {text}"
         case _:
-            return f"{hub} cannot be reached, and the cache has no complete copy ({type(cause).__name__})"
+            return (
+                f"{hub} cannot be reached, and the cache has no complete copy ({type(cause).__name__}){proxy_note(hub)}"
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -146,3 +147,14 @@ def test_the_tools_say_the_same_line(module: str, tmp_path: Path) -> None:
     status, out, err = run(code, *arguments, JAX_PLATFORMS="rocm")
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert f"JAX_PLATFORMS='rocm': its plugin is not installed{HINT} '.[rocm]'" in err
+
+
+@pytest.mark.parametrize("version", ["0.4.1", "99.0.0"])
+def test_a_jaxlib_that_does_not_fit_is_one_line_with_what_to_install(tmp_path: Path, version: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import jaxlib.version as v\nv.__version__ = v._version = {version!r}\n"
+    )
+    line = started({"PYTHONPATH": str(tmp_path)})
+    assert line.startswith(f"jax cannot be imported: jaxlib {'is ' if version < '9' else ''}version {version}")
+    assert "(here: jax " in line
+    assert re.search(r"must fit together: \S+ -m pip install --upgrade 'jax[<>]\S+' jaxlib", line), line

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -151,3 +153,14 @@ def test_a_key_that_needs_a_password_is_an_error_and_no_question_at_the_terminal
     settings = AuthSettings(mode=AuthMode.jwks, client_certificate=files.mine.certificate, client_key=key)
     with pytest.raises(ConfigError, match=r"^--auth-client-key: .* holds an encrypted key, whose password nobody can"):
         tls_context(settings)
+
+
+def test_a_pipe_is_refused_by_name_since_it_can_be_read_once(files: Files, tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    line = re.escape(f"{pipe}: not a regular file, so it cannot be read again")
+    with pytest.raises(BadFile, match=f"^-c: {line}$"):
+        check_pair("-c", pipe, "-k", files.mine.key)
+    with pytest.raises(BadFile, match=f"^-k: {line}$"):
+        check_pair("-c", files.mine.certificate, "-k", pipe)
+    with pytest.raises(BadFile, match=f"^-a: {line}$"):
+        check_authorities("-a", pipe)

@@ -591,6 +591,28 @@ def test_a_host_that_is_no_address_is_one_line(gnomon: Gnomon, model: Path, host
     check_one_line(gnomon("serve", model, "--host", host), 1, beginning)
 
 
+@pytest.mark.parametrize(
+    ("host", "instead"),
+    [
+        ("[::1]", "; give the address alone: --host ::1"),
+        ("[::1]:8000", "; give the address alone: --host ::1 --port 8000"),
+        ("127.0.0.1:8000", "; give the address alone: --host 127.0.0.1 --port 8000"),
+        ("http://localhost:8000/v1", "; give the address alone: --host localhost --port 8000"),
+        ("https://[::1]", "; give the address alone: --host ::1"),
+        ("unix:/run/gnomon.sock", "; a Unix-domain socket cannot be served on"),
+        ("/run/gnomon.sock", "; a Unix-domain socket cannot be served on"),
+        ("::zz", ""),
+    ],
+)
+def test_a_host_in_another_servers_form_says_what_to_write(
+    gnomon: Gnomon, model: Path, host: str, instead: str
+) -> None:
+    result = gnomon("serve", model, "--host", host)
+    check_one_line(result, 1, f"{host}: ")
+    assert instead in result.err
+    assert instead or ";" not in result.err
+
+
 def test_another_address_is_served_when_a_mode_is_chosen(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GNOMON_AUTH_API_KEYS", "a-key-of-the-operator")
     with serve(model, "--port", 0, "--host", "0.0.0.0", "--engine", "reference", "--auth-mode", "api-key") as server:
@@ -808,6 +830,17 @@ def test_an_option_out_of_range_is_a_usage_error(gnomon: Gnomon, model: Path, op
     assert result.code == 2
     assert option[0] in result.err
     assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e300"])
+def test_seconds_that_are_no_time_limit_are_refused_by_name(gnomon: Gnomon, model: Path, value: str) -> None:
+    """Each is compared with a clock: nothing is less than nan, and the system's clocks end long before 1e300."""
+    rows = [row for row in ROWS if row.type is float]
+    assert len(rows) >= 10
+    for flag in ("--" + row.name.replace("_", "-") for row in rows):
+        result = gnomon("serve", model, f"{flag}={value}")
+        assert result.code == 2
+        assert f"Invalid value for '{flag}'" in result.err
 
 
 def test_the_servers_defaults_are_the_laws(gnomon: Gnomon) -> None:

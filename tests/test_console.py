@@ -345,3 +345,17 @@ def test_a_crash_shows_pythons_own_dump_on_the_real_standard_error(model: Path) 
     done = subprocess.run([*command, "--log-format", "json"], capture_output=True, text=True, timeout=60)
     assert done.returncode == -signal.SIGABRT
     assert "Fatal Python error: " in done.stderr  # what comes next may stand behind a line of the log
+
+
+@pytest.mark.parametrize(
+    ("module", "status", "said"),
+    [
+        ("gnomon.http.main", 0, "gnomon "),
+        ("gnomon.http.cli", 0, "gnomon "),
+        ("gnomon.jax_engine.doctor", 1, "the examination is started by the command: gnomon doctor"),
+    ],
+)
+def test_a_module_run_by_its_name_is_the_command_or_says_what_is(module: str, status: int, said: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == status
+    assert (done.stdout + done.stderr).startswith(said)

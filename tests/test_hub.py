@@ -198,6 +198,32 @@ def test_a_hub_that_cannot_be_reached_is_one_line(ask: Ask) -> None:
     assert line == f"{endpoint} cannot be reached, and the cache has no complete copy (ConnectError)"
 
 
+@pytest.mark.parametrize(
+    ("replaced", "said"),
+    [
+        ({"HF_ENDPOINT": "hf-mirror.com"}, "HF_ENDPOINT='hf-mirror.com' does not begin with https:// or http://"),
+        ({"ALL_PROXY": "socks5://127.0.0.1:9"}, "ALL_PROXY: a SOCKS proxy needs the package socksio"),
+        ({"SSL_CERT_FILE": "/nowhere/cacert.pem"}, "SSL_CERT_FILE: No such file or directory"),
+        (
+            {"HF_HUB_ETAG_TIMEOUT": "soon"},
+            "one of the variables HF_… has a wrong value: invalid literal",
+        ),
+    ],
+)
+def test_a_variable_that_the_hub_cannot_use_is_named(ask: Ask, replaced: dict[str, str], said: str) -> None:
+    done = ask(GNOMON, *COMPLETE, **replaced)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(NOT_HERE + said)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_proxy_on_the_way_to_the_hub_is_named(hub: FakeHub, ask: Ask) -> None:
+    line = refused(ask(GNOMON, *COMPLETE, http_proxy=closed_port(), no_proxy="", NO_PROXY=""))
+    assert line.endswith(
+        "it was asked through the proxy in the variable http_proxy; NO_PROXY=127.0.0.1 asks it without one"
+    )
+
+
 def test_a_hub_that_is_broken_is_one_line(hub: FakeHub, ask: Ask, address: Loopback) -> None:
     hub.broken = 418
     assert refused(ask(GNOMON, *COMPLETE)).startswith(f"{address.base} answered 418")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -376,3 +378,23 @@ def test_stopping_fails_what_is_under_way_and_what_comes_later(model: tuple[Chec
     late = engine.submit([[1, 2]], [0], SamplingParams(max_tokens=2), 1, 0, False)
     assert [type(event) for event in late.events()] == [Failed]
     late.close()
+
+
+LEAVES = """
+import sys
+from pathlib import Path
+from gnomon.jax_engine.engine import EngineSettings, JaxEngine
+from gnomon.reference.checkpoint import load_checkpoint
+from gnomon.reference.sampler import SamplingParams
+engine = JaxEngine(load_checkpoint(Path(sys.argv[1])), EngineSettings(native=False))
+job = engine.submit([[1]], [7], SamplingParams(max_tokens=200), 1, 0, False)
+next(job.events())
+print("leaves in the middle of a request")
+"""
+
+
+def test_a_process_that_ends_while_the_engine_works_ends_with_0(tmp_path: Path) -> None:
+    """Python ends threads that want the interpreter after its end; within a call of XLA that is an abort."""
+    command = [sys.executable, "-c", LEAVES, str(tiny_llama(tmp_path, max_position_embeddings=CONTEXT))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "leaves in the middle of a request\n", "")

@@ -23,7 +23,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from gnomon.http.verify.command import Options, verify
-from gnomon.http.verify.exchange import MOST_BYTES, PIECE_BYTES, Budget, CannotReach, Client, Exchange
+from gnomon.http.verify.exchange import MOST_BYTES, PIECE_BYTES, Budget, CannotReach, Client, Exchange, Streamed
 from gnomon.http.verify.probe import Probe, Subject
 from gnomon.http.verify.run import judge
 from gnomon.http.verify.verdict import Case, Outcome, Verdict, case, honoured
@@ -706,3 +706,19 @@ def test_a_server_that_is_gone_is_no_fault_of_a_case() -> None:
 
     with pytest.raises(CannotReach):
         asyncio.run(go())
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_stream_is_read_and_left_by_any_line_end_and_after_a_mark(mark: str, end: str) -> None:
+    """The format allows all three, and one byte order mark at its beginning."""
+    body = (mark + "".join(f"data: {one}{end}{end}" for one in ('{"a": 1}', '{"b": 2}', "[DONE]"))).encode()
+    exchange = asked_once(says(http(body, kind="text/event-stream")))
+    assert Streamed.read(exchange) == Streamed(({"a": 1}, {"b": 2}), True, None)
+
+    def goes_on(server: RawServer, client: socket.socket, asked: Asked) -> None:
+        client.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + body)
+        client.recv(1)  # until the client has left
+
+    left = asked_once(goes_on, first_events=2)
+    assert left.trouble is None

@@ -50,6 +50,7 @@ from gnomon.http.verify.run import judge_all
 from gnomon.http.verify.safe import Secret, line
 from gnomon.http.verify.terminal import list_cases, show
 from gnomon.http.verify.verdict import Case, Finding, Unclear
+from gnomon.reference.network import proxy_note
 
 FIRST_COST = 64
 """Tokens that the plain request before the cases may cost."""
@@ -431,6 +432,8 @@ def _why_not(exchange: Exchange) -> str:
     asked = f"{exchange.method} {exchange.url}"
     said = f": {exchange.message}" if exchange.message and exchange.json is not None else ""
     match exchange.status:
+        case 401 | 403 | 407 if exchange.json is None and (through := proxy_note(exchange.url)):
+            return f"{asked}: {exchange.trouble}{through}"
         case 401 | 403 if not exchange.with_key:
             return f"{asked}: HTTP {exchange.status}; the server wants a key: set GNOMON_KEY{said}"
         case 401 | 403:
@@ -440,7 +443,8 @@ def _why_not(exchange: Exchange) -> str:
         case int() as status if 400 <= status < 500:
             return f"{asked}: HTTP {status}{said}"
         case _:
-            return f"{asked}: {exchange.trouble}{said if exchange.status is not None else ''}"
+            words = f"{asked}: {exchange.trouble}{said if exchange.status is not None else ''}"
+            return words + proxy_note(exchange.url)
 
 
 def _unreachable(words: str) -> str:

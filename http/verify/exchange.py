@@ -13,6 +13,7 @@ beginning has none now. `OutOfBudget` and `Busy` (429 or 503 with `Retry-After`,
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import shlex
 import time
@@ -26,6 +27,7 @@ from typing import Any, NamedTuple
 import httpx
 
 from gnomon.http.verify.safe import Secret
+from gnomon.reference.network import proxy_note, unusable
 
 MOST_BYTES = 32 * 2**20
 """No answer of a case is near it; what is larger is not read to its end."""
@@ -36,6 +38,9 @@ PIECE_BYTES = 2**20
 CONNECT_SECONDS = 10.0
 RECONNECTS = (0.2, 1.0, 3.0)
 """Seconds before each further try of a server that was there and does not listen now."""
+
+EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+"""What an event of a stream ends with: an empty line, after each of the line ends that the format has."""
 
 MOST_WAITS = 4
 LONGEST_WAIT = 20.0
@@ -202,7 +207,7 @@ class Client:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """base: the address before /completions, such as http://127.0.0.1:8000/v1 · timeout: seconds for one answer,
-        from its request to its last byte · transport: for tests."""
+        from its request to its last byte · transport: for tests. Raises CannotReach."""
         self.base = base
         self.budget = budget
         self.requests = 0
@@ -214,18 +219,21 @@ class Client:
         self._answered = False
         self._silent = 0
         self._asking = asyncio.Lock()
-        self._http = httpx.AsyncClient(
-            timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
-            transport=transport,
-            trust_env=transport is None,
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-            headers={
-                "user-agent": "gnomon-verify",
-                "accept": "application/json, text/event-stream",
-                "accept-encoding": "identity",
-            },
-        )
+        try:
+            self._http = httpx.AsyncClient(
+                timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+                transport=transport,
+                trust_env=transport is None,
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+                headers={
+                    "user-agent": "gnomon-verify",
+                    "accept": "application/json, text/event-stream",
+                    "accept-encoding": "identity",
+                },
+            )
+        except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:  # of the variables for proxies and trust
+            raise CannotReach(f"nothing can be asked: {unusable(error)}") from None
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -336,7 +344,9 @@ class Client:
                     got = Reply(reply.status_code, replied, *await _read(reply, first_events, began))
             except httpx.ConnectError as error:
                 if not reconnects:
-                    raise CannotReach(f"{self.base} cannot be reached: {_words(error)}") from None
+                    raise CannotReach(
+                        f"{self.base} cannot be reached: {_words(error)}{proxy_note(self.base)}"
+                    ) from None
                 await asyncio.sleep(reconnects.pop(0))
                 continue
             except httpx.ConnectTimeout:
@@ -391,7 +401,7 @@ async def _read(
             if len(content) > MOST_BYTES:
                 trouble = f"the answer has more than {MOST_BYTES // 2**20} MiB"
                 break
-            if first_events is not None and content.count(b"\n\n") >= first_events:
+            if first_events is not None and sum(map(content.count, EVENT_ENDS)) >= first_events:
                 break
     return bytes(content), trouble, tuple(arrived)
 
@@ -471,7 +481,8 @@ class Streamed:
             return cls((), False, f"the content type is {kind or 'missing'!r:.60}, not text/event-stream")
         events: list[Any] = []
         done = False
-        text = exchange.content.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
+        content = exchange.content.removeprefix(codecs.BOM_UTF8)  # the one that the format allows
+        text = content.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
         for block in text.split("\n\n"):
             data = "\n".join(line[5:].removeprefix(" ") for line in block.split("\n") if line.startswith("data:"))
             if not data:
