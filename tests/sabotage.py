@@ -287,8 +287,8 @@ BREAKS = (
     Break(
         "a special token's literal is sought among the characters only",
         COMPLETION,
-        " | stop_ids(request.stop, tokenizer)",
-        "",
+        "end_ids(engine, tokenizer) | stop_ids(request.stop, tokenizer)",
+        "end_ids(engine, tokenizer)",
         "test_stop.py::test_a_special_tokens_literal_as_a_stop_string_ends_on_that_token",
     ),
     Break(

@@ -204,7 +204,7 @@ def test_a_directory_of_the_field_computes_what_transformers_does(name: str, tmp
 
 
 FULL, SLIDING = ["full_attention"] * 2, ["sliding_attention"] * 2
-DISPUTED = [
+DISPUTED: list[tuple[str, dict[str, Any]]] = [
     ("Llama", {"is_causal": False}),
     ("Gemma 2", {"is_causal": False}),
     ("GPT-2", {"is_causal": False}),
