@@ -154,7 +154,7 @@ def test_a_jaxlib_that_does_not_fit_is_one_line_with_what_to_install(tmp_path: P
     (tmp_path / "sitecustomize.py").write_text(
         f"import jaxlib.version as v\nv.__version__ = v._version = {version!r}\n"
     )
-    line = started({"PYTHONPATH": str(tmp_path)})
+    line = started({"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])})
     assert line.startswith(f"jax cannot be imported: jaxlib {'is ' if version < '9' else ''}version {version}")
     assert "(here: jax " in line
     assert re.search(r"must fit together: \S+ -m pip install --upgrade 'jax[<>]\S+' jaxlib", line), line
