@@ -129,7 +129,9 @@ def _check_leaf(chain: Pem, certificates: Sequence[x509.Certificate], private: P
         at = theirs.index(True) + 1
         raise chain.bad(f"has the certificate of {private.option} as its number {at}; it must be the first")
     subject = certificates[0].subject.rfc4514_string() or "no subject"
-    hint = ", an authority's: the server's own certificate must be before it" if _is_authority(certificates[0]) else ""
+    hint = ""
+    if _is_authority(certificates[0]):  # so is one that is signed by itself
+        hint = ", and can sign others: if it is an authority's, the server's own certificate must be before it"
     raise chain.bad(
         f"has no certificate of {private.option} {private.path}: its first is another key's ({subject}){hint}"
     )

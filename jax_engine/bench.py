@@ -465,7 +465,7 @@ class Bench:
         return JaxEngine(
             self.checkpoint,
             EngineSettings(dtype=self.dtype, compilation_cache=cache, **settings),
-            lambda line: None if line.startswith("compiled ") else self.said.add(line),
+            lambda line: self.said.add(line) if line.startswith("products by ") else None,
         )
 
     def streams(self, engine: Engine, count: int, params: SamplingParams = GREEDY) -> Streams:

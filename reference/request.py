@@ -458,7 +458,7 @@ FIELDS: tuple[Field, ...] = (
            "2", "completion.encode_prompt",
            {"anyOf": [{"type": "string"}, _STRING_LIST, _ID_LIST, {"type": "array", "minItems": 1, "items": _ID_LIST}]},
            _prompt, "prompts"),
-    _field("suffix", "string", None, "a string; needs a model with fill-in-the-middle tokens",
+    _field("suffix", "string", None, "a string; \"\" means none; needs a model with fill-in-the-middle tokens",
            "the text after the gap: the completion is what goes between prompt and suffix",
            "9", "completion.encode_infill", {"type": "string"}, _optional_string),
     _field("max_tokens", "integer", 16, "0 or more; prompt and max_tokens must fit the context",
