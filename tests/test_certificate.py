@@ -59,8 +59,8 @@ WRONG: dict[str, tuple[Pair, str]] = {
     ),
     "another key": (
         lambda f: (f.mine.certificate, f.other.key),
-        "-c: {0} has no certificate of -k {1}: its first is another key's (CN=mine), an authority's: the server's own "
-        "certificate must be before it",
+        "-c: {0} has no certificate of -k {1}: its first is another key's (CN=mine), and can sign others: if it is an "
+        "authority's, the server's own certificate must be before it",
     ),
     "two certificates": (
         lambda f: (f.mine.certificate, f.other.certificate),

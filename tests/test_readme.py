@@ -78,6 +78,8 @@ def test_every_option_that_a_document_names_exists() -> None:
         "--json",
         "--check",
         "--golden",
+        "--dry-run",
+        "--from-literal",
         "--from-file",
     }
     for name in ("README.md", "http/README.md", "SECURITY.md"):
