@@ -1000,14 +1000,7 @@ BREAKS = (
         "jax_engine/pins.py",
         '    "jax_numpy_dtype_promotion": "standard",  # strict: mixed int32 and float32 are refused\n',
         "",
-        "test_pins.py::test_the_bytes_are_the_same_whatever_jax_is_set_to",
-    ),
-    Break(
-        "start: jax is content with the first of its platforms",
-        "jax_engine/backend.py",
-        "    if missing:  #",
-        "    if False:  #",
-        "test_backend.py::test_the_line_names_the_variable_what_is_here_and_what_to_install",
+        "test_pins.py::test_the_bytes_are_the_same_whatever_jax_is_set_to[jax_numpy_dtype_promotion-strict]",
     ),
     Break(
         "start: XLA ends the process for its flags",
@@ -1070,7 +1063,7 @@ BREAKS = (
         "http/cli.py",
         "            say(_first_line(settings.served_model_name, engine))\n",
         "            import jax; say(_first_line(settings.served_model_name, engine))\n",
-        "test_cli.py::test_the_first_line_comes_before_jax_is_imported",
+        "test_cli.py::test_the_first_line_comes_before_jax_is_imported[serve]",
     ),
     Break(
         "loading: a directory of this machine is asked of the hub",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -155,12 +155,24 @@ def test_a_key_that_needs_a_password_is_an_error_and_no_question_at_the_terminal
         tls_context(settings)
 
 
-def test_a_pipe_is_refused_by_name_since_it_can_be_read_once(files: Files, tmp_path: Path) -> None:
-    os.mkfifo(pipe := tmp_path / "pipe")
-    line = re.escape(f"{pipe}: not a regular file, so it cannot be read again")
-    with pytest.raises(BadFile, match=f"^-c: {line}$"):
-        check_pair("-c", pipe, "-k", files.mine.key)
-    with pytest.raises(BadFile, match=f"^-k: {line}$"):
-        check_pair("-c", files.mine.certificate, "-k", pipe)
-    with pytest.raises(BadFile, match=f"^-a: {line}$"):
+ONCE = "not a regular file, so it cannot be read again"
+
+
+@contextmanager
+def piped(file: Path) -> Iterator[Path]:
+    """What is in the file, once: as a shell's <(...) gives it."""
+    read, write = os.pipe()
+    os.write(write, file.read_bytes())
+    os.close(write)
+    yield Path(f"/dev/fd/{read}")
+    os.close(read)
+
+
+def test_a_pipe_is_refused_by_name_since_it_can_be_read_once(files: Files) -> None:
+    mine = files.mine
+    with piped(mine.certificate) as pipe, pytest.raises(BadFile, match=f"^-c: {pipe}: {ONCE}$"):
+        check_pair("-c", pipe, "-k", mine.key)
+    with piped(mine.key) as pipe, pytest.raises(BadFile, match=f"^-k: {pipe}: {ONCE}$"):
+        check_pair("-c", mine.certificate, "-k", pipe)
+    with piped(mine.certificate) as pipe, pytest.raises(BadFile, match=f"^-a: {pipe}: {ONCE}$"):
         check_authorities("-a", pipe)
