@@ -98,7 +98,7 @@ def test_a_hub_id_is_fetched_into_the_hubs_own_cache_and_runs(hub: FakeHub, ask:
 
 def test_files_that_name_tokens_beside_tokenizer_json_are_fetched(hub: FakeHub, ask: Ask) -> None:
     names = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
-    hub.files |= dict.fromkeys(names, b"{}")
+    hub.files |= {name: b"{}" + b" " * i for i, name in enumerate(names)}  # the hub's cache keeps equal files once
     done = ask(GNOMON, *COMPLETE)
     assert done.returncode == 0, done.stderr
     assert names < hub.fetched
