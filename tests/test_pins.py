@@ -126,7 +126,7 @@ HARMLESS: dict[str, list[Any]] = {
     "jax_disable_bwd_checks": [True],
     "jax_experimental_unsafe_xla_runtime_errors": [True],
     "jax_xla_profile_version": [3],
-    "jax_array_garbage_collection_guard": ["fatal"],
+    "jax_array_garbage_collection_guard": [],  # fatal ends the process by design, for whoever looks for cycles
     "jax_send_traceback_to_runtime": ["full"],
     "jax_debug_log_modules": [],
     "jax_logging_level": [],

@@ -365,7 +365,7 @@ async def unknown_path(p: Probe) -> Outcome:
     "errors",
     law="12",
     says="a prompt beyond the context has its code and says the maximum context length",
-    needs=("max_tokens.never_clamped", "errors.form"),
+    needs=("max_tokens.never_clamped", "errors.form", "stream.refusal"),
 )
 async def errors_context_length(p: Probe) -> Outcome:
     exchange = await p.send(p.body(max_tokens=10_000_000, stream=True), cost=64, first_events=2)
