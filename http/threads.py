@@ -7,9 +7,9 @@ asyncio's and Starlette's pools do the same; here a thread that has had nothing 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -23,17 +23,19 @@ class Threads:
     def __init__(self, name: str, idle_seconds: float = IDLE_SECONDS) -> None:
         self._name = name
         self._idle_seconds = idle_seconds
-        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        self._lock = threading.Lock()
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()  # each for one of the waiting threads
+        # Not a SimpleQueue: its `get` with a timeout may wait for ever when another thread takes the item it woke for.
+        self._changed = threading.Condition(threading.Lock())
         self._spare = 0  # threads that wait for a call, less the calls that wait for a thread
         self._closed = False
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
         future: Future[T] = Future()
-        with self._lock:
+        with self._changed:
             if self._spare:
                 self._spare -= 1
-                self._calls.put((future, call))
+                self._calls.append((future, call))
+                self._changed.notify()
                 return future
         # Not by the queue: where the system has no thread left, the call would stay there and be taken for a later one.
         threading.Thread(target=self._work, args=[[(future, call)]], name=self._name).start()
@@ -41,33 +43,26 @@ class Threads:
 
     def close(self) -> None:
         """A thread without work ends now, and any other with its work."""
-        with self._lock:
+        with self._changed:
             self._closed = True
-            for _ in range(self._spare):
-                self._calls.put(None)
-            self._spare = 0
+            self._changed.notify_all()
 
     def _work(self, first: list[tuple[Future[Any], Callable[[], Any]]]) -> None:
         item: tuple[Future[Any], Callable[[], Any]] | None = first.pop()  # or the thread would keep it until it ends
         while item is not None:
             _carry_out(*item)
             item = None  # or an answer would live on while its thread waits
-            with self._lock:
-                if self._closed:
-                    return
-                self._spare += 1
             item = self._next()
 
     def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
-        """What a spare thread is to do; None: it is to end."""
-        while True:
-            try:
-                return self._calls.get(timeout=self._idle_seconds)
-            except Empty:
-                with self._lock:
-                    if self._calls.empty():
-                        self._spare -= 1
-                        return None
+        """What a thread that has done its work is to do next; None: it is to end."""
+        with self._changed:
+            self._spare += 1
+            self._changed.wait_for(lambda: self._calls or self._closed, self._idle_seconds)
+            if self._calls:
+                return self._calls.popleft()
+            self._spare -= 1
+            return None
 
 
 def _carry_out(future: Future[T], call: Callable[[], T]) -> None:
