@@ -9,6 +9,7 @@
 
     python tests/load.py                                            200 clients, twice two minutes, on JAX
     python tests/load.py --engine reference --clients 8 --pool 16 --longest 48
+    python tests/load.py --hostile                                  two minutes of clients that mean harm (hostile.py)
 
 Exit 1 if an invariant does not hold. "The same bytes" are those of `choices`, written again from the parsed answer by
 one writer; a stream's chunks are joined first. A client is plain asyncio with h11, so that it can leave and dawdle
@@ -64,6 +65,11 @@ class Plan:
     max_queue: int = 100
     seed: int = 0
     memory_slack: float = 0  # MiB that resident memory may grow in any case, for rounds too short to level out
+    hostile: bool = False  # hostile.py in place of the rounds; `seconds` are all of its turns, and what follows is its
+    pause: float = 1.0  # seconds between two waves of a shape
+    slower: float = 2.0  # so much longer may an ordinary client wait for its first token
+    livez_ms: int = 250
+    growth: float = 1.05  # of resident memory
     more: tuple[str, ...] = ()  # options of the server
 
 
@@ -563,6 +569,8 @@ def report(
 
 
 def main() -> int:
+    import hostile  # which imports this module
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     for name, default in ((f, Plan.__dataclass_fields__[f].default) for f in Plan.__dataclass_fields__):
         if name == "engine":
@@ -571,10 +579,13 @@ def main() -> int:
             parser.add_argument("more", nargs="*", metavar="OPTION", help="of the server, after --")
         elif name == "model":
             parser.add_argument("--model", type=Path, default=default)
+        elif name == "hostile":
+            parser.add_argument("--hostile", action="store_true")
         else:
             parser.add_argument("--" + name.replace("_", "-"), type=type(default), default=default)
     given: dict[str, Any] = vars(parser.parse_args())
-    done = run(Plan(**given | {"more": tuple(given["more"])}))
+    plan = Plan(**given | {"more": tuple(given["more"])})
+    done = hostile.run(plan) if plan.hostile else run(plan)
     width = max(map(len, done.rows))
     for name, value in done.rows.items():
         print(f"{name:{width}}  {value}")
@@ -584,4 +595,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    import load  # as hostile.py does: one module, not two
+
+    sys.exit(load.main())

@@ -27,6 +27,12 @@ PROMPT = "The quick brown fox"
 ABSENT = object()
 """A value that takes a default out of a request."""
 
+SURELY = 50.0
+"""The bias that already forces a token, so that 100 leaves no other a chance, at a temperature of 1 neither."""
+
+GOES_ON = 20
+"""So many tokens a case has of a forced one at most: the model must not end its text within them."""
+
 FORCE = 60.0
 """The bias of the two tokens of a coin: far above all others, and below 100 by enough to set one against the other."""
 
@@ -77,6 +83,11 @@ class Answer:
         return usage if isinstance(usage, dict) else {}
 
     @property
+    def has_ended(self) -> bool:
+        """Whether the first choice says that it ended before max_tokens."""
+        return bool(self.finish_reason == "stop")
+
+    @property
     def completion_tokens(self) -> Any:
         return self.usage.get("completion_tokens")
 
@@ -116,6 +127,11 @@ class Forced(NamedTuple):
 
     id: int
     text: str
+
+    @property
+    def openings(self) -> set[str]:
+        """What it is where a text begins with it: some tokenizers take the space before a word away there."""
+        return {self.text, self.text.removeprefix(" ")}
 
 
 class Coin(NamedTuple):
@@ -205,7 +221,9 @@ class Probe:
         """`wanted` of these. Raises Unclear where there are fewer."""
         found = await self.forceable()
         if len(found) < wanted:
-            raise Unclear(f"only {len(found)} of the tokens tried could be forced by a bias of 100")
+            raise Unclear(
+                f"only {len(found)} of the tokens tried could be forced by a bias of 100 and have a text of their own"
+            )
         return found[:wanted]
 
     async def coin(
@@ -292,7 +310,21 @@ async def _force(probe: Probe, v: int) -> Forced | None:
     piece = added[: len(added) // 2]
     if added != piece * 2 or two != piece * (len(two) // max(len(piece), 1)):
         return None
-    return Forced(v, piece) if piece.strip() and piece.isascii() and piece.isprintable() else None
+    is_visible = piece.strip() and piece.isascii() and piece.isprintable()
+    return Forced(v, piece) if is_visible and await _goes_on(probe, v, four) else None
+
+
+async def _goes_on(probe: Probe, v: int, text: str) -> bool:
+    """Whether the token also comes by a smaller bias, and again and again: some models end a text in spite of a bias.
+    A server that says `stop` of every answer does not say so of one that ended."""
+    try:
+        four = await probe.complete(logit_bias={str(v): SURELY}, max_tokens=4)
+        more = await probe.complete(logit_bias={str(v): SURELY}, max_tokens=GOES_ON)
+    except Refused:  # beyond a short context: the few tokens of most cases have room
+        return True
+    except Broken:
+        return False
+    return four.text == text and (four.has_ended or not more.has_ended)
 
 
 async def _find_tie(probe: Probe, first: Forced, second: Forced, context: str | tuple[int, ...]) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -81,12 +82,20 @@ async def judge(case: Case, subject: Subject) -> Finding:
     return Finding(case, outcome, (*exchanges, *([shown] if shown else [])), time.monotonic() - began)
 
 
+def is_beyond_the_context(exchange: Exchange) -> bool:
+    """Whether a refusal says that prompt and completion do not fit: by its code, or in the words of other servers."""
+    words = re.search(r"\bcontext (length|size|window)\b", exchange.message, re.IGNORECASE)
+    return exchange.error.get("code") == "context_length_exceeded" or words is not None
+
+
 def refusal(case: Case, exchange: Exchange) -> Outcome:
     """A legal request of a case was refused: by the name of its field, of another one that it has, or of none.
 
     What the case needs is honoured by then, so a refusal that names nothing is about what the case alone sends.
     """
     said = f"HTTP {exchange.status}: {exchange.message}"
+    if is_beyond_the_context(exchange):
+        return unclear(f"this model's context is too short for what this case asks: {said}")
     if exchange.names(case.param):
         return Outcome(Verdict.refused, said)
     try:

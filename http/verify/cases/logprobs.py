@@ -26,6 +26,8 @@ OTHER = "Once upon a time"
 ODD = "Zoë’s  fox 🦊"
 """A prompt with characters of one to four bytes, and two spaces."""
 
+ENDED = "this model ends its text in spite of a bias of 100"
+
 SPACED_IDS = (262, 264, 270, 278, 300, 400, 259)
 """Ids that are words with a space before them in many vocabularies."""
 
@@ -202,9 +204,11 @@ async def end_token(p: Probe) -> Outcome:
         if answer.finish_reason != "stop" or answer.text:
             continue
         places = len(answer.logprobs().tokens)
-        if places != 1:
-            return wrong(f"id {v} ends the text at once, and the lists have {places} places", id=v)
-        return honoured(f"id {v} ends the text at once, and has a place")
+        if places == 1:
+            return honoured(f"id {v} ends the text at once, and has a place")
+        if places == 2 and answer.completion_tokens == 2:  # a token without text, and then an end
+            continue
+        return wrong(f"id {v} ends the text at once, and the lists have {places} places", id=v)
     return unclear("none of the ids that end a text in many models does so here")
 
 
@@ -528,10 +532,8 @@ async def each_prompt(p: Probe) -> Outcome:
 async def labels_are_texts(p: Probe) -> Outcome:
     answer = await p.complete(max_tokens=6, logprobs=1)
     labels = answer.logprobs().tokens
-    if answer.finish_reason == "stop":
-        labels = labels[:-1]  # an end token adds no text
     telling = bool(labels) and all(map(is_plain, labels))
-    if telling and "".join(labels) != answer.text:
+    if telling and not is_made_of(answer.text, labels):
         return wrong(f"the labels {json.dumps(labels)[:80]} do not make the text {answer.text!r:.60}")
     for token in await p.forced_tokens(2):
         answer = await p.complete(logit_bias=forcing(token), logprobs=1)
@@ -614,6 +616,14 @@ async def keeps_spaces(p: Probe) -> Outcome:
     return unclear("no token was found that is a word with a space before it")
 
 
+def is_made_of(text: str, labels: Sequence[str]) -> bool:
+    """Whether labels make a text. Some may be left out: a special token has a name for its label, and adds no text."""
+    made = {""}
+    for label in labels:
+        made |= {start + label for start in made if text.startswith(start + label)}
+    return text in made
+
+
 def in_turn(pair: tuple[int, int]) -> dict[str, Any]:
     """A request that samples two ids and no others; a penalty makes them take turns."""
     return {"logit_bias": {str(v): 60 for v in pair}, "max_tokens": 12, "frequency_penalty": 2}
@@ -666,7 +676,7 @@ async def echo_edges(p: Probe) -> Outcome:
 async def echo_off(p: Probe) -> Outcome:
     for given, value in (("without echo", ABSENT), ("with echo false", False), ("with echo null", None)):
         text = (await p.complete(echo=value)).text
-        if text.lstrip().startswith(PROMPT):
+        if text.lstrip().startswith(PROMPT) and (await p.complete(echo=True)).text != PROMPT + text:
             return wrong(f"{given} the text begins with the prompt", text=text)
     return honoured("neither without it, nor with false or null")
 
@@ -695,10 +705,11 @@ async def echo_zero(p: Probe) -> Outcome:
 async def echo_ids(p: Probe) -> Outcome:
     a, b = await p.forced_tokens(2)
     text = (await p.complete(prompt=[a.id, b.id, a.id], echo=True)).text
-    expected = a.text + b.text + a.text
-    if not text.startswith(expected):
-        return wrong(f"the text begins with {text!r:.60}, and the ids are {expected!r}")
-    return honoured(f"begins with {expected!r}")
+    rest = b.text + a.text
+    for opening in a.openings:
+        if text.startswith(opening + rest):
+            return honoured(f"begins with {opening + rest!r}")
+    return wrong(f"the text begins with {text!r:.60}, and the ids are {a.text + rest!r}")
 
 
 @case(
@@ -759,6 +770,8 @@ async def echo_lengths(p: Probe) -> Outcome:
     for ids, k in (([a.id, b.id], 1), ([a.id, b.id], 2), ([a.id, b.id, b.id, a.id], 1)):
         answer = await p.complete(prompt=ids, logit_bias=forcing(a), max_tokens=k, logprobs=1, echo=True)
         lists = answer.logprobs()
+        if answer.has_ended and answer.completion_tokens != k:
+            raise Unclear(ENDED)
         places = {len(items) for items in lists[:3]} | ({len(lists.text_offset)} if lists.text_offset else set())
         if places == {k}:
             return ignored(f"the lists have the {k} sampled alone, as without echo")
@@ -823,6 +836,8 @@ async def echo_scores(p: Probe) -> Outcome:
 async def _sampled(p: Probe, first: Forced, then: Forced) -> Lists:
     """Three of one token after one of another, as the server samples them."""
     answer = await p.complete(prompt=[first.id], logit_bias=forcing(then), max_tokens=3, logprobs=3)
+    if answer.has_ended and answer.text != then.text * 3:
+        raise Unclear(ENDED)
     return answer.logprobs()
 
 
@@ -979,13 +994,15 @@ async def offset_code_points(p: Probe) -> Outcome:
 )
 async def offset_after_ids(p: Probe) -> Outcome:
     a, b = await p.forced_tokens(2)
-    return await _begins(p, [a.id, b.id, a.id], len(a.text + b.text + a.text))
+    lengths = {len(opening + b.text + a.text) for opening in a.openings}
+    return await _begins(p, [a.id, b.id, a.id], *sorted(lengths, reverse=True))
 
 
-async def _begins(p: Probe, prompt: Any, characters: int) -> Outcome:
+async def _begins(p: Probe, prompt: Any, characters: int, *others: int) -> Outcome:
+    """others: how many the prompt may have instead."""
     offset = (await p.complete(prompt=prompt, logprobs=1)).logprobs().text_offset[:1]
-    if offset == [characters]:
-        return honoured(f"{characters} after a prompt of {characters} characters")
+    if offset and offset[0] in (characters, *others):
+        return honoured(f"{offset[0]} after a prompt of as many characters")
     counts = {}
     if isinstance(prompt, str):
         counts = {len(prompt.encode()): "its bytes", len(prompt.encode("utf-16-le")) // 2: "its UTF-16 units"}
@@ -1024,9 +1041,15 @@ async def offset_echoed(p: Probe) -> Outcome:
     if offsets[0] != 0 or offsets != sorted(offsets) or offsets[len(offsets) - len(sampled) :] != sampled:
         return wrong(f"with echo it is {json.dumps(offsets)[:80]}, and for what is sampled {sampled} without")
     for label, offset in list(zip(lists.tokens, offsets, strict=True))[1 : len(offsets) - len(sampled)]:
-        if is_plain(label) and ODD[offset : offset + len(label)] != label:
+        if is_plain(label) and not _stands(label, offset):
             return wrong(f"{label!r:.40} of the prompt {ODD!r} is said to begin at {offset}")
     return honoured(f"{json.dumps(offsets)[:80]} for {ODD!r} and what is sampled")
+
+
+def _stands(label: str, offset: int) -> bool:
+    """Whether the token stands there in ODD. Some tokenizers put a space before a text, which the text has not."""
+    is_opening = offset == 0 and label.startswith(" ") and ODD.startswith(label[1:])
+    return is_opening or ODD[offset : offset + len(label)] == label
 
 
 @case(

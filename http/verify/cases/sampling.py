@@ -11,11 +11,29 @@ import math
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
-from gnomon.http.verify.probe import ABSENT, FORCE, NO_TIE, PROMPT, TIE_PRECISION, Forced, Probe, Refused, side
+from gnomon.http.verify.probe import (
+    ABSENT,
+    FORCE,
+    NO_TIE,
+    PROMPT,
+    TIE_PRECISION,
+    Answer,
+    Broken,
+    Forced,
+    Lists,
+    Probe,
+    Refused,
+    side,
+)
 from gnomon.http.verify.verdict import Case, Fault, Outcome, Unclear, case, honoured, ignored, unclear, wrong
 
 TOSSES = range(1, 33)
 """Seeds of 32 draws."""
+
+TRIED = (97, 98, 66, 72, 110, 120, 10, 20)
+"""Ids of which one at least should not be this model's own choice, nor behind that by more than a bias can add."""
+
+FEW_VISIBLE = "a bias of +100 forces some tokens, but no two with visible texts of their own were found"
 
 SLACK = 0.3
 """What a logit may differ by between equal requests on a server that computes in few bits, or in changing batches."""
@@ -32,18 +50,71 @@ SLACK = 0.3
     needs=("logit_bias.accepted", "max_tokens.bounds"),
 )
 async def bias_forces(p: Probe) -> Outcome:
-    plain = (await p.complete(max_tokens=4)).text
     forced = await p.forceable()
     if len(forced) >= 2:
         return honoured(f"ids {forced[0].id} and {forced[1].id} give {forced[0].text!r} and {forced[1].text!r}")
-    texts = [(await p.complete(max_tokens=4, logit_bias={v: 100})).text for v in ("97", "98")]
-    if texts == [plain, plain]:
-        return ignored("a bias of +100 on one token changes nothing", text=plain)
-    if plain.startswith(PROMPT):
+    plain = await p.complete(max_tokens=4)
+    if plain.text.startswith(PROMPT):
         return unclear("the text begins with the prompt, though it is not to be echoed")
+    return await _by_numbers(p) or await _by_texts(p, plain)
+
+
+async def _by_numbers(p: Probe) -> Outcome | None:
+    """Whether an id is chosen under a bias of 100, by its label, where the echo's numbers say that it must be. None
+    where the server gives no such numbers."""
+    told = False
+    for v in TRIED:
+        try:
+            echoed = (await p.complete(prompt=[v, v], echo=True, logprobs=1)).logprobs()
+            biased = (await p.complete(prompt=[v], logit_bias={str(v): 100}, logprobs=1)).logprobs()
+            plain = (await p.complete(prompt=[v], logprobs=1)).logprobs()
+        except (Refused, Broken, Unclear):
+            continue
+        behind = _behind(echoed)
+        if behind is None or not (biased.tokens and plain.tokens):
+            continue
+        told = True
+        if behind > 95:
+            continue
+        label = echoed.tokens[-2]
+        if biased.tokens[-1] == label != plain.tokens[-1]:
+            return unclear(FEW_VISIBLE)
+        if biased.tokens[-1] != label:
+            verdict = ignored if biased.tokens[-1] == plain.tokens[-1] else wrong
+            words = (
+                f"a bias of +100 does not make {label!r:.40} the token that is chosen, though it is {behind:.3g} behind"
+            )
+            return verdict(words, id=v, chosen=biased.tokens[-1])
+    return (
+        unclear("this model is so sure of its tokens that a bias of 100 makes no other the chosen one")
+        if told
+        else None
+    )
+
+
+def _behind(echoed: Lists) -> float | None:
+    """How far the last token of an echoed prompt is behind the most probable one; None where that is not said."""
+    if len(echoed.tokens) < 3 or not len(echoed.tokens) == len(echoed.token_logprobs) == len(echoed.top_logprobs):
+        return None
+    own, top = echoed.token_logprobs[-2], echoed.top_logprobs[-2]
+    values = list(top.values()) if isinstance(top, dict) else []
+    if not values or not all(isinstance(value, int | float) for value in (own, *values)):
+        return None
+    return max(values) - float(own)  # type: ignore[arg-type]
+
+
+async def _by_texts(p: Probe, plain: Answer) -> Outcome:
+    answers = [await p.complete(max_tokens=4, logit_bias={v: 100}) for v in ("97", "98")]
+    texts = [answer.text for answer in answers]
+    if texts == [plain.text, plain.text] and not plain.has_ended:
+        return ignored("a bias of +100 on one token changes nothing", text=plain.text)
     if any(text == text[: len(text) // 4] * 4 for text in texts):
-        return unclear("a bias of +100 forces some tokens, but no two with visible texts of their own were found")
-    return wrong("a bias of +100 on one token does not make it the one that is chosen", without=plain, with_bias=texts)
+        return unclear(FEW_VISIBLE)
+    if any(answer.has_ended for answer in answers):
+        return unclear("this model ends its text in spite of a bias, or at once")
+    return wrong(
+        "a bias of +100 on one token does not make it the one that is chosen", without=plain.text, with_bias=texts
+    )
 
 
 @case(

@@ -7,7 +7,7 @@ from typing import Any
 
 from gnomon.http.verify.cases.request import says_error
 from gnomon.http.verify.probe import ABSENT, PROMPT, Answer, Forced, Probe, Refused, whole
-from gnomon.http.verify.verdict import Outcome, case, honoured, ignored, wrong
+from gnomon.http.verify.verdict import Outcome, case, honoured, ignored, unclear, wrong
 from gnomon.reference.completion import StopMatcher
 
 OTHER = "Once upon a time"
@@ -106,12 +106,35 @@ async def prompt_empty(p: Probe) -> Outcome:
     needs=("max_tokens.accepted", "temperature.greedy"),
 )
 async def max_tokens_bounds(p: Probe) -> Outcome:
-    one, eight = await p.complete(max_tokens=1), await p.complete(max_tokens=8)
-    if not eight.text.startswith(one.text):
+    """A model may end every text at once, and its tokens may have no text: then another prompt is tried, and tokens
+    that a bias makes it choose, until one and eight tokens differ in something."""
+    tries: list[dict[str, Any]] = [{}, {"prompt": OTHER}]
+    tries += [{"logit_bias": {str(v): 100}} for v in (97, 98, 300, 400, 66)]
+    for fields in tries:
+        try:
+            one, eight = [await p.complete(max_tokens=k, **fields) for k in (1, 8)]
+        except Refused:
+            if "logit_bias" in fields:  # none of this server's, or no id of this vocabulary
+                continue
+            raise
+        outcome = _bounded(one, eight)
+        if outcome is not None:
+            return outcome
+    return unclear("this model ends every text at once, so that 1 and 8 tokens are the same")
+
+
+def _bounded(one: Answer, eight: Answer) -> Outcome | None:
+    """What answers of at most 1 and 8 tokens tell; None where the model ended both by itself."""
+    if not eight.text.startswith(one.text.rstrip("\ufffd")):  # which the next token may make a character of
         return wrong("8 tokens do not begin with the text of 1", one=one.text, eight=eight.text)
-    if one.text == eight.text and one.finish_reason == eight.finish_reason:
-        return ignored("1 and 8 give the same text", text=one.text)
-    return honoured(f"1: {one.text!r:.40}; 8: {eight.text!r:.60}")
+    if one.text != eight.text or one.finish_reason != eight.finish_reason:
+        return honoured(f"1: {one.text!r:.40}; 8: {eight.text!r:.60}")
+    if (one.completion_tokens, eight.completion_tokens) == (1, 8):
+        return honoured("1 and 8 tokens are billed; they have no text")
+    billed = one.completion_tokens
+    if one.has_ended and not (isinstance(billed, int) and billed > 1):
+        return None
+    return ignored("1 and 8 give the same text", text=one.text)
 
 
 @case(
