@@ -24,6 +24,7 @@ from gnomon.http.verify.verdict import Unclear
 T = TypeVar("T")
 
 PROMPT = "The quick brown fox"
+ANOTHER = "Once upon a time"
 ABSENT = object()
 """A value that takes a default out of a request."""
 
@@ -226,6 +227,11 @@ class Probe:
             )
         return found[:wanted]
 
+    async def telling(self) -> dict[str, Any]:
+        """Fields under which this model's texts can be told apart: none where its own can; else, for one that ends at
+        once, repeats itself or has tokens without text, a bias that leaves it the tokens that can be forced."""
+        return await self.subject.fact("telling", lambda: _find_telling(Probe(self.subject)))
+
     async def coin(
         self, context: str | tuple[int, ...] = PROMPT, first: Forced | None = None, second: Forced | None = None
     ) -> Coin:
@@ -325,6 +331,17 @@ async def _goes_on(probe: Probe, v: int, text: str) -> bool:
     except Broken:
         return False
     return four.text == text and (four.has_ended or not more.has_ended)
+
+
+async def _find_telling(probe: Probe) -> dict[str, Any]:
+    try:
+        texts = [(await probe.complete(prompt=prompt, max_tokens=8)).text for prompt in (PROMPT, ANOTHER)]
+    except (Refused, Broken):
+        return {}
+    if texts[0] != texts[1] and all(len(set(text.replace("\ufffd", ""))) > 1 for text in texts):
+        return {}
+    forced = await probe.forceable()
+    return {"logit_bias": {str(token.id): FORCE for token in forced}} if len(forced) > 1 else {}
 
 
 async def _find_tie(probe: Probe, first: Forced, second: Forced, context: str | tuple[int, ...]) -> float:

@@ -29,7 +29,7 @@ async def n_count(p: Probe) -> Outcome:
     needs=("n.count", "temperature.greedy"),
 )
 async def n_greedy(p: Probe) -> Outcome:
-    texts = (await p.complete(n=2, max_tokens=4)).texts
+    texts = (await p.complete(n=2, max_tokens=4, **await p.telling())).texts
     if len(set(texts)) > 1:
         return wrong("two choices at temperature 0 differ", texts=texts)
     return honoured("two equal choices")
@@ -60,8 +60,9 @@ async def n_independent(p: Probe) -> Outcome:
 )
 async def n_with_list(p: Probe) -> Outcome:
     prompts = [PROMPT, "Once upon a time"]
-    alone = [(await p.complete(prompt=prompt, max_tokens=4)).text for prompt in prompts]
-    answer = await p.complete(prompt=prompts, n=2, max_tokens=4)
+    fields = {"max_tokens": 4, **await p.telling()}
+    alone = [(await p.complete(prompt=prompt, **fields)).text for prompt in prompts]
+    answer = await p.complete(prompt=prompts, n=2, **fields)
     indices = [choice.get("index") for choice in answer.choices]
     if indices != [0, 1, 2, 3]:
         return wrong(f"two prompts with n = 2 have the indices {indices}")

@@ -145,7 +145,7 @@ async def off(p: Probe) -> Outcome:
     needs=("logprobs.lists",),
 )
 async def zero(p: Probe) -> Outcome:
-    choice = (await p.complete(max_tokens=4, logprobs=0, temperature=2)).choices[0]
+    choice = (await p.complete(max_tokens=4, logprobs=0, temperature=2, **await p.telling())).choices[0]
     if choice.get("logprobs") is None:
         return ignored("logprobs 0 gives none")
     lists = Lists.read(choice["logprobs"])
@@ -287,7 +287,7 @@ async def order(p: Probe) -> Outcome:
     needs=("logprobs.lists",),
 )
 async def same_number(p: Probe) -> Outcome:
-    lists = (await p.complete(max_tokens=4, logprobs=2, temperature=1)).logprobs()
+    lists = (await p.complete(max_tokens=4, logprobs=2, temperature=1, **await p.telling())).logprobs()
     for place, (label, value) in enumerate(zip(lists.tokens, lists.token_logprobs, strict=True)):
         listed = top_of(lists, place).get(label)
         if listed != value:
@@ -367,7 +367,8 @@ async def larger_k(p: Probe) -> Outcome:
     needs=("logprobs.lists", "temperature.greedy"),
 )
 async def no_effect(p: Probe) -> Outcome:
-    without, with_them = await p.complete(max_tokens=6), await p.complete(max_tokens=6, logprobs=3)
+    fields = {"max_tokens": 6, **await p.telling()}
+    without, with_them = await p.complete(**fields), await p.complete(**fields, logprobs=3)
     if without.text != with_them.text:
         return wrong("the text is another with logprobs", without=without.text, with_logprobs=with_them.text)
     return honoured("the same text with and without")
@@ -381,7 +382,8 @@ async def no_effect(p: Probe) -> Outcome:
     needs=("logprobs.lists", "temperature.greedy"),
 )
 async def repeats(p: Probe) -> Outcome:
-    answers = [await p.complete(max_tokens=4, logprobs=2) for _ in range(3)]
+    fields = await p.telling()
+    answers = [await p.complete(max_tokens=4, logprobs=2, **fields) for _ in range(3)]
     if len({json.dumps(answer.body.get("system_fingerprint")) for answer in answers}) > 1:
         return unclear("the system_fingerprint differs between the answers")
     seen = [answer.logprobs()[1:3] for answer in answers]
@@ -645,8 +647,9 @@ def has_whole_character(answer: Answer) -> bool:
     needs=("echo.accepted", "temperature.greedy"),
 )
 async def echo_text(p: Probe) -> Outcome:
+    fields = {"max_tokens": 2, **await p.telling()}
     for prompt in (PROMPT, ODD):
-        without, echoed = [await p.complete(prompt=prompt, max_tokens=2, echo=echo) for echo in (False, True)]
+        without, echoed = [await p.complete(prompt=prompt, echo=echo, **fields) for echo in (False, True)]
         if echoed.text == without.text:
             return ignored(f"the text begins with {echoed.text!r:.40}, as without echo")
         if not echoed.text.startswith(prompt):
@@ -689,7 +692,7 @@ async def echo_off(p: Probe) -> Outcome:
     needs=("echo.text", "max_tokens.zero"),
 )
 async def echo_zero(p: Probe) -> Outcome:
-    answer = await p.complete(prompt=ODD, max_tokens=0, echo=True)
+    answer = await p.complete(prompt=ODD, max_tokens=0, echo=True, **await p.telling())
     if answer.text != ODD:
         return wrong(f"the text is {answer.text!r:.60} for {ODD!r}")
     return honoured("the prompt")

@@ -190,7 +190,8 @@ async def _raw(p: Probe, token: Forced) -> float | None:
     needs=("prompt.accepted",),
 )
 async def greedy_repeats(p: Probe) -> Outcome:
-    texts = {(await p.complete(max_tokens=8)).text for _ in range(3)}
+    fields = await p.telling()
+    texts = {(await p.complete(max_tokens=8, **fields)).text for _ in range(3)}
     if len(texts) == 1:
         return honoured("three times the same text of 8 tokens")
     return wrong(f"{len(texts)} texts in three tries", texts=sorted(texts))
@@ -242,9 +243,11 @@ async def temperature_divides(p: Probe) -> Outcome:
     needs=("temperature.divides", "seed.repeats"),
 )
 async def temperature_default(p: Probe) -> Outcome:
+    fields = await p.telling()
     for seed in range(1, 9):
         given, left_out = [
-            (await p.complete(temperature=temperature, seed=seed, max_tokens=12)).text for temperature in (1, ABSENT)
+            (await p.complete(temperature=temperature, seed=seed, max_tokens=12, **fields)).text
+            for temperature in (1, ABSENT)
         ]
         if given != left_out:
             return wrong(f"with seed {seed} the text is another than at 1", given=given, left_out=left_out)

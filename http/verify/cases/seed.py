@@ -22,8 +22,9 @@ EDGES = (-1, 0, 2**63 - 1, -(2**63))
 
 async def _varied(p: Probe) -> dict[str, Any]:
     """Fields under which this model's texts differ from seed to seed. Raises Unclear where none do."""
+    telling = await p.telling()
     for temperature in (1, 2):
-        fields = {"max_tokens": 12, "temperature": temperature}
+        fields = {"max_tokens": 12, "temperature": temperature, **telling}
         texts = {(await p.complete(seed=seed, **fields)).text for seed in (1, 2, 3)}
         if len(texts) > 1:
             return fields
@@ -206,6 +207,7 @@ async def load_seeded(p: Probe) -> Outcome:
 
 async def _under_load(p: Probe, fields: dict[str, Any]) -> Outcome:
     """One request three times alone; then twice in a crowd of others of all lengths; then eight of it at once."""
+    fields = {**fields, **await p.telling()}
     request = {**fields, "max_tokens": 24, "logprobs": 1}
     try:
         alone = [await p.complete(**request) for _ in range(3)]

@@ -112,7 +112,7 @@ async def done(p: Probe) -> Outcome:
     ),
 )
 async def one_answer(p: Probe) -> Outcome:
-    events = (await streamed(p, max_tokens=3)).events
+    events = (await streamed(p, max_tokens=3, **await p.telling())).events
     for event in events:
         if not isinstance(event.get("choices"), list) or event.get("object") != "text_completion":
             return wrong(f"a chunk is {_brief(event)}")
@@ -152,7 +152,8 @@ async def one_choice(p: Probe) -> Outcome:
     needs=("stream.accepted", "answer.is_a_completion"),
 )
 async def finish_reason(p: Probe) -> Outcome:
-    reasons = [piece.get("finish_reason") for _, piece in (await streamed(p, max_tokens=4)).pieces()]
+    stream = await streamed(p, max_tokens=4, **await p.telling())
+    reasons = [piece.get("finish_reason") for _, piece in stream.pieces()]
     if not reasons or any(reason is not None for reason in reasons[:-1]) or not isinstance(reasons[-1], str):
         return wrong(f"chunk by chunk it is {_brief(reasons)}")
     return honoured(f"{_brief(reasons)}")
@@ -169,8 +170,9 @@ async def finish_reason(p: Probe) -> Outcome:
     needs=("stream.accepted", "answer.is_a_completion", "temperature.greedy"),
 )
 async def stream_text(p: Probe) -> Outcome:
+    fields = await p.telling()
     for prompt in (PROMPT, OTHER):
-        fault = await compared(p, prompt=prompt, max_tokens=6)
+        fault = await compared(p, prompt=prompt, max_tokens=6, **fields)
         if fault is not None:
             return fault
     return honoured("two prompts, six tokens each")
@@ -184,7 +186,7 @@ async def stream_text(p: Probe) -> Outcome:
     needs=("stream.text", "logprobs.lists", "logprobs.no_effect"),
 )
 async def stream_logprobs(p: Probe) -> Outcome:
-    return await compared(p, max_tokens=4, logprobs=MOST) or honoured("four tokens")
+    return await compared(p, max_tokens=4, logprobs=MOST, **await p.telling()) or honoured("four tokens")
 
 
 @case(
@@ -210,7 +212,7 @@ async def stream_forced(p: Probe) -> Outcome:
 )
 async def stream_seeded(p: Probe) -> Outcome:
     for seed in (7, 8):
-        fault = await compared(p, max_tokens=8, temperature=1, seed=seed, n=2)
+        fault = await compared(p, max_tokens=8, temperature=1, seed=seed, n=2, **await p.telling())
         if fault is not None:
             return fault
     return honoured("two choices with each of two seeds")
@@ -224,7 +226,7 @@ async def stream_seeded(p: Probe) -> Outcome:
     needs=("stream.text", "prompt.list"),
 )
 async def stream_each_prompt(p: Probe) -> Outcome:
-    return await compared(p, prompt=[PROMPT, OTHER], max_tokens=3) or honoured("two prompts")
+    return await compared(p, prompt=[PROMPT, OTHER], max_tokens=3, **await p.telling()) or honoured("two prompts")
 
 
 @case(
@@ -235,7 +237,8 @@ async def stream_each_prompt(p: Probe) -> Outcome:
     needs=("stream.text", "echo.text"),
 )
 async def stream_echo(p: Probe) -> Outcome:
-    return await compared(p, prompt=ODD, max_tokens=3, echo=True) or honoured(f"{ODD!r} and three tokens")
+    fields = {"max_tokens": 3, **await p.telling()}
+    return await compared(p, prompt=ODD, echo=True, **fields) or honoured(f"{ODD!r} and three tokens")
 
 
 @case(

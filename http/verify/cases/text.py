@@ -43,10 +43,10 @@ async def prompt_ids_verbatim(p: Probe) -> Outcome:
     "prompt.list", "prompt", law="2", says="a list is the same as the separate requests", needs=("temperature.greedy",)
 )
 async def prompt_list(p: Probe) -> Outcome:
-    prompts = [PROMPT, OTHER]
-    alone = [(await p.complete(prompt=prompt, max_tokens=4)).text for prompt in prompts]
+    prompts, fields = [PROMPT, OTHER], {"max_tokens": 4, **await p.telling()}
+    alone = [(await p.complete(prompt=prompt, **fields)).text for prompt in prompts]
     for order in (prompts, prompts[::-1]):
-        answer = await p.complete(prompt=order, max_tokens=4)
+        answer = await p.complete(prompt=order, **fields)
         expected = [alone[prompts.index(prompt)] for prompt in order]
         if len(answer.choices) != 2 or [choice.get("index") for choice in answer.choices] != [0, 1]:
             return wrong(f"two prompts have {len(answer.choices)} choices")
@@ -66,7 +66,7 @@ async def prompt_list(p: Probe) -> Outcome:
 )
 async def prompt_list_seeded(p: Probe) -> Outcome:
     prompts = [PROMPT, OTHER, OTHER]
-    fields = {"max_tokens": 10, "temperature": 1.0, "seed": 5}
+    fields = {"max_tokens": 10, "temperature": 1.0, "seed": 5, **await p.telling()}
     alone = [(await p.complete(prompt=prompt, **fields)).text for prompt in prompts[:2]]
     together = (await p.complete(prompt=prompts, **fields)).texts
     if together != [alone[0], alone[1], alone[1]]:
@@ -89,7 +89,8 @@ async def prompt_list_of_ids(p: Probe) -> Outcome:
     "prompt.empty", "prompt", law="2", says='"" and null are the beginning of a document', needs=("temperature.greedy",)
 )
 async def prompt_empty(p: Probe) -> Outcome:
-    answers = [await p.complete(prompt=prompt, max_tokens=4) for prompt in ("", None)]
+    fields = await p.telling()
+    answers = [await p.complete(prompt=prompt, max_tokens=4, **fields) for prompt in ("", None)]
     if answers[0].text != answers[1].text:
         return wrong('"" and null have different texts', texts=[answer.text for answer in answers])
     return honoured("the same text for both")
@@ -213,7 +214,7 @@ async def max_tokens_default(p: Probe) -> Outcome:
     ),
 )
 async def max_tokens_zero(p: Probe) -> Outcome:
-    answer = await p.complete(max_tokens=0)
+    answer = await p.complete(max_tokens=0, **await p.telling())
     if answer.text:
         return wrong(f"max_tokens 0 gives the text {answer.text!r:.60}")
     return honoured('the text ""')
@@ -327,10 +328,11 @@ async def stop_earliest(p: Probe) -> Outcome:
             fault = await _stops(p, token, order)
             if fault is not None:
                 return fault
-    text = (await p.complete(max_tokens=8)).text
+    fields = await p.telling()
+    text = (await p.complete(max_tokens=8, **fields)).text
     for stops in ([text[1:6], text[3:6]], [text[2:5], text[1:7]], [text[:5], text[4:5]]):
         for order in (stops, stops[::-1]) if len(text) >= 7 else ():
-            fault = _ended(await p.complete(max_tokens=8, stop=order), text, order)
+            fault = _ended(await p.complete(max_tokens=8, stop=order, **fields), text, order)
             if fault is not None:
                 return fault
     return honoured("pairs of stop strings, in either order")
@@ -407,9 +409,10 @@ async def suffix_honoured_or_refused(p: Probe) -> Outcome:
 
 @case("suffix.empty", "suffix", law="9", says='suffix "" and null have no effect', needs=("temperature.greedy",))
 async def suffix_empty(p: Probe) -> Outcome:
-    plain = (await p.complete(max_tokens=4)).text
+    fields = await p.telling()
+    plain = (await p.complete(max_tokens=4, **fields)).text
     for suffix in ("", None):
-        text = (await p.complete(max_tokens=4, suffix=suffix)).text
+        text = (await p.complete(max_tokens=4, suffix=suffix, **fields)).text
         if text != plain:
             return wrong(f"suffix {json.dumps(suffix)} changes the text", without=plain, with_suffix=text)
     return honoured("the same text as without")
@@ -435,7 +438,8 @@ async def suffix_not_with_echo(p: Probe) -> Outcome:
 
 @case("user.no_effect", "user", law="1", says="user has no effect", needs=("user.accepted", "temperature.greedy"))
 async def user_no_effect(p: Probe) -> Outcome:
-    texts = {(await p.complete(max_tokens=4, user=user)).text for user in ("a", "somebody else", None)}
+    fields = await p.telling()
+    texts = {(await p.complete(max_tokens=4, user=user, **fields)).text for user in ("a", "somebody else", None)}
     return honoured("the same text for two users and none") if len(texts) == 1 else wrong("the text changes with user")
 
 
