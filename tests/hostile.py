@@ -50,6 +50,7 @@ from load import (
     can_stream,
     choices_of,
     come_to_rest,
+    held,
     metrics,
     quantile,
     rest,
@@ -61,6 +62,7 @@ from gnomon.reference.checkpoint import default_model_path, read_config
 ORDINARY = 4  # clients
 TURNS = 4  # of each kind
 LIVEZ_EVERY = 0.05  # seconds
+REST_SECONDS = 90.0  # for the server to be quiet, after it has been attacked
 PATIENCE = 15.0  # seconds that a hostile client waits for its answer at most
 SENT_AT_MOST = 8 * 2**20 - 4096  # bytes of a body, a little below the server's default bound
 
@@ -362,9 +364,16 @@ async def turns(plan: Plan, at: Server, tally: Tally) -> Seen:
                 await asyncio.to_thread(attackers.end)
     finally:
         attackers.close()
-    end = await come_to_rest(at, start)
-    faults = probe.faults
-    return Seen(calm, hostile, start, end, attackers.told, attackers.cpu, probe.late, faults, await metrics(at.port))
+    faults = list(probe.faults)
+    samples: Mapping[str, float] | None = None
+    try:
+        async with asyncio.timeout(REST_SECONDS):
+            end = await come_to_rest(at, start)
+            samples = await metrics(at.port)
+    except (OSError, TimeoutError) as error:
+        faults.append(f"/metrics does not answer within {REST_SECONDS:g} s after the last turn: {error!r}")
+        end = Rest(held(at.process.pid), {})
+    return Seen(calm, hostile, start, end, attackers.told, attackers.cpu, probe.late, faults, samples)
 
 
 def run(plan: Plan) -> Report:
@@ -372,7 +381,8 @@ def run(plan: Plan) -> Report:
     with server(plan) as at:
         seen = asyncio.run(turns(plan, at, tally))
         at.process.send_signal(signal.SIGTERM)
-        at.process.wait(60)
+        with suppress(subprocess.TimeoutExpired):  # then it is killed
+            at.process.wait(60)
         return report(plan, tally, seen, at.process.returncode, at.log.read_text())
 
 
@@ -380,7 +390,7 @@ def at_quantile(values: Sequence[float], part: float) -> float:
     return sorted(values)[int(part * (len(values) - 1))] if values else float("inf")
 
 
-def report(plan: Plan, tally: Tally, seen: Seen, status: int, log: str) -> Report:
+def report(plan: Plan, tally: Tally, seen: Seen, status: int | None, log: str) -> Report:
     calm, hostile, start, end = seen.calm, seen.hostile, seen.start, seen.end
     ratios = {
         part: at_quantile(hostile.first_tokens, part) / at_quantile(calm.first_tokens, part) for part in (0.5, 0.95)
@@ -393,7 +403,7 @@ def report(plan: Plan, tally: Tally, seen: Seen, status: int, log: str) -> Repor
         "ordinary answers have the bytes that they have alone": tally.counts["differing"] == 0,
         "no ordinary answer is lost, and no surprise": tally.counts["surprises"] == 0,
         "there were ordinary answers in both kinds of turns": min(len(calm.livez), calm.answered, hostile.answered) > 0,
-        f"/livez always answers{'' if not seen.faults else f' ({len(seen.faults)} times not: {seen.faults[0]})'}":
+        f"/livez and /metrics always answer{'' if not seen.faults else f' ({len(seen.faults)}: {seen.faults[0]})'}":
             not seen.faults,
         f"/livez answers within {plan.livez_ms} ms ({slowest * 1000:.0f} ms)": slowest * 1000 <= plan.livez_ms,
         f"resident memory comes back to {growth_allowed:.2f} of its start ({grown:.2f})": grown <= growth_allowed,
@@ -402,7 +412,7 @@ def report(plan: Plan, tally: Tally, seen: Seen, status: int, log: str) -> Repor
         "hostile requests get an answer, or a refusal of 400 to 499 or 503": seen_statuses
         <= {"200", "400", "408", "413", "422", "429", "431", "503", "left"},
         "the log has no traceback": "Traceback" not in log,
-        f"SIGTERM ended it with status 0 ({status})": status == 0,
+        f"SIGTERM ended it with status 0 within 60 s ({status})": status == 0,
     }  # fmt: skip
     for part, name in ((0.5, "the median of first tokens"), (0.95, "the 95th percentile of first tokens")):
         what = f"{name} is within {plan.slower:g} of the calm turns' ({ratios[part]:.2f})"

@@ -88,6 +88,10 @@ class Answer:
         """Whether the first choice says that it ended before max_tokens."""
         return bool(self.finish_reason == "stop")
 
+    def ended_before(self, tokens: int) -> bool:
+        """The same, unless it is billed for all tokens that it might have: some servers say `stop` of every answer."""
+        return self.has_ended and self.completion_tokens != tokens
+
     @property
     def completion_tokens(self) -> Any:
         return self.usage.get("completion_tokens")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,8 @@ S_LEAD, S_NEXT, S_SPACE = 3 + 0xC3, 3 + 0xA9, 3 + 256
 
 @dataclass(frozen=True)
 class Odd:
-    """A model to be served. rows: how many more the model has than the tokenizer has tokens."""
+    """A model to be served. rows: how many more the model has than the tokenizer has tokens. least: so many cases can
+    be told on it."""
 
     change: Change = as_they_are
     tokenizer: Callable[[Path], Path] = byte_level
@@ -157,6 +158,11 @@ class Odd:
     context: int = 128
     ends: frozenset[int] = frozenset({EOT, END})
     salt: int = 0
+    least: int = 186
+
+    def of(self, salt: int) -> Odd:
+        """The same kind of model with other weights."""
+        return replace(self, salt=salt)
 
     def serve(self, directory: Path) -> Model:
         self.tokenizer(directory)
@@ -171,52 +177,57 @@ class Odd:
         return Model(FakeEngine(logits, vocab_size=size, context=self.context, eos_ids=self.ends), tokenizer)
 
 
+FEW = 100  # cases that can be told where no bias moves the model
+
 NONE: frozenset[int] = frozenset()
 END_OF_S = frozenset({S_END})
 
 ODD: dict[str, Odd] = {
     # ends
     "ends at once": Odd(lead(EOT)),
-    "ends at once, whatever the bias": Odd(lead(EOT, by=UNMOVED)),
-    "ends at once, unless forced at temperature 0": Odd(lead(EOT, by=LIMIT)),
+    "ends at once, whatever the bias": Odd(lead(EOT, by=UNMOVED), least=FEW),
+    "ends at once, unless forced at temperature 0": Odd(lead(EOT, by=LIMIT), least=FEW),
     "ends after a token": Odd(after(19, lead(EOT))),
     "ends now and then": Odd(now_and_then(0.4, lead(EOT))),
-    "ends now and then, whatever the bias": Odd(now_and_then(0.1, lead(EOT, by=UNMOVED))),
-    "ends after 24 tokens, whatever the bias": Odd(after(24, lead(EOT, by=UNMOVED))),
+    "ends now and then, whatever the bias": Odd(now_and_then(0.1, lead(EOT, by=UNMOVED)), least=FEW),
+    "ends after 24 tokens, whatever the bias": Odd(after(24, lead(EOT, by=UNMOVED)), least=FEW),
     "may end at every token": Odd(lead(EOT, by=6)),
     "never ends": Odd(ends=NONE),
     # tokens without text
     "no text": Odd(lead(PRE, SUF, MID)),
-    "no text, whatever the bias": Odd(lead(PRE, SUF, by=UNMOVED)),
+    "no text, whatever the bias": Odd(lead(PRE, SUF, by=UNMOVED), least=FEW),
     "no text now and then": Odd(now_and_then(0.4, lead(MID))),
     "no text, then an end": Odd(after(20, lead(EOT)), salt=1),
     "tokens that the tokenizer has not": Odd(lead(271, 280), rows=30),
     "a vocabulary of 300": Odd(rows=30),
     # few tokens
     "one token": Odd(lead(97)),
-    "one token, whatever the bias": Odd(lead(97, by=UNMOVED)),
+    "one token, whatever the bias": Odd(lead(97, by=UNMOVED), least=FEW),
     "two tokens in turn": Odd(in_turn(97, 98)),
-    "two tokens in turn, whatever the bias": Odd(in_turn(97, 98, by=UNMOVED)),
+    "two tokens in turn, whatever the bias": Odd(in_turn(97, 98, by=UNMOVED), least=FEW),
     "blanks": Odd(lead(32, 220)),
     # parts of characters
     "half of a character": Odd(lead(140)),
-    "half of a character, whatever the bias": Odd(lead(140, by=UNMOVED)),
+    "half of a character, whatever the bias": Odd(lead(140, by=UNMOVED), least=FEW),
     "the first half of a character": Odd(lead(131)),
-    "a half, then no text": Odd(lambda tokens, z: lead(131 if len(tokens) == 19 else MID, by=UNMOVED)(tokens, z)),
+    "a half, then no text": Odd(
+        lambda tokens, z: lead(131 if len(tokens) == 19 else MID, by=UNMOVED)(tokens, z), least=FEW
+    ),
     "characters of two tokens": Odd(in_turn(131, 106)),
-    "characters of two tokens, whatever the bias": Odd(in_turn(106, 131, by=UNMOVED)),
+    "characters of two tokens, whatever the bias": Odd(in_turn(106, 131, by=UNMOVED), least=FEW),
     "parts of characters": Odd(lead(*range(128, 256), by=8)),
     # odd logits
     "all equal": Odd(all_equal),
     "all equal, without an end": Odd(all_equal, ends=NONE),
     "the same whatever came before": Odd(without_context, ends=frozenset({EOT})),
-    "sure of every token": Odd(times(20)),
-    "very sure of every token": Odd(times(200)),
+    "sure of every token": Odd(times(20), least=FEW),
+    "very sure of every token": Odd(times(200), least=FEW),
     "hardly sure of any": Odd(times(1e-3)),
     "many ties": Odd(rounded(1.5)),
     # contexts
-    **{f"a context of {size}": Odd(context=size) for size in (16, 24, 32, 48, 64)},
-    "a context of 32 that ends at once": Odd(lead(EOT), context=32),
+    **{f"a context of {size}": Odd(context=size, least=1) for size in (16, 24, 32)},
+    **{f"a context of {size}": Odd(context=size) for size in (48, 64)},
+    "a context of 32 that ends at once": Odd(lead(EOT), context=32, least=1),
     # tokenizers
     "a token before every text": Odd(tokenizer=with_bos),
     "bytes alone, without an end of text": Odd(tokenizer=bytes_alone, ends=NONE),

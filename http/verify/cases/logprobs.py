@@ -773,7 +773,7 @@ async def echo_lengths(p: Probe) -> Outcome:
     for ids, k in (([a.id, b.id], 1), ([a.id, b.id], 2), ([a.id, b.id, b.id, a.id], 1)):
         answer = await p.complete(prompt=ids, logit_bias=forcing(a), max_tokens=k, logprobs=1, echo=True)
         lists = answer.logprobs()
-        if answer.has_ended and answer.completion_tokens != k:
+        if answer.ended_before(k):
             raise Unclear(ENDED)
         places = {len(items) for items in lists[:3]} | ({len(lists.text_offset)} if lists.text_offset else set())
         if places == {k}:

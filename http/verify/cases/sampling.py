@@ -106,11 +106,11 @@ def _behind(echoed: Lists) -> float | None:
 async def _by_texts(p: Probe, plain: Answer) -> Outcome:
     answers = [await p.complete(max_tokens=4, logit_bias={v: 100}) for v in ("97", "98")]
     texts = [answer.text for answer in answers]
-    if texts == [plain.text, plain.text] and not plain.has_ended:
+    if texts == [plain.text, plain.text] and not plain.ended_before(4):
         return ignored("a bias of +100 on one token changes nothing", text=plain.text)
     if any(text == text[: len(text) // 4] * 4 for text in texts):
         return unclear(FEW_VISIBLE)
-    if any(answer.has_ended for answer in answers):
+    if any(answer.ended_before(4) for answer in answers):
         return unclear("this model ends its text in spite of a bias, or at once")
     return wrong(
         "a bias of +100 on one token does not make it the one that is chosen", without=plain.text, with_bias=texts
