@@ -62,6 +62,7 @@ from gnomon.reference.checkpoint import default_model_path, read_config
 ORDINARY = 4  # clients
 TURNS = 4  # of each kind
 LIVEZ_EVERY = 0.05  # seconds
+LOST_SECONDS = 60.0  # after which an ordinary client's answer counts as lost
 REST_SECONDS = 90.0  # for the server to be quiet, after it has been attacked
 PATIENCE = 15.0  # seconds that a hostile client waits for its answer at most
 SENT_AT_MOST = 8 * 2**20 - 4096  # bytes of a body, a little below the server's default bound
@@ -247,7 +248,7 @@ async def ordinary(number: int, plan: Plan, at: Server, requests: Sequence[Alone
         request = rng.choice(requests)
         tally.counts["requests"] += 1
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(LOST_SECONDS):
                 await ask(at, request, turn, tally)
         except (OSError, TimeoutError, ValueError, KeyError, h11.ProtocolError) as error:
             tally.surprise(f"an ordinary client: {error!r}")
