@@ -66,12 +66,16 @@ def test_no_case_accuses_our_own_server_of_a_model_that_ends_at_once(tmp_path: P
 
 BREAKS = (*test_verify_cases.BREAKS, *test_verify_logprobs.BREAKS)
 EVERY = 12  # of the breaks, in the default run
+UNSEEN = (
+    "values of the place before",  # texts of one token have one place: `echo.scores` sees it
+    "another completion with echo",  # a fault that a request with a bias does not have
+)
 
 
 def _broken() -> list[object]:
     rows = []
     for name in ("ends at once", "no text", "one token"):
-        for i, broken in enumerate(BREAKS):
+        for i, broken in enumerate(broken for broken in BREAKS if broken.name not in UNSEEN):
             marks = [pytest.mark.slow] if i % EVERY else []
             rows.append(pytest.param(name, broken, id=f"{name}: {broken.red}: {broken.name}", marks=marks))
     return list(rows)
