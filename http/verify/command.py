@@ -11,7 +11,6 @@ Exit code: 0 all honoured, refused or unclear; 1 findings; 2 the run could not b
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import re
 import sys
@@ -27,6 +26,7 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from gnomon.http.console import as_utf8
 from gnomon.http.verify import baseline
 from gnomon.http.verify.exchange import Budget, Busy, CannotReach, Client, Exchange, OutOfBudget
 from gnomon.http.verify.junit import junit
@@ -130,9 +130,6 @@ def verify(
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> int:
     """The exit code. transport: for tests."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character gets its escape
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     secret = Secret(options.api_key)
     try:
         prepared = _prepare(options, cases)
@@ -216,7 +213,7 @@ class Files(NamedTuple):
             try:
                 self.paths[name].write_bytes(content)
             except OSError as error:
-                raise CannotRun(f"--{name}: {str(self.paths[name])!r}: {error.strerror}") from None
+                raise CannotRun(f"--{name}: {as_utf8(str(self.paths[name]))!r}: {error.strerror}") from None
 
 
 @contextmanager
@@ -234,7 +231,7 @@ def _files(options: Options) -> Iterator[Files]:
         try:
             path.open("ab").close()
         except OSError as error:
-            raise CannotRun(f"--{name}: {str(path)!r}: {error.strerror}") from None
+            raise CannotRun(f"--{name}: {as_utf8(str(path))!r}: {error.strerror}") from None
         if new:
             made.append(path)
     try:
