@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import importlib
 import ipaddress
 import logging
 import os
@@ -35,6 +36,7 @@ from typing import Any, NamedTuple
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 
 from gnomon.http.accept import Acceptor
 from gnomon.http.reload import Reader, ServerCertificate, reload
@@ -45,6 +47,9 @@ from gnomon.reference.engine import ServedEngine
 from gnomon.reference.tokenizer import Tokenizer
 
 log = logging.getLogger("gnomon.http")
+
+AT_FIRST_USE = ("concurrent.futures.thread", "netrc")
+"""What asyncio and the collector's client import when they need it: later there may be no descriptor to read it by."""
 
 Loader = Callable[[], tuple[ServedEngine, Tokenizer, Checkpoint | None]]
 
@@ -190,6 +195,9 @@ class Server(uvicorn.Server):
             self.config.ssl.sni_callback = certificate.choose
             self.readers.append(certificate.read)
         asyncio.get_running_loop().create_server = self.listen  # type: ignore[method-assign, assignment]
+        for name in AT_FIRST_USE:
+            importlib.import_module(name)
+        await run_in_threadpool("a".encode, "idna")  # which imports anyio's threads and that encoding
         await super().startup(sockets)
         if self.load is None:
             self.ready()
