@@ -90,7 +90,7 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
 
     async def capable(request: Request) -> Response:
         engine, tokenizer = service.model()
-        return _json(capabilities(engine.name, engine, tokenizer, settings, traced=retrace.refusal() is None))
+        return _json(capabilities(engine.name, engine, tokenizer, settings, traced=retrace.offered))
 
     def served_model() -> dict[str, object]:
         engine, _ = service.model()

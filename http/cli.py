@@ -213,7 +213,12 @@ def _model_name(model: str | None) -> str:
 
     if model is None:
         return DEFAULTS.served_model_name
-    return model if is_hub_id(model) else as_utf8(Path(model).resolve().name)
+    if is_hub_id(model):
+        return model
+    try:
+        return as_utf8(os.path.basename(os.path.realpath(model)))  # of links in a circle too
+    except OSError:  # relative to a directory that has been removed
+        return as_utf8(os.path.basename(model))
 
 
 def read_model(
@@ -498,7 +503,7 @@ def check_auth(auth: AuthSettings) -> AuthSettings:
 
     try:
         check(auth)
-        if auth.mode is AuthMode.api_key and not (auth.api_key_file and auth.api_key_file.is_file()):
+        if auth.mode is AuthMode.api_key and not (auth.api_key_file and os.path.isfile(auth.api_key_file)):
             auth = replace(auth, api_keys=api_keys(auth), api_key_file=None)
         authenticator(auth)
     except ConfigError as error:
@@ -828,6 +833,7 @@ def doctor(
     Status 0: sound; 1: unsound, with the reasons.
     """
     from gnomon.reference.checkpoint import CheckpointError, silently
+    from gnomon.reference.files import check_writable
 
     try:
         checkpoint, tokenizer = read_model(model, ModelOptions(revision, max_model_len), silently)
@@ -837,7 +843,7 @@ def doctor(
     file = None if json_file in (None, "-") else Path(json_file)
     try:
         if file is not None:
-            file.open("a").close()  # minutes later would be a bad time to find that it cannot be written
+            check_writable(file)  # minutes later would be a bad time to find that it cannot be
     except OSError as error:
         fail(f"--json: {as_utf8(str(file))!r}: {error.strerror}", 1)
     say("starting the examination: importing jax")
@@ -850,7 +856,10 @@ def doctor(
         report = examine(checkpoint, tokenizer, lambda line: print(line, file=lines, flush=True), quick, directory, say)
     text = json.dumps(report, indent=2)
     if file is not None:
-        file.write_text(text + "\n", encoding="utf-8")
+        try:
+            file.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            fail(f"--json: {as_utf8(str(file))!r}: {error.strerror}", 1)
     elif json_file == "-":
         print(text)
     raise typer.Exit(report["verdict"] != "sound")

@@ -221,6 +221,7 @@ class Server(uvicorn.Server):
     def _load(self, load: Loader) -> None:
         try:
             self.service.open(*load())
+            self.retrace.loaded()
             self.ready()
         except BaseException as error:
             self.failure = error
