@@ -22,7 +22,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from importlib.metadata import version
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -39,7 +38,7 @@ from gnomon.http.auth import Authentication, authenticator
 from gnomon.http.completions import Completions
 from gnomon.http.errors import ErrorForm, no_such_path, response, unknown_route
 from gnomon.http.metrics import Load, Metrics
-from gnomon.http.openapi import capabilities, document
+from gnomon.http.openapi import VERSION, capabilities, document
 from gnomon.http.page import FILE, Page
 from gnomon.http.retrace import Retrace
 from gnomon.http.service import Service
@@ -60,7 +59,7 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
     mode = settings.auth.mode or AuthMode.none  # who is to be asked beyond loopback was decided in cli.py
     auth = authenticator(replace(settings.auth, mode=mode))
     trace = tracer(settings, settings.served_model_name)
-    metrics = Metrics(settings.served_model_name, lambda: load_of(service, completions), version("gnomon"))
+    metrics = Metrics(settings.served_model_name, lambda: load_of(service, completions), VERSION)
     service = Service(engine, tokenizer, lambda: auth.ready, metrics.engine_fault)
     completions = Completions(service, settings)
     page = Page(FILE.read_bytes())
@@ -76,7 +75,7 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
         return _json({"status": "ok"})
 
     async def running_version(request: Request) -> Response:
-        about = {"name": "gnomon", "version": version("gnomon"), "model": settings.served_model_name}
+        about = {"name": "gnomon", "version": VERSION, "model": settings.served_model_name}
         return _json({**about, "engine": service.engine_name, "system_fingerprint": service.fingerprint()})
 
     async def numbers(request: Request) -> Response:
@@ -91,7 +90,7 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
 
     async def capable(request: Request) -> Response:
         engine, tokenizer = service.model()
-        return _json(capabilities(engine.name, engine, tokenizer, settings, traced=retrace.refusal() is None))
+        return _json(capabilities(engine.name, engine, tokenizer, settings, traced=retrace.offered))
 
     def served_model() -> dict[str, object]:
         engine, _ = service.model()

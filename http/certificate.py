@@ -7,6 +7,7 @@ Nothing of a key is ever shown.
 from __future__ import annotations
 
 import codecs
+import os
 import re
 import ssl
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ from typing import Any, NamedTuple
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
+from gnomon.reference.files import read_regular
+
+MOST_BYTES = 16 * 2**20  # of a file of certificates: a hundred times those that browsers trust
 LABEL = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
 ENCODINGS = (  # how text begins that OpenSSL does not read
     (codecs.BOM_UTF8, "begins with a byte order mark; save it without one"),
@@ -55,10 +59,10 @@ class Pem(NamedTuple):
 def read(option: str, path: Path) -> Pem:
     """Raises BadFile if it is no PEM at all, or a pipe, such as a shell's <(...): what is in it can be read once, and
     whoever reads it again, as OpenSSL does, finds nothing or waits for ever."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise BadFile(option, f"{path}: not a regular file, so it cannot be read again")
     try:
-        data = path.read_bytes()
+        if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+            raise BadFile(option, f"{path}: not a regular file, so it cannot be read again")
+        data = read_regular(path, MOST_BYTES)
     except OSError as error:
         raise BadFile(option, f"{path}: {error.strerror}") from None
     pem = Pem(option, path, data, tuple(label.decode() for label in LABEL.findall(data)))

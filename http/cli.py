@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import inspect
-import io
 import json
 import logging
 import os
@@ -32,10 +31,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
-from gnomon.http.console import Records, discard, guarded, record, tell, wants_json
+from gnomon.http.console import Records, as_utf8, discard, guarded, printable, record, tell, wants_json
 from gnomon.http.environment import service_links
 from gnomon.http.settings import AuthMode, AuthSettings, LogFormat, Option, Settings, option, options
-from gnomon.http.toml import assignment
+from gnomon.http.toml import assignment, fitting
 from gnomon.http.verify.profiles import ProfileName
 from gnomon.reference.infill import Order, Told
 from gnomon.reference.request import BY_NAME, CompletionRequest, RequestError
@@ -107,7 +106,7 @@ class ModelOptions:
         missing = [flag for flag in needed if given[flag] is None]
         if missing and any(literal is not None for literal in given.values()):
             fail(f"{', '.join(needed)} go together; missing: {', '.join(missing)}", 2)
-        return Told(self.fim_prefix, self.fim_suffix, self.fim_middle, self.fim_order)
+        return Told(_text(self.fim_prefix), _text(self.fim_suffix), _text(self.fim_middle), self.fim_order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +213,12 @@ def _model_name(model: str | None) -> str:
 
     if model is None:
         return DEFAULTS.served_model_name
-    return model if is_hub_id(model) else Path(model).resolve().name
+    if is_hub_id(model):
+        return model
+    try:
+        return as_utf8(os.path.basename(os.path.realpath(model)))  # of links in a circle too
+    except OSError:  # relative to a directory that has been removed
+        return as_utf8(os.path.basename(model))
 
 
 def read_model(
@@ -381,6 +385,11 @@ def _variable(name: str) -> str:
     return f"GNOMON_{name.upper()}"
 
 
+def _text(value: str | None) -> str | None:
+    """The value of an option that is a text, and no file's name."""
+    return None if value is None else as_utf8(value)
+
+
 def _typer_option(row: Option) -> tuple[Any, Any]:
     """A row as typer wants it: a type with its description, and a default."""
     flag, several = _flag(row.name), row.type == tuple[str, ...]
@@ -403,7 +412,11 @@ def _chosen(context: typer.Context, row: Option, given: Mapping[str, Any]) -> Se
         values = tuple(os.environ.get(_variable(row.name), "").split())
         return Setting(values, f"environment {_variable(row.name)}" if values else "default")
     value = given[row.name]
-    return _from(context, row.name, tuple(value) if isinstance(value, list) else value)
+    if isinstance(value, list):
+        value = tuple(map(as_utf8, value))
+    elif isinstance(value, str) and row.more.get("metavar") != "DIR":
+        value = as_utf8(value) if type(value) is str else value  # and not one of an enumeration
+    return _from(context, row.name, value)
 
 
 def _from(context: typer.Context, name: str, value: Any) -> Setting:
@@ -490,7 +503,7 @@ def check_auth(auth: AuthSettings) -> AuthSettings:
 
     try:
         check(auth)
-        if auth.mode is AuthMode.api_key and not (auth.api_key_file and auth.api_key_file.is_file()):
+        if auth.mode is AuthMode.api_key and not (auth.api_key_file and os.path.isfile(auth.api_key_file)):
             auth = replace(auth, api_keys=api_keys(auth), api_key_file=None)
         authenticator(auth)
     except ConfigError as error:
@@ -523,7 +536,7 @@ def show_config(chosen: Mapping[str, Setting]) -> None:
         texts.append((assignment(name, shown), source))
     width = min(max(len(text) for text, _ in texts), 60)
     for text, source in texts:
-        print(f"{text:{width}}  # {source}")
+        print(fitting(f"{text:{width}}  # {source}", sys.stdout.encoding or "ascii"))
 
 
 def run_server(
@@ -538,6 +551,7 @@ def run_server(
     from logging.config import dictConfig
 
     from gnomon.http.auth import ConfigError
+    from gnomon.http.descriptors import TooFew, allowed
     from gnomon.http.logs import logging_config
     from gnomon.http.server import CannotListen, Server, bind, url
     from gnomon.http.tracing import CannotTrace
@@ -555,16 +569,18 @@ def run_server(
         with bind(settings.host, settings.port) as listener:
             if not loopback and scheme == "http":
                 warn(f"{settings.host} is served without TLS; use --tls-certificate, or a proxy that ends TLS")
-            allow_open_files(settings.max_connections)
+            settings, refused, lowered = allowed(settings)
             dictConfig(logging_config(settings))
             say(_first_line(settings.served_model_name, engine))
             from gnomon.http.app import create_app  # no sooner: the first line is not to wait for it
 
             app = create_app(None, None, settings)
             base = url(listener, scheme)
-            server = Server(app, settings, lambda: announce(settings, base), load)
+            if lowered is not None:
+                log.warning(lowered)
+            server = Server(app, settings, lambda: announce(settings, base), load, refused)
             server.run(sockets=[listener])
-    except (CannotListen, CannotTrace, ConfigError) as error:
+    except (CannotListen, CannotTrace, ConfigError, TooFew) as error:
         fail(str(error), 1)
     except OSError as error:  # another process took the port meanwhile
         fail(f"{settings.host} port {settings.port}: {error.strerror or error}", 1)
@@ -583,22 +599,6 @@ def run_server(
 def _first_line(name: str, engine: EngineName) -> str:
     """What a start begins with, before anything heavy is imported."""
     return f"starting {name} with --engine {engine}" + (": importing jax" if engine is EngineName.jax else "")
-
-
-FILES_BESIDE = 192  # open files that are no client's connection, those that are being refused included
-
-
-def allow_open_files(connections: int) -> None:
-    """As many as so many connections need, if the system lets us."""
-    import resource
-
-    need = connections + FILES_BESIDE
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < need:
-        most = need if hard == resource.RLIM_INFINITY else min(need, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        if most < need:
-            warn(f"--max-connections {connections} needs {need} open files, and this process may have {most}")
 
 
 def warn(message: str) -> None:
@@ -713,30 +713,28 @@ def complete(
         fail("prompt: give a text or --prompt-ids, not both", 2)
     if prompt_ids is not None and not _typed(prompt_ids).lstrip().startswith("["):
         fail(f"--prompt-ids: {prompt_ids!r} is not allowed; give a JSON list of token ids, or a list of those", 2)
-    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character gets its escape
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     if prompt == "-":
         try:
             prompt = sys.stdin.buffer.read().decode(errors="surrogateescape")  # what is no UTF-8 is refused below
         except OSError as error:
             fail(f"prompt: standard input: {'closed' if error.errno == errno.EBADF else error.strerror}", 2)
+    stops = [as_utf8(text) for text in stop or ()]
     members = {
-        "prompt": json.dumps(prompt) if prompt_ids is None else _typed(prompt_ids),
+        "prompt": json.dumps(_text(prompt)) if prompt_ids is None else _typed(prompt_ids),
         "max_tokens": _typed(max_tokens),
         "temperature": _typed(temperature),
         "top_p": _typed(top_p),
         "seed": _typed(seed),
         "n": _typed(n),
         "best_of": _typed(best_of),
-        "stop": json.dumps(stop[0] if stop and len(stop) == 1 else stop),
+        "stop": json.dumps(stops[0] if len(stops) == 1 else stops or None),
         "echo": json.dumps(echo),
         "logprobs": _typed(logprobs),
         "logit_bias": _typed(logit_bias),
         "frequency_penalty": _typed(frequency_penalty),
         "presence_penalty": _typed(presence_penalty),
-        "suffix": json.dumps(suffix),
-        "user": json.dumps(user),
+        "suffix": json.dumps(_text(suffix)),
+        "user": json.dumps(_text(user)),
     }
     try:
         request = CompletionRequest.from_json(_body(members))
@@ -766,6 +764,7 @@ def _typed(text: str | None) -> str:
     """What was typed for a value that is no text: as JSON if it is JSON, else as a string, to be refused by name."""
     if text is None:
         return "null"
+    text = as_utf8(text)
     try:
         json.loads(text)
     except (ValueError, RecursionError):
@@ -834,6 +833,7 @@ def doctor(
     Status 0: sound; 1: unsound, with the reasons.
     """
     from gnomon.reference.checkpoint import CheckpointError, silently
+    from gnomon.reference.files import check_writable
 
     try:
         checkpoint, tokenizer = read_model(model, ModelOptions(revision, max_model_len), silently)
@@ -843,9 +843,9 @@ def doctor(
     file = None if json_file in (None, "-") else Path(json_file)
     try:
         if file is not None:
-            file.open("a").close()  # minutes later would be a bad time to find that it cannot be written
+            check_writable(file)  # minutes later would be a bad time to find that it cannot be
     except OSError as error:
-        fail(f"--json: {json_file!r}: {error.strerror}", 1)
+        fail(f"--json: {as_utf8(str(file))!r}: {error.strerror}", 1)
     say("starting the examination: importing jax")
     _require_devices(warn)
     from gnomon.jax_engine import store
@@ -856,7 +856,10 @@ def doctor(
         report = examine(checkpoint, tokenizer, lambda line: print(line, file=lines, flush=True), quick, directory, say)
     text = json.dumps(report, indent=2)
     if file is not None:
-        file.write_text(text + "\n", encoding="utf-8")
+        try:
+            file.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            fail(f"--json: {as_utf8(str(file))!r}: {error.strerror}", 1)
     elif json_file == "-":
         print(text)
     raise typer.Exit(report["verdict"] != "sound")
@@ -883,7 +886,7 @@ def export_model(
     except OSError as error:
         fail(f"{error.filename or directory}: {error.strerror}", 1)
     for file in files:
-        print(f"{file.stat().st_size:>10,}  {file}")
+        print(f"{file.stat().st_size:>10,}  {printable(as_utf8(str(file)))}")
     print(f"{len(files)} files, {'written' if written else 'already there'}")
 
 
@@ -1004,10 +1007,10 @@ def verify(
     if url is None:
         fail("give the server's URL, such as http://127.0.0.1:8000", 2)
     options = Options(
-        url,
-        model,
+        as_utf8(url),
+        _text(model),
         api_key,
-        tuple(only or ()),
+        tuple(map(as_utf8, only or ())),
         json_file,
         junit,
         html,

@@ -4,6 +4,8 @@
     any other failure of output    one line, and the status of a failure: a full disk, a closed descriptor
     a closed descriptor            is opened again, so that no file or socket takes its number
     a package that is missing      one line, which says how to install it
+    a character that is not to be  is written as its escape: `\xe9` for é on an output that is ASCII
+    had in the output's encoding
     --log-format json              every line of standard error is one JSON record from the first line on, whoever
                                    writes it: Python's warnings, threads, a C++ library. For that, the descriptor
                                    of standard error becomes a pipe that a thread reads; what a crash of the process
@@ -20,6 +22,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -34,11 +37,39 @@ OUTPUT_FAILED = 1
 FLUSH_SECONDS = 1.0
 
 
+# ---- a text from the command line
+
+
+UNDECODED = re.compile("[\udc80-\udcff]+")
+
+
+def as_utf8(text: str) -> str:
+    """A text from the command line, a variable or a file's name, read as UTF-8 where the locale could not read it.
+
+    Python keeps each byte that the locale's encoding does not have as a lone surrogate: under LC_ALL=C with
+    PYTHONUTF8=0 that is every byte of `é`. Bytes that are no UTF-8 stay as they are. A file is opened by the text as it
+    came, since that alone gives its name's bytes back.
+    """
+    return UNDECODED.sub(_decoded, text)
+
+
+def _decoded(found: re.Match[str]) -> str:
+    return found[0].encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+
+
+def printable(text: str) -> str:
+    """One line that a terminal shows as it is."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 # ---- a line of the command itself
 
 
 def tell(level: int, message: str) -> None:
     """One line on standard error. That it cannot be written is no reason for another failure."""
+    message = printable(as_utf8(message))
     if Records.current is not None:
         logging.getLogger("gnomon").log(level, "%s", message)
     elif wants_json(sys.argv[1:], os.environ):
@@ -111,9 +142,14 @@ def open_closed() -> None:
 
 
 def remembering() -> list[Standard]:
-    """Standard output and standard error, able to say that they failed; none of them where tests have their own."""
+    """Standard output and standard error, able to say that they failed; none of them where tests have their own.
+
+    Either writes the escape of a character that its encoding does not have, whichever command it is.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
         if type(stream) is io.TextIOWrapper:
             about = (stream.encoding, stream.errors, None, stream.line_buffering, stream.write_through)
             setattr(sys, name, Standard(stream.detach(), *about))

@@ -23,6 +23,7 @@ from queue import SimpleQueue
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import quote
 
+from gnomon.http.console import as_utf8, printable
 from gnomon.http.settings import LogFormat, Settings
 
 HIDDEN = "[hidden]"
@@ -66,13 +67,6 @@ def _spellings(value: bytes) -> tuple[str, ...]:
     return text, repr(text)[1:-1], ascii(text)[1:-1], json.dumps(text)[1:-1], quote(value)
 
 
-def printable(text: str) -> str:
-    """One line that a terminal shows as it is."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 class Lines(logging.Formatter):
     """What the two forms share."""
 
@@ -81,7 +75,7 @@ class Lines(logging.Formatter):
 
     def message(self, record: logging.LogRecord) -> str:
         try:
-            return redacted(record.getMessage().rstrip())
+            return redacted(as_utf8(record.getMessage().rstrip()))
         except Exception:  # or logging itself would print the arguments as they are
             return redacted(f"{record.msg} (with arguments that do not fit)")
 

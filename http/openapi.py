@@ -48,6 +48,8 @@ from gnomon.reference.request import (
 from gnomon.reference.response import json_bytes
 from gnomon.reference.tokenizer import Tokenizer
 
+VERSION = version("gnomon")  # once: it is read from a file
+
 JSON = "application/json"
 EVENTS = "text/event-stream"
 IDENTITY = (AuthMode.exchange, AuthMode.userinfo, AuthMode.jwks)  # modes in which somebody else vouches for a caller
@@ -100,7 +102,7 @@ def document(
         "openapi": "3.1.0",
         "info": {
             "title": "gnomon",
-            "version": version("gnomon"),
+            "version": VERSION,
             "summary": "POST /v1/completions with an exact meaning.",
             "description": _ABOUT,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
@@ -502,7 +504,7 @@ def _completion_example(
 def _version_example(model: str) -> dict[str, Any]:
     return {
         "name": "gnomon",
-        "version": version("gnomon"),
+        "version": VERSION,
         "model": model,
         "engine": "jax",
         "system_fingerprint": "jax-0123456789abcdef",

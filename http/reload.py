@@ -10,6 +10,7 @@ Which signals there are is decided in server.py, what a key file may hold in ide
 from __future__ import annotations
 
 import logging
+import os
 import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ async def reload(readers: Sequence[Reader]) -> None:
 
 def check_file(flag: str, path: Path) -> None:
     """A pipe gives what is in it once, and whoever reads it again waits for ever."""
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise ConfigError(f"{flag}: {path}: not a regular file, so it cannot be read again")
 
 

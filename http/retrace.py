@@ -15,6 +15,7 @@ the thread has ended, not when its client has gone: there is never more than one
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import threading
 import time
@@ -27,11 +28,12 @@ from starlette.types import Receive, Scope, Send
 
 from gnomon.http.admission import LONGEST_RETRY, QueueTimeout, RequestTimeout
 from gnomon.http.completions import LONG_BODY, check_content_type, disconnected, read_body
-from gnomon.http.errors import Draining, NotFound, QueueFull
+from gnomon.http.errors import Draining, NotFound, QueueFull, Unavailable
 from gnomon.http.record import record_of
 from gnomon.http.service import Service
 from gnomon.http.settings import Settings
 from gnomon.http.threads import Threads
+from gnomon.reference.checkpoint import CheckpointError
 from gnomon.reference.completion import EngineFailed
 from gnomon.reference.engine import Engine, NonFiniteLogits, ReferenceEngine
 from gnomon.reference.replay import Retracer, Task, TraceRequest, prepare_trace
@@ -39,8 +41,19 @@ from gnomon.reference.request import parse_json
 from gnomon.reference.response import json_bytes
 from gnomon.reference.tokenizer import Tokenizer
 
+log = logging.getLogger("gnomon.http")
+
 LINE = 8  # traces that may be under way: one at work, the others waiting
 MIB = 2**20
+
+
+class NoLonger(Unavailable):
+    """Traces were offered, and cannot be made any more. Which file it is for is a line of the log, and no client's
+    business."""
+
+    def __init__(self, why: str) -> None:
+        message = f"traces are no longer offered here: {why}; completions go on"
+        super().__init__(message, "trace_not_offered", LONGEST_RETRY)
 
 
 class Stopped(Exception):
@@ -60,7 +73,8 @@ class Retrace:
         self.open = 0
         self.seconds = 1.0  # that the last one took
         self._answering: set[asyncio.Task[None]] = set()
-        self._retracer: Retracer | None = None  # touched in the thread alone
+        self._retracer: Retracer | None = None  # set in the thread alone
+        self._told = False  # whether the log has why there are no traces any more
 
     def refusal(self) -> str | None:
         """Why there are no traces here; None if there are. Asked of a service that has its model."""
@@ -77,6 +91,30 @@ class Retrace:
             return f"the reference's weights, in float64, would take {need} MiB; --trace-memory allows {most}"
         return None
 
+    @property
+    def offered(self) -> bool:
+        return self.refusal() is None and self.lost() is None
+
+    def lost(self) -> str | None:
+        """Why there are no traces any more; None if there are, or never were: the files that the reference is yet to be
+        made from were written to. They are open, so that they may be replaced or removed."""
+        checkpoint = self.service.checkpoint
+        if self._retracer is not None or checkpoint is None or isinstance(self.service.engine, ReferenceEngine):
+            return None
+        return checkpoint.changed
+
+    def no_longer(self, why: str) -> NoLonger:
+        if not self._told:
+            log.error("traces are no longer offered: %s", why)
+        self._told = True
+        return NoLonger("the model's files cannot be read as they were when the server started")
+
+    def loaded(self) -> None:
+        """The model is there. Its files are closed if no reference is made from them later."""
+        checkpoint = self.service.checkpoint
+        if checkpoint is not None and (self.refusal() or isinstance(self.service.engine, ReferenceEngine)):
+            checkpoint.close()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request, record = Request(scope, receive), record_of(scope)
         check_content_type(request.headers)
@@ -84,6 +122,9 @@ class Retrace:
         refusal = self.refusal()
         if refusal is not None:
             raise NotFound(f"traces are not offered here: {refusal}", code="trace_not_offered")
+        lost = self.lost()
+        if lost is not None:
+            raise self.no_longer(lost)
         if self.open >= LINE:
             raise QueueFull(f"{self.open} traces are under way; send the request again later", self.retry_after())
         self.open += 1
@@ -165,6 +206,8 @@ class Retrace:
             return json_bytes(self._retracer.carry_out(task, check).to_json())
         except Stopped:
             return b""  # to nobody
+        except CheckpointError as error:  # written to since it was asked, or a disk that fails
+            raise self.no_longer(str(error)) from None
 
     def reference(self) -> ReferenceEngine:
         engine, checkpoint = self.service.engine, self.service.checkpoint

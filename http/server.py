@@ -18,7 +18,8 @@ Which engine serves, and what the user sees of a failure, is decided in cli.py.
 from __future__ import annotations
 
 import asyncio
-import functools
+import errno
+import importlib
 import ipaddress
 import logging
 import os
@@ -29,20 +30,26 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from ssl import SSLContext
 from types import FrameType
 from typing import Any, NamedTuple
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 
+from gnomon.http.accept import Acceptor
 from gnomon.http.reload import Reader, ServerCertificate, reload
 from gnomon.http.settings import Settings
-from gnomon.http.wire import protocol
+from gnomon.http.wire import REFUSED_AT_ONCE, protocol
 from gnomon.reference.checkpoint import Checkpoint
 from gnomon.reference.engine import ServedEngine
 from gnomon.reference.tokenizer import Tokenizer
 
 log = logging.getLogger("gnomon.http")
+
+AT_FIRST_USE = ("concurrent.futures.thread", "netrc")
+"""What asyncio and the collector's client import when they need it: later there may be no descriptor to read it by."""
 
 Loader = Callable[[], tuple[ServedEngine, Tokenizer, Checkpoint | None]]
 
@@ -124,11 +131,12 @@ def signals_held() -> Iterator[None]:
 
 
 def has_terminal() -> bool:
-    """Whether this process belongs to a terminal that is still there."""
+    """Whether this process belongs to a terminal that is still there. Where there is no descriptor left to find out, it
+    is believed to be: without it, a signal would end the server."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno in (errno.EMFILE, errno.ENFILE)
     return True
 
 
@@ -140,14 +148,22 @@ class Server(uvicorn.Server):
     """
 
     def __init__(
-        self, app: Starlette, settings: Settings, ready: Callable[[], None], load: Loader | None = None
+        self,
+        app: Starlette,
+        settings: Settings,
+        ready: Callable[[], None],
+        load: Loader | None = None,
+        refused_at_once: int = REFUSED_AT_ONCE,
     ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
                 loop="asyncio",
                 http=protocol(
-                    settings, app.state.metrics.refused_at_the_socket, lambda: bool(app.state.service.draining)
+                    settings,
+                    app.state.metrics.refused_at_the_socket,
+                    lambda: bool(app.state.service.draining),
+                    refused_at_once,
                 ),
                 h11_max_incomplete_event_size=settings.max_header_bytes,
                 ws="none",
@@ -162,6 +178,7 @@ class Server(uvicorn.Server):
         )
         self.service, self.completions, self.retrace = app.state.service, app.state.completions, app.state.retrace
         self.settings = settings
+        self.most = settings.max_connections + refused_at_once  # connections that are open at a time
         self.ready = ready
         self.load = load
         self.failure: BaseException | None = None
@@ -177,15 +194,25 @@ class Server(uvicorn.Server):
             certificate = ServerCertificate(self.settings.tls_certificate, self.settings.tls_key)
             self.config.ssl.sni_callback = certificate.choose
             self.readers.append(certificate.read)
-            # a handshake counts as no connection yet, and may take a minute
-            loop, seconds = asyncio.get_running_loop(), self.settings.header_seconds
-            loop.create_server = functools.partial(loop.create_server, ssl_handshake_timeout=seconds)  # type: ignore[method-assign]
+        asyncio.get_running_loop().create_server = self.listen  # type: ignore[method-assign, assignment]
+        for name in AT_FIRST_USE:
+            importlib.import_module(name)
+        await run_in_threadpool("a".encode, "idna")  # which imports anyio's threads and that encoding
         await super().startup(sockets)
         if self.load is None:
             self.ready()
         else:
             # A daemon: a start that is given up does not wait for a compiler.
             threading.Thread(target=self._load, args=[self.load], name="load", daemon=True).start()
+
+    async def listen(
+        self, make: Callable[[], asyncio.Protocol], sock: socket.socket, ssl: SSLContext | None, backlog: int
+    ) -> Acceptor:
+        """For uvicorn, in the place of the loop's own `create_server`."""
+        sock.listen(backlog)
+        # a handshake may take as long as a head
+        options = {} if ssl is None else {"ssl": ssl, "ssl_handshake_timeout": self.settings.header_seconds}
+        return Acceptor(make, sock, lambda: self.most - len(self.server_state.connections), **options)
 
     @property
     def is_loading(self) -> bool:
@@ -194,6 +221,7 @@ class Server(uvicorn.Server):
     def _load(self, load: Loader) -> None:
         try:
             self.service.open(*load())
+            self.retrace.loaded()
             self.ready()
         except BaseException as error:
             self.failure = error

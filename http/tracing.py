@@ -65,6 +65,7 @@ class Tracer:
         from opentelemetry.sdk.resources import OTELResourceDetector, Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         about = Resource({"service.name": "gnomon", "service.version": version("gnomon")})
         self._model = model
@@ -74,12 +75,12 @@ class Tracer:
         reporting = cast("SpanExporter", Reporting(exporter))
         self._provider.add_span_processor(BatchSpanProcessor(reporting))
         self._tracer = self._provider.get_tracer("gnomon", version("gnomon"))
+        self._propagator = TraceContextTextMapPropagator()
 
     def request(self, record: Record, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """A request has ended. Only puts its span in a queue; where that is full, the oldest span is dropped."""
         from opentelemetry.context import Context
         from opentelemetry.trace import SpanKind, Status, StatusCode
-        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         carrier = {name: values for name in ("traceparent", "tracestate") if (values := _values(headers, name))}
         if len(carrier.get("traceparent", ())) > 1:
@@ -87,7 +88,7 @@ class Tracer:
         to_wall = time.time_ns() - time.monotonic_ns()
         span = self._tracer.start_span(
             name(record, self._model),
-            context=TraceContextTextMapPropagator().extract(carrier, Context()),
+            context=self._propagator.extract(carrier, Context()),
             kind=SpanKind.SERVER,
             attributes=attributes(record, self._model),
             start_time=to_wall + int(record.arrived * 1e9),

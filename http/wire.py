@@ -268,8 +268,10 @@ class Wire(H11Protocol):
         refused: set[Wire],
         on_refusal: Callable[[int], None],
         is_ending: Callable[[], bool],
+        refused_at_once: int,
     ) -> None:
         super().__init__(config, server_state, app_state, loop)
+        self.refused_at_once = refused_at_once
         self.settings = settings
         self.refused = refused
         self.on_refusal = on_refusal
@@ -296,7 +298,7 @@ class Wire(H11Protocol):
         super().connection_made(Outlet(transport, self))
         seconds = self.settings.header_seconds
         if len(self.connections) - len(self.refused) > self.settings.max_connections:
-            if len(self.refused) >= REFUSED_AT_ONCE:
+            if len(self.refused) >= self.refused_at_once:
                 self.closing = True
                 transport.abort()
                 return
@@ -532,11 +534,13 @@ def protocol(
     settings: Settings,
     on_refusal: Callable[[int], None] = lambda status: None,
     is_ending: Callable[[], bool] = lambda: False,
+    refused_at_once: int = REFUSED_AT_ONCE,
 ) -> type[asyncio.Protocol]:
     """The protocol of one server. uvicorn makes one object a connection.
 
     on_refusal: told the status of every answer that is given here, and so is unknown to the application.
     is_ending: whether the server is to end, so that every answer is its connection's last.
+    refused_at_once: how many connections beyond the bound are told so at a time.
     """
     refused: set[Wire] = set()
 
@@ -548,6 +552,6 @@ def protocol(
             app_state: dict[str, Any],
             _loop: asyncio.AbstractEventLoop | None = None,
         ) -> None:
-            super().__init__(config, server_state, app_state, _loop, settings, refused, on_refusal, is_ending)
+            super().__init__(config, server_state, app_state, _loop, settings, refused, on_refusal, is_ending, refused_at_once)
 
     return Configured

@@ -32,6 +32,7 @@ from jax.sharding import NamedSharding
 from numpy.typing import NDArray
 
 from gnomon.jax_engine import sharding
+from gnomon.jax_engine.memory import Memory, memory
 from gnomon.jax_engine.model import (
     SCRATCH_PAGE,
     Batch,
@@ -53,9 +54,10 @@ from gnomon.reference.model import ModelConfig
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.tensors import Place
 
+SLOT_BYTES = 12  # a token of the vocabulary: its bias, its count and its logit
 COMPILE_SECONDS, COMPILE_SECONDS_A_LAYER = 3, 0.5  # of all programs, as it took on a machine of two cores
 SERVE_NOTHING = {  # sources that decide no served number
-    "backend.py", "bench.py", "doctor.py", "programs.py", "store.py", "train.py", "train_data.py",
+    "backend.py", "bench.py", "doctor.py", "memory.py", "programs.py", "store.py", "train.py", "train_data.py",
 }  # fmt: skip
 
 
@@ -84,15 +86,37 @@ def bytes_per_token(config: ModelConfig, settings: EngineSettings) -> int:
     return 2 * config.num_hidden_layers * width * jnp.dtype(cache_dtype(settings)).itemsize
 
 
-def memory_bytes() -> int:
-    """What the device has; a CPU has no limit of its own, but the machine has."""
-    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
-    return int(limit) if limit else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def memory_bytes(devices: int = 1) -> Memory:
+    """What so many devices have together; a CPU has no memory of its own, but the machine has, however many devices jax
+    makes of it."""
+    stats = jax.devices()[0].memory_stats() or {}
+    limit, used = int(stats.get("bytes_limit", 0)), int(stats.get("bytes_in_use", 0))
+    return Memory(devices * limit, devices * (limit - used)) if limit else memory()
+
+
+def check_memory(checkpoint: Checkpoint, settings: EngineSettings, pool_tokens: int) -> None:
+    """Raises ValueError, with the numbers, if the memory that is free does not hold the pool, the weights and what every
+    slot has. Asked before any of it is made: a system that is out of memory ends the process without a word."""
+    config = checkpoint.config
+    weights = checkpoint.parameter_count * jnp.dtype(settings.dtype).itemsize
+    slots = settings.slots * config.vocab_size * SLOT_BYTES
+    pool = pool_tokens * bytes_per_token(config, settings)
+    whole, free = memory_bytes(settings.tensor_parallel)
+    if pool + weights + slots > free:
+        raise ValueError(
+            f"a key/value pool of {pool_tokens:,} tokens takes {_mib(pool)} MiB, the weights {_mib(weights)} and "
+            f"{settings.slots:,} slots {_mib(slots)}, and there are {_mib(whole)} MiB of memory, {_mib(free)} of them "
+            "free; give less with --kv-cache-memory or --slots"
+        )
+
+
+def _mib(size: int) -> str:
+    return f"{-(-size // 2**20):,}"
 
 
 def default_pool_tokens(config: ModelConfig, settings: EngineSettings) -> int:
     """Room for four full contexts a slot, so that prefixes stay cached, in at most a quarter of the device's memory."""
-    affordable = memory_bytes() // 4 // bytes_per_token(config, settings)
+    affordable = memory_bytes().limit // 4 // bytes_per_token(config, settings)
     whole_pages = -(-config.max_position_embeddings // settings.page_size) * settings.page_size
     return min(affordable, 4 * settings.slots * whole_pages)
 
@@ -335,7 +359,9 @@ class Device:
         return Products(partial(native.linear, rounded=True), native.linear, native.description)
 
     def clear(self) -> None:
-        """Empty pages and slots."""
+        """Empty pages and slots. Those that were there are let go first: both at a time may be more than there is."""
+        for old in ("cache", "slots"):
+            vars(self).pop(old, None)
         s, whole = self.settings, self.layout.whole
         keys = self.layout.sharding("keys")
         self.cache = empty_cache(self.config, self.pages + 1, s.page_size, cache_dtype(s), keys)

@@ -29,7 +29,14 @@ from jax import Array
 from numpy.typing import NDArray
 
 from gnomon.jax_engine.backend import one_line, require_devices
-from gnomon.jax_engine.device import Device, EngineSettings, Program, bytes_per_token, default_pool_tokens, memory_bytes
+from gnomon.jax_engine.device import (
+    Device,
+    EngineSettings,
+    Program,
+    bytes_per_token,
+    check_memory,
+    default_pool_tokens,
+)
 from gnomon.jax_engine.pins import pinned, refused
 from gnomon.jax_engine.sampler import Sampled
 from gnomon.jax_engine.scheduler import Running, Scheduler, Work
@@ -141,12 +148,7 @@ class JaxEngine:
         self.eos_ids = self.config.eos_token_ids
         s = self.settings
         self.pool_tokens = default_pool_tokens(self.config, s) if s.pool_tokens is None else s.pool_tokens
-        taken = self.pool_tokens * bytes_per_token(self.config, s)
-        if taken > memory_bytes() * s.tensor_parallel:
-            raise ValueError(
-                f"a key/value pool of {self.pool_tokens:,} tokens takes {taken / 2**20:,.0f} MiB, "
-                f"and there are {memory_bytes() * s.tensor_parallel / 2**20:,.0f} MiB of memory"
-            )
+        check_memory(checkpoint, s, self.pool_tokens)
         self._scheduler = self._new_scheduler()
         need = self._scheduler.largest_need(self.context)
         if self._scheduler.pool.size < need:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from gnomon.reference.entries import ContextError, UnsupportedModel
 from gnomon.reference.families import model_config, stored_tensors
+from gnomon.reference.files import absolute
 from gnomon.reference.model import ModelConfig
 from gnomon.reference.surplus import fitted
 from gnomon.reference.tensors import (
@@ -82,6 +83,16 @@ class Checkpoint:
         if isinstance(self.weights, TensorFiles):
             return self.read(lambda place, array: array.astype(np.float64, copy=False))
         return self.weights
+
+    @property
+    def changed(self) -> str | None:
+        """Why the weights cannot be read any more as they were; None if they can."""
+        return self.weights.changed if isinstance(self.weights, TensorFiles) else None
+
+    def close(self) -> None:
+        """The weights are not read from their files any more."""
+        if isinstance(self.weights, TensorFiles):
+            self.weights.close()
 
     def read(self, put: Callable[[Place, NDArray[Any]], T]) -> dict[str, Any]:
         """What `put` makes of every array of the params, nested as they are. Raises CheckpointError.
@@ -158,7 +169,7 @@ def load_checkpoint(
     for whatever of the files is not taken as it says, once each. Raises CheckpointError, or UnsupportedModel for what
     this version does not run.
     """
-    directory = Path(path).absolute()  # so that every message says which one
+    directory = absolute(Path(path))  # so that every message says which one
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory on this machine, and nothing is downloaded")
     if (directory / ADAPTER).exists():  # transformers applies it where peft is installed; others do not

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
+from gnomon.reference.files import absolute
 from gnomon.reference.network import has_trust, proxy_note, unusable
 from gnomon.reference.tensors import ADAPTER, GGUF, OTHER_FORMS, CheckpointError
 
@@ -63,11 +64,11 @@ def locate(model: str | Path, revision: str | None = None, say: Callable[[str], 
     path = Path(model)
     if not path.is_dir():
         if path.is_file() and path.match(GGUF):
-            raise CheckpointError(f"{path.absolute()} {OTHER_FORMS[GGUF]}")
+            raise CheckpointError(f"{absolute(path)} {OTHER_FORMS[GGUF]}")
         what = "a file; give the directory that it is in" if path.is_file() else _not_here(model)
-        raise CheckpointError(f"{path.absolute()}: {what}")
+        raise CheckpointError(f"{absolute(path)}: {what}")
     if revision is not None:
-        raise CheckpointError(f"{path.absolute()}: a directory has no revision {revision!r}; only a hub id has")
+        raise CheckpointError(f"{absolute(path)}: a directory has no revision {revision!r}; only a hub id has")
     return path
 
 

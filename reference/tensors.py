@@ -27,6 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from gnomon.reference.files import Opened, read_regular
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -55,6 +57,7 @@ QUANTISED = (  # ends of names of what quantised weights come with
 )
 LISTED = 20  # of all that does not fit; a large model has thousands of tensors
 BLOCK = 2**16  # weights looked at together for NaN and infinity
+CHANGED = "was written to since its header was read"
 PIECE = 2**20  # elements of a tensor read together where it is not wanted whole
 ALIGNMENT = 64  # bytes; what XLA's CPU backend asks for, so that it takes an array as it is, without a copy
 
@@ -75,7 +78,7 @@ class Entry(NamedTuple):
     """Where a tensor is."""
 
     file: Path
-    state: tuple[int, ...]  # of the file when its header was read
+    opened: Opened  # since its header was read
     dtype: str
     shape: tuple[int, ...]
     start: int  # of its bytes in the file
@@ -84,7 +87,8 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TensorFiles:
-    """The tensors of a directory, by name. A name has several entries where several files have such a tensor."""
+    """The tensors of a directory, by name. A name has several entries where several files have such a tensor. The files
+    stay open: replacing or removing them, the whole directory too, changes nothing of what is read later."""
 
     directory: Path
     entries: Mapping[str, tuple[Entry, ...]]
@@ -128,6 +132,19 @@ class TensorFiles:
             more = f"; and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
             raise CheckpointError(f"{self.directory}: {cause}" + "; ".join(sorted(wrong)[:LISTED]) + more)
 
+    @property
+    def changed(self) -> str | None:
+        """A line about the first file that was written to since its header was read; None if none was."""
+        entries = (entry for entries in self.entries.values() for entry in entries)
+        opened = {id(entry.opened): entry for entry in entries}.values()
+        return next((f"{entry.file}: {CHANGED}" for entry in opened if entry.opened.is_changed), None)
+
+    def close(self) -> None:
+        """Nothing is read any more."""
+        for entries in self.entries.values():
+            for entry in entries:
+                entry.opened.close()
+
     def size(self, name: str) -> int:
         """Bytes of a tensor."""
         return self.entries[name][0].size
@@ -167,13 +184,12 @@ class TensorFiles:
 def _fill(entry: Entry, name: str, begin: int, memory: NDArray[np.uint8]) -> None:
     """Reads as many of a tensor's bytes as there is memory for, from its byte `begin` on."""
     try:
-        with entry.file.open("rb") as file:
-            if _state(file.fileno()) != entry.state:
-                raise CheckpointError(f"{entry.file}: changed since its header was read")
-            file.seek(entry.start + begin)
-            count = file.readinto(memory)  # type: ignore[arg-type]
+        count = entry.opened.read_into(memory, entry.start + begin)
+        is_changed = entry.opened.is_changed  # asked afterwards: it may have been while it was read
     except OSError as error:
         raise CheckpointError(f"{entry.file}: {error.strerror or error}") from None
+    if is_changed:
+        raise CheckpointError(f"{entry.file}: {CHANGED}")
     if count != len(memory):
         raise CheckpointError(f"{entry.file}: ended within {_printable(name)}")
 
@@ -270,21 +286,15 @@ def _refuse_irregular(file: Path, who: str) -> None:
         raise CheckpointError(f"{who}: not a regular file")
 
 
-def _state(descriptor: int) -> tuple[int, ...]:
-    """What differs when a file has been replaced or written to."""
-    s = os.fstat(descriptor)
-    return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns
-
-
 def _header(file: Path) -> dict[str, Entry]:
     """The tensors of one file. The library checks the header's form and that offsets follow one another from the
     header's end to the file's; a name that is there twice with equal offsets it lets pass."""
     try:
         with safe_open(file, framework="np") as sound:
             names = set(sound.keys())
-        with file.open("rb") as opened:
-            state, length = _state(opened.fileno()), int.from_bytes(opened.read(8), "little")
-            header = json.loads(opened.read(length), object_pairs_hook=_without_repeats)
+        opened = Opened(file)
+        length = int.from_bytes(_bytes(opened, 0, 8), "little")
+        header = json.loads(_bytes(opened, 8, length), object_pairs_hook=_without_repeats)
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         reason = POINTER if _is_pointer(file) else _printable(str(error))
         raise CheckpointError(f"{file}: not a sound safetensors file: {reason}") from None
@@ -295,8 +305,13 @@ def _header(file: Path) -> dict[str, Entry]:
     for name, about in header.items():
         start, end = about["data_offsets"]
         shape = tuple(about["shape"])
-        entries[name] = Entry(file, state, about["dtype"], shape, 8 + length + start, end - start)
+        entries[name] = Entry(file, opened, about["dtype"], shape, 8 + length + start, end - start)
     return entries
+
+
+def _bytes(opened: Opened, start: int, count: int) -> bytes:
+    memory = np.empty(count, np.uint8)
+    return memory[: opened.read_into(memory, start)].tobytes()
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -323,7 +338,7 @@ def read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, An
     """The JSON object in a file; `missing`, if given, where there is no such file. A byte order mark, which some
     editors put first, is passed over. Raises CheckpointError."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json.loads(read_regular(path).decode("utf-8-sig"))
     except FileNotFoundError:
         if missing is not None and not path.is_symlink():
             return missing

@@ -161,9 +161,9 @@ def test_weights_are_read_when_they_are_first_asked_for_and_kept(tmp_path: Path)
     path = tiny_llama(tmp_path / "m")
     checkpoint, other = load_checkpoint(path), load_checkpoint(path)
     params = checkpoint.params
-    (path / "model.safetensors").unlink()
+    os.truncate(path / "model.safetensors", 100)
     assert checkpoint.params is params
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: No such file"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: was written to"):
         _ = other.params
 
 

@@ -359,19 +359,33 @@ def test_the_largest_and_the_smallest_finite_weights_are_read(tmp_path: Path, na
     np.testing.assert_array_equal(TensorFiles.open(tmp_path).read("x"), array)
 
 
-def test_a_file_that_is_replaced_after_its_header_was_read_is_refused(tmp_path: Path) -> None:
-    """Of the same size, with other values: nothing else would tell."""
+def test_a_file_that_is_replaced_or_removed_is_read_as_it_was(tmp_path: Path) -> None:
+    """The file stays open from its header on: of the same size, with other values, nothing else would tell."""
     file, files = tmp_path / "model.safetensors", []
     for value in (1.0, 2.0):
         save_file({"x": np.full(3, value, np.float32)}, tmp_path / "new")
         os.replace(tmp_path / "new", file)
         files.append(TensorFiles.open(tmp_path))
-    assert files[1].read("x").tolist() == [2.0] * 3
-    with pytest.raises(CheckpointError, match="changed since its header was read"):
-        files[0].read("x")
     file.unlink()
-    with pytest.raises(CheckpointError, match="No such file"):
-        files[1].read("x")
+    assert [one.read("x").tolist() for one in files] == [[1.0] * 3, [2.0] * 3]
+    assert [one.changed for one in files] == [None, None]
+
+
+@pytest.mark.parametrize("harm", ["other bytes", "cut", "longer"])
+def test_a_file_that_is_written_to_after_its_header_was_read_is_refused(tmp_path: Path, harm: str) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"x": np.ones(3, np.float32)}, file)
+    files, size = TensorFiles.open(tmp_path), file.stat().st_size
+    with file.open("r+b") as opened:
+        if harm == "cut":
+            opened.truncate(size - 4)
+        else:
+            opened.seek(size - 4 if harm == "other bytes" else size)
+            opened.write(b"\0\0\0\0")
+    os.utime(file, ns=(1, 1))  # whatever the clock's grain
+    with pytest.raises(CheckpointError, match="was written to since its header was read"):
+        files.read("x")
+    assert files.changed == f"{file}: was written to since its header was read"
 
 
 # ---- memory

@@ -7,9 +7,16 @@ set it believes that it protects something. Neither a key nor a part of one is e
 from __future__ import annotations
 
 import codecs
+import errno
+import os
 import re
+import selectors
 import ssl
+import stat
+import time
+from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, NoReturn
 
 import httpx
@@ -17,6 +24,7 @@ import httpx
 from gnomon.http.certificate import BadFile, check_authorities, check_pair
 from gnomon.http.identity.jwks import ALGORITHMS
 from gnomon.http.settings import AuthMode, AuthSettings, options
+from gnomon.reference.files import read_regular
 
 ASKING = frozenset({AuthMode.exchange, AuthMode.userinfo, AuthMode.jwks})
 KEYED = frozenset({AuthMode.exchange, AuthMode.jwks})  # signatures are verified here
@@ -60,6 +68,8 @@ MODES = {
 """In which modes an option means anything."""
 
 SHORTEST_KEY = 16  # characters
+MOST_BYTES = 16 * 2**20  # of a file of keys
+PIPE_SECONDS = 10.0  # for a pipe of keys to be written to its end
 VISIBLE = re.compile(r"[\x21-\x7e]+")  # what can be one word of a header
 COMMENT = re.compile(r"(?:^|[ \t])#.*")
 TYPES = ("user", "service")  # never "system": services are bound to a certificate that nobody checks here
@@ -180,12 +190,39 @@ def api_keys(settings: AuthSettings) -> tuple[str, ...]:
     return tuple(key for _, key in named)
 
 
+def read_keys(path: Path) -> bytes:
+    """All that is in a file, or in a pipe, such as a shell's <(...). Raises OSError. A pipe that nobody writes to is
+    waited for, though not for ever; a device is refused."""
+    if not stat.S_ISFIFO(os.stat(path).st_mode):
+        return read_regular(path, MOST_BYTES)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        return b"".join(_pieces(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def _pieces(descriptor: int) -> Iterator[bytes]:
+    end, size = time.monotonic() + PIPE_SECONDS, 0
+    with selectors.DefaultSelector() as ready:
+        ready.register(descriptor, selectors.EVENT_READ)
+        while ready.select(max(0.0, end - time.monotonic())):
+            piece = os.read(descriptor, 2**16)
+            size += len(piece)
+            if size > MOST_BYTES:
+                raise OSError(errno.EFBIG, f"larger than {MOST_BYTES:,} bytes")
+            if not piece:
+                return
+            yield piece
+    raise OSError(errno.ETIMEDOUT, f"a pipe that was not written to its end in {PIPE_SECONDS:g} seconds")
+
+
 def keys_in_file(settings: AuthSettings) -> list[tuple[str, str]]:
     """The keys and the lines where they stand. A comment begins with # at a line's start or after a space."""
     path = settings.api_key_file
     assert path is not None
     try:
-        data = path.read_bytes()
+        data = read_keys(path)
         text = data.decode("utf-8-sig")  # a byte order mark, as some editors write it, is no part of the first key
     except OSError as error:
         refuse("api_key_file", f"{path}: {error.strerror}")

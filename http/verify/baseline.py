@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gnomon.http.console import as_utf8
 from gnomon.http.verify.report import SCHEMA, VERSION, Report
 from gnomon.http.verify.safe import Secret, line
 from gnomon.http.verify.verdict import Verdict
+from gnomon.reference.files import read_regular
 
 MOST_BYTES = 64 * 2**20
 
@@ -68,11 +70,9 @@ class Earlier(NamedTuple):
 
 def read(file: str) -> Earlier:
     """Raises NoReport."""
-    path = Path(file)
+    path, file = Path(file), as_utf8(file)
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise NoReport(f"--baseline: {file!r} is larger than {MOST_BYTES // 2**20} MiB; it is no report")
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_regular(path, MOST_BYTES))
     except OSError as error:
         raise NoReport(f"--baseline: {file!r}: {error.strerror}") from None
     except (ValueError, RecursionError):

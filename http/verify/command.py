@@ -11,12 +11,12 @@ Exit code: 0 all honoured, refused or unclear; 1 findings; 2 the run could not b
 from __future__ import annotations
 
 import asyncio
-import io
 import json
+import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -27,6 +27,7 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from gnomon.http.console import as_utf8
 from gnomon.http.verify import baseline
 from gnomon.http.verify.exchange import Budget, Busy, CannotReach, Client, Exchange, OutOfBudget
 from gnomon.http.verify.junit import junit
@@ -50,6 +51,7 @@ from gnomon.http.verify.run import judge_all
 from gnomon.http.verify.safe import Secret, line
 from gnomon.http.verify.terminal import list_cases, show
 from gnomon.http.verify.verdict import Case, Finding, Unclear
+from gnomon.reference.files import check_writable
 from gnomon.reference.network import proxy_note
 
 FIRST_COST = 64
@@ -130,9 +132,6 @@ def verify(
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> int:
     """The exit code. transport: for tests."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character gets its escape
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     secret = Secret(options.api_key)
     try:
         prepared = _prepare(options, cases)
@@ -216,7 +215,7 @@ class Files(NamedTuple):
             try:
                 self.paths[name].write_bytes(content)
             except OSError as error:
-                raise CannotRun(f"--{name}: {str(self.paths[name])!r}: {error.strerror}") from None
+                raise CannotRun(f"--{name}: {as_utf8(str(self.paths[name]))!r}: {error.strerror}") from None
 
 
 @contextmanager
@@ -225,16 +224,15 @@ def _files(options: Options) -> Iterator[Files]:
     were made for that are removed if nothing came to be written."""
     given = {name: getattr(options, name) for name in ("json", "junit", "html")}
     paths = {name: Path(file) for name, file in given.items() if file is not None and (name, file) != ("json", "-")}
-    resolved = [path.resolve() for path in paths.values()]
-    if len(set(resolved)) < len(resolved):
+    if _are_one(paths.values()):
         raise CannotRun("two of --json, --junit and --html name the same file")
     made: list[Path] = []
     for name, path in paths.items():
-        new = not path.exists()
+        new = not os.path.exists(path)
         try:
-            path.open("ab").close()
+            check_writable(path)
         except OSError as error:
-            raise CannotRun(f"--{name}: {str(path)!r}: {error.strerror}") from None
+            raise CannotRun(f"--{name}: {as_utf8(str(path))!r}: {error.strerror}") from None
         if new:
             made.append(path)
     try:
@@ -243,6 +241,14 @@ def _files(options: Options) -> Iterator[Files]:
         for path in made:
             if path.exists() and path.stat().st_size == 0:
                 path.unlink()
+
+
+def _are_one(paths: Collection[Path]) -> bool:
+    """Whether two of them lead to the same file."""
+    try:
+        return len({os.path.realpath(path) for path in paths}) < len(paths)
+    except OSError:  # relative to a directory that has been removed: none of them can be written
+        return False
 
 
 # ---- the run
