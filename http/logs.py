@@ -31,7 +31,7 @@ FLUSH_SECONDS = 1.0
 _LEAST = 8  # characters: what is shorter is no secret, and would only punch holes into words
 _CREDENTIALS = re.compile(r"\b(Bearer|Basic)(\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 descriptor: int | None = None  # of standard error, while console.py reads what others write to it
-_hidden: ContextVar[tuple[bytes, ...]] = ContextVar("gnomon.hidden", default=())
+_hidden: ContextVar[tuple[str, ...]] = ContextVar("gnomon.hidden", default=())  # the longest first
 
 
 @runtime_checkable
@@ -46,7 +46,9 @@ def hide(authorization: list[bytes]) -> None:
 
     Never undone: the server still logs an exception of the request after the application has returned.
     """
-    _hidden.set(tuple(part for value in authorization for part in (value, value.partition(b" ")[2].strip())))
+    parts = {part for value in authorization for part in (value, value.partition(b" ")[2].strip())}
+    spellings = {spelling for part in parts for spelling in _spellings(part) if len(spelling) >= _LEAST}
+    _hidden.set(tuple(sorted(spellings, key=len, reverse=True)))  # once, and not for every line
 
 
 def redacted(text: str) -> str:
@@ -54,8 +56,7 @@ def redacted(text: str) -> str:
 
     The second is for threads that know of no request.
     """
-    spellings = {spelling for value in _hidden.get() for spelling in _spellings(value) if len(spelling) >= _LEAST}
-    for spelling in sorted(spellings, key=len, reverse=True):
+    for spelling in _hidden.get():
         text = text.replace(spelling, HIDDEN)
     return _CREDENTIALS.sub(rf"\1\2{HIDDEN}", text)
 
