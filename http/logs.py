@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+import select
 import sys
 import threading
 from contextvars import ContextVar
@@ -154,13 +155,25 @@ class Aside(logging.Handler):
             line = self._lines.get().encode(errors="backslashreplace")
             try:
                 while line and sys.stderr is not None:
-                    line = line[os.write(sys.stderr.fileno() if descriptor is None else descriptor, line) :]
+                    line = line[written(sys.stderr.fileno() if descriptor is None else descriptor, line) :]
             except (OSError, ValueError):  # closed, or its disk is full: there is nowhere to say so
                 line = b""
             self._unwritten.release()
             with self._turn:
                 if self._lines.empty():
                     self._idle.set()
+
+
+def written(descriptor: int, line: bytes) -> int:
+    """How many of a line's bytes were written. Waits for room also where whoever shares the terminal or
+    the pipe has made it one that does not wait; the line would be lost there, or its end, without a word."""
+    try:
+        return os.write(descriptor, line)
+    except BlockingIOError:
+        room = select.poll()
+        room.register(descriptor, select.POLLOUT)
+        room.poll()
+        return 0
 
 
 def logging_config(settings: Settings) -> dict[str, Any]:
