@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+import select
 import sys
 import threading
 from contextvars import ContextVar
@@ -32,7 +33,7 @@ FLUSH_SECONDS = 1.0
 _LEAST = 8  # characters: what is shorter is no secret, and would only punch holes into words
 _CREDENTIALS = re.compile(r"\b(Bearer|Basic)(\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 descriptor: int | None = None  # of standard error, while console.py reads what others write to it
-_hidden: ContextVar[tuple[bytes, ...]] = ContextVar("gnomon.hidden", default=())
+_hidden: ContextVar[tuple[str, ...]] = ContextVar("gnomon.hidden", default=())  # the longest first
 
 
 @runtime_checkable
@@ -47,7 +48,9 @@ def hide(authorization: list[bytes]) -> None:
 
     Never undone: the server still logs an exception of the request after the application has returned.
     """
-    _hidden.set(tuple(part for value in authorization for part in (value, value.partition(b" ")[2].strip())))
+    parts = {part for value in authorization for part in (value, value.partition(b" ")[2].strip())}
+    spellings = {spelling for part in parts for spelling in _spellings(part) if len(spelling) >= _LEAST}
+    _hidden.set(tuple(sorted(spellings, key=len, reverse=True)))  # once, and not for every line
 
 
 def redacted(text: str) -> str:
@@ -55,8 +58,7 @@ def redacted(text: str) -> str:
 
     The second is for threads that know of no request.
     """
-    spellings = {spelling for value in _hidden.get() for spelling in _spellings(value) if len(spelling) >= _LEAST}
-    for spelling in sorted(spellings, key=len, reverse=True):
+    for spelling in _hidden.get():
         text = text.replace(spelling, HIDDEN)
     return _CREDENTIALS.sub(rf"\1\2{HIDDEN}", text)
 
@@ -147,13 +149,25 @@ class Aside(logging.Handler):
             line = self._lines.get().encode(errors="backslashreplace")
             try:
                 while line and sys.stderr is not None:
-                    line = line[os.write(sys.stderr.fileno() if descriptor is None else descriptor, line) :]
+                    line = line[written(sys.stderr.fileno() if descriptor is None else descriptor, line) :]
             except (OSError, ValueError):  # closed, or its disk is full: there is nowhere to say so
                 line = b""
             self._unwritten.release()
             with self._turn:
                 if self._lines.empty():
                     self._idle.set()
+
+
+def written(descriptor: int, line: bytes) -> int:
+    """How many of a line's bytes were written. Waits for room also where whoever shares the terminal or
+    the pipe has made it one that does not wait; the line would be lost there, or its end, without a word."""
+    try:
+        return os.write(descriptor, line)
+    except BlockingIOError:
+        room = select.poll()
+        room.register(descriptor, select.POLLOUT)
+        room.poll()
+        return 0
 
 
 def logging_config(settings: Settings) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 
 COMPLETIONS = "POST /v1/completions"
 LONGEST = 64  # characters of a path that can be a route's with a slip
+LONGEST_MEANT = 1024  # of one that is looked at
 
 OTHERS: tuple[tuple[str, str], ...] = (
     (r"/chat/completions", f"chat is not served here; send its text as the prompt of {COMPLETIONS}"),
@@ -34,6 +35,8 @@ PREFIX = re.compile(r"(/(v1|api|openai)(?=/|$))+")
 
 def meant(path: str, routes: Mapping[str, str]) -> str | None:
     """What to do instead, in words; None if nothing is like it. routes: path → "GET /livez"."""
+    if len(path) > LONGEST_MEANT:
+        return None
     bare = bare_path(path)
     served = {bare_path(route): words for route, words in routes.items() if "{" not in route and bare_path(route)}
     if bare in served:

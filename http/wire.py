@@ -50,11 +50,14 @@ LINGER_BYTES = 64 * 2**20  # a body some times larger than any limit may be sent
 REFUSED_AT_ONCE = 64  # connections beyond the bound that are told so; those beyond these are cut without a word
 REFUSED_SECONDS = 1.0  # for such a connection's request, so that the answer can follow it
 TLS_BUFFER = 64 * 2**10  # above TLS, as asyncio has it without TLS; there its own figure is eight times that
+MOST_FIELDS = 1000  # of a head: h11, uvicorn and the middleware look at each of them again and again
+SLICE = 1024  # chunks of a body that are read before others have their turn: a read may have 40,000 of them
 FIRST_PROBE, LAST_PROBE = 0.02, 5.0  # seconds between two attempts to learn whether a silent client is there
 
 REQUEST_LINE = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+ [\x21-\x7e]+ HTTP/([0-9])\.[0-9]")
 # h11 lets pass: a line feed alone as a line's end, a folded line, control characters in a value.
 FORBIDDEN = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|\n[ \t]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+BLANK_LINES = re.compile(rb"(?:\r\n)+")
 HOST = re.compile(rb"[-A-Za-z0-9._~!$&'()*+,;=%:\[\]]*")
 ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#]+)([/?][^#]*)?")
 
@@ -80,6 +83,8 @@ class Connection(h11.Connection):
         self.line_seen = False  # whether its first line was
         self.is_head = False  # whether the last request's method is HEAD
         self.body_bytes = self.body_data = 0  # of the body so far: on the wire, and without its framing
+        self.more = False  # whether there is more of the body to read, left for a later turn
+        self.following: h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED] | None = None  # what came after its data
 
     def receive_data(self, data: bytes) -> None:
         """Keeps what came. After a request that is the last one by its own word, nothing is."""
@@ -90,6 +95,9 @@ class Connection(h11.Connection):
             super().receive_data(data)
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        following, self.following = self.following, None
+        if following is not None:
+            return following
         if self.refusal is None and self.their_state not in LAST_STATES:
             try:
                 return self.next_request() if self.their_state is h11.IDLE else self.next_of_body()
@@ -100,8 +108,10 @@ class Connection(h11.Connection):
         return h11.NEED_DATA
 
     def next_request(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        while self.head.startswith(b"\r\n"):  # allowed before a request; nothing else is
-            del self.head[:2]
+        if blank := BLANK_LINES.match(self.head):  # allowed before a request; nothing else is
+            end = blank.end()
+            del blank  # it keeps the bytes as they are
+            del self.head[:end]
             self.scanned = 0
         end = self.head.find(b"\r\n\r\n", max(0, self.scanned - 3))
         size = len(self.head) if end < 0 else end + 4
@@ -121,6 +131,9 @@ class Connection(h11.Connection):
         self.scanned = len(self.head)
         if end < 0:
             return h11.NEED_DATA
+        fields = self.head.count(b"\r\n", 0, end)
+        if fields > MOST_FIELDS:
+            raise HeadersTooLarge(f"the request has {fields} header fields; at most {MOST_FIELDS} are allowed")
         head, self.head, self.scanned, self.line_seen = bytes(self.head), bytearray(), 0, False
         self.body_bytes, self.body_data = len(head) - size, 0
         super().receive_data(head)
@@ -132,15 +145,27 @@ class Connection(h11.Connection):
         return checked(request)
 
     def next_of_body(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        event = super().next_event()
-        if isinstance(event, h11.Data):
-            self.body_data += len(event.data)
-        elif event is h11.NEED_DATA and self.their_state is h11.SEND_BODY:
+        """What there is of the body as one event, since uvicorn copies all that the application has yet to take for
+        each; at most SLICE chunks of it."""
+        data, self.more = bytearray(), False
+        event: h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED] = h11.NEED_DATA
+        for _ in range(SLICE):
+            event = super().next_event()
+            if not isinstance(event, h11.Data):
+                break
+            data += event.data
+        else:
+            event, self.more = h11.NEED_DATA, True
+        self.body_data += len(data)
+        if event is h11.NEED_DATA and self.their_state is h11.SEND_BODY and not self.more:
             # Only here, once for what one read gave: a look at each event would copy the buffer each time.
             framing = self.body_bytes - self.body_data - self.unparsed
             if framing > self.max_header_bytes + 16 * self.body_data:
                 raise Malformed(f"the chunks of the body have {framing} bytes of framing to {self.body_data} of data")
-        return event
+        if not data:
+            return event
+        self.following = event
+        return h11.Data(data=bytes(data))
 
     @property
     def unparsed(self) -> int:
@@ -245,7 +270,8 @@ class Outlet(asyncio.Transport):
             self.inner.pause_reading()
 
     def resume_reading(self) -> None:
-        self.inner.resume_reading()
+        if self.wire.slicing is None:  # else it is resumed when what was read has been looked at
+            self.inner.resume_reading()
 
     def get_write_buffer_size(self) -> int:
         return self.inner.get_write_buffer_size()
@@ -282,6 +308,7 @@ class Wire(H11Protocol):
         self.eof = False
         self.stopping = False
         self.timers: dict[str, asyncio.TimerHandle] = {}
+        self.slicing: asyncio.Handle | None = None  # the turn in which the rest of a read is looked at
         self.written = self.taken = 0  # bytes, and how many of them have left for the client
         self.taken_at = 0.0
         self.lingers_until = 0.0
@@ -350,6 +377,10 @@ class Wire(H11Protocol):
                 self.close_now()
             return
         super().data_received(data)
+        self.looked()
+
+    def looked(self) -> None:
+        """All that came has been looked at, or as much of it as may be in one turn."""
         self.settle()
         pipelined = self.conn.their_state not in (h11.IDLE, h11.SEND_BODY)
         if pipelined and self.flow.read_paused and self.conn.unparsed <= self.settings.max_header_bytes:
@@ -363,6 +394,19 @@ class Wire(H11Protocol):
         super().handle_events()
         if self.conn.refusal is not None:
             self.refuse(self.conn.refusal)
+        elif self.conn.more and self.slicing is None:
+            self.inner.pause_reading()
+            self.slicing = self.loop.call_soon(self.next_slice)
+
+    def next_slice(self) -> None:
+        """Goes on with what was read, after whatever else was ready to run."""
+        self.slicing = None
+        if self.closing:
+            return
+        self.handle_events()
+        self.looked()
+        if self.slicing is None and not self.flow.read_paused and not self.closing:
+            self.inner.resume_reading()
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """The client sends no more. That it still reads is believed until it is known not to; under TLS it is not."""

@@ -366,6 +366,11 @@ def _ids(place: str, sent: object) -> tuple[int, ...]:
     return tuple(sent)
 
 
+ID_DIGITS = 8
+"""Of the largest id: no vocabulary is larger than 2^24 (entries.py). Integers of 18 digits can be chosen so that a dict
+of them takes a time that grows with the square."""
+
+
 def _logit_bias(param: str, sent: object) -> dict[int, float]:
     if not isinstance(sent, dict):
         raise _wrong(param, sent, "an object of token id → number from -100 to 100")
@@ -377,7 +382,7 @@ def _logit_bias(param: str, sent: object) -> dict[int, float]:
         if not re.fullmatch(r"0|[1-9][0-9]*", key, re.ASCII):
             message = f"{param}.{key_of(key)}: no token id; keys are 0 or digits without a leading 0"
             raise InvalidRequest(f"{param}.{key}", message)
-        if len(key) > 18:
+        if len(key) > ID_DIGITS:
             raise InvalidRequest(f"{param}.{key}", f"{param}.{key_of(key)}: no vocabulary is so large")
         bias[int(key)] = read(f"{param}.{key}", value)
     return bias

@@ -505,3 +505,30 @@ def test_a_process_ends_whose_standard_error_nobody_reads() -> None:
         [sys.executable, "-c", FLOOD], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert process.wait(60) == 0
+
+
+UNWAITING = """
+import logging, logging.config, os, sys
+from gnomon.http import logs
+from gnomon.http.settings import Settings
+os.set_blocking(2, False)
+logging.config.dictConfig(logs.logging_config(Settings()))
+for i in range(2000):
+    logging.getLogger("gnomon.http").info("line %d of many %s", i, "x" * 500)
+print("all said", flush=True)
+logging.getLogger().handlers[0]._idle.wait(60)
+"""
+
+
+def test_no_line_is_lost_or_cut_where_standard_error_does_not_wait() -> None:
+    """Whoever shares a terminal or a pipe can make it one whose writes fail at once where there is no room."""
+    with subprocess.Popen(
+        [sys.executable, "-c", UNWAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "all said\n"  # a pipe has room for a tenth of it
+        lines = process.stderr.readlines()
+        assert process.wait(60) == 0
+    assert len(lines) == 2000
+    assert all(re.search(f"line {i} of many x{{500}}\n$", line) for i, line in enumerate(lines))

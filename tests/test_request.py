@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 
+from gnomon.reference.entries import LARGEST
 from gnomon.reference.request import (
     BY_NAME,
     FIELDS,
+    ID_DIGITS,
     CompletionRequest,
     InvalidRequest,
     Limits,
@@ -364,6 +366,14 @@ def test_logit_bias_keys_are_0_or_digits_without_a_leading_0(key: str) -> None:
     error = refused(logit_bias=f'{{"5": 1, "{key}": 1}}')
     assert error.param == "logit_bias." + json.loads(f'"{key}"')
     assert "0" in error.message
+
+
+def test_a_logit_bias_key_beyond_every_vocabulary_is_refused_before_it_is_kept() -> None:
+    """Of 18 digits an attacker can choose thousands that collide in a dict; of 8 no more than some hundred."""
+    assert LARGEST < 10**ID_DIGITS < 2**27
+    assert read(logit_bias=f'{{"{10**ID_DIGITS - 1}": 1}}').logit_bias == {10**ID_DIGITS - 1: 1}
+    error = refused(logit_bias=f'{{"{10**ID_DIGITS}": 1}}')
+    assert error.message == f"logit_bias.{10**ID_DIGITS}: no vocabulary is so large"
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,16 @@ import random
 import re
 import socket
 import ssl
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from types import FrameType
 from typing import BinaryIO, NamedTuple
 
+import h11
 import pytest
 from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
@@ -26,7 +29,7 @@ from starlette.types import Receive, Scope, Send
 from gnomon.http.app import create_app
 from gnomon.http.server import Server, bind
 from gnomon.http.settings import Settings
-from gnomon.http.wire import protocol
+from gnomon.http.wire import MOST_FIELDS, SLICE, Connection, protocol
 from gnomon.reference.tokenizer import Tokenizer
 from helpers.certificate import certificate as make_certificate
 from helpers.fake import EOT, FakeEngine, always, fake_tokenizer
@@ -376,7 +379,7 @@ SERVED = {
     "chunk extensions": (200, get(CHUNKED, body=b'5;a="b";c\r\n12345\r\n' + TINY)),
     "a request in a chunk": (200, get(CHUNKED, body=b"%x\r\n%b\r\n" % (len(SMUGGLED), SMUGGLED) + TINY)),
     "trailers": (200, get(CHUNKED, body=b"0\r\nContent-Length: 99\r\nHost: x\r\n\r\n")),
-    "many small chunks": (200, get(CHUNKED, body=b"1\r\nx\r\n" * 5000 + TINY)),
+    "many small chunks": (200, get(CHUNKED, body=b"1\r\nx\r\n" * 1000 + TINY)),
     "the longest head": (200, get(b"A: " + b"b" * (MOST - len(get(b"A: "))))),
     "600 headers": (200, get(*[b"a: b"] * 600)),
     "empty lines before": (200, b"\r\n\r\n" + HEALTH),
@@ -487,6 +490,51 @@ def test_a_long_body_in_chunks_of_one_byte_is_answered(base: str) -> None:
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body + b" " * 100_000)
     answer = ask(base, head + b"\r\n" + CHUNKED + b"\r\n\r\n" + chunks + TINY)
     assert answer.text == "abc"
+
+
+def test_of_a_read_full_of_tiny_chunks_a_turn_looks_at_a_bounded_part() -> None:
+    """A read gives up to 256 KiB, which are 43,000 such chunks: looked at in one turn, they hold up every client."""
+    connection = Connection(MOST)
+    connection.receive_data(b"POST / HTTP/1.1\r\nHost: gnomon\r\n" + CHUNKED + b"\r\n\r\n")
+    assert isinstance(connection.next_event(), h11.Request)
+    connection.receive_data(b"1\r\nx\r\n" * (3 * SLICE + 5) + b"0\r\n\r\n")
+    turns: list[int] = []
+    while not turns or connection.more:
+        turns.append(0)
+        while (event := connection.next_event()) is not h11.NEED_DATA and not isinstance(event, h11.EndOfMessage):
+            assert isinstance(event, h11.Data)
+            turns[-1] += len(event.data)
+    assert turns == [SLICE, SLICE, SLICE, 5]
+    assert isinstance(event, h11.EndOfMessage)
+
+
+def test_blank_lines_before_a_request_are_taken_away_at_once() -> None:
+    """One by one, those of a read of 256 KiB take a time that every other client waits."""
+    connection = Connection(MOST)
+    lines: list[str] = []
+
+    def count(frame: FrameType, event: str, argument: object) -> Callable[..., object]:
+        if frame.f_code.co_name == "next_request":
+            lines.append(event)
+        return count
+
+    connection.receive_data(b"\r\n" * 100_000 + HEALTH)
+    sys.settrace(count)
+    try:
+        event = connection.next_event()
+    finally:
+        sys.settrace(None)
+    assert isinstance(event, h11.Request)
+    assert 0 < len(lines) < 100
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_head_has_at_most_a_thousand_fields(app: Starlette, more: int) -> None:
+    with serving(app, Settings(max_header_bytes=8 * MOST)) as base:
+        answer = ask(base, get(*[b"A: b"] * (MOST_FIELDS - 1 + more)))  # Host is one of them
+    assert answer.status == (431 if more else 200)
+    if more:
+        assert answer.error == "the request has 1001 header fields; at most 1000 are allowed"
 
 
 def test_a_refusal_does_not_depend_on_how_the_bytes_are_cut(base: str) -> None:
