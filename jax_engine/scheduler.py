@@ -10,11 +10,14 @@ that bounds what a long prompt costs the running streams.
     Work (one prompt of a job) ─ waiting ─▶ prefilling, a chunk a step ─▶ ready: its candidates enter slots ─▶ done
 
 The whole prompt pages are shared by the prompt's candidates; the partly filled last page is copied for each of them.
+
+What a call costs does not grow with the works that wait: the line is a map, so that a work leaves it from anywhere at
+once, and the head of the line is looked up in the prefix cache once, however long it is blocked.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +36,7 @@ class Work:
     owner: Any = None  # the job, for the engine
     index: int = 0  # which of the job's prompts this is
     pages: list[int] = field(default_factory=list)  # of the prompt, held by this work until its candidates have begun
+    names: list[bytes] | None = None  # of the prompt's chunks; None: not looked up in the cache yet
     chunks_done: int = 0
     cached_tokens: int = 0
     next_candidate: int = 0
@@ -73,20 +77,26 @@ class Scheduler:
         self.chunk = chunk
         self.pool = PagePool(pages)
         self.prefixes = PrefixCache(self.pool, chunk)
-        self.waiting: deque[Work] = deque()
+        self.waiting: OrderedDict[Work, None] = OrderedDict()  # the line, first come first
         self.running: dict[int, Running] = {}  # by slot
+        self._running_of: dict[Work, dict[int, Running]] = {}  # by work and candidate; no empty ones
         self._free_slots = list(range(slots - 1, -1, -1))
 
     # ---- arrivals
 
     def submit(self, work: Work) -> None:
-        self.waiting.append(work)
+        self.waiting[work] = None
+
+    @property
+    def head(self) -> Work | None:
+        """The first in line."""
+        return next(iter(self.waiting), None)
 
     # ---- prefill
 
     def next_chunk(self) -> tuple[Work, int] | None:
         """The chunk to prefill in this step, (work, chunk's number): of the first work in line, if it may start."""
-        work = self.waiting[0] if self.waiting else None
+        work = self.head
         if work is None or work.is_prefilled or not (work.admitted or self._start(work)):
             return None
         return work, work.chunks_done
@@ -95,19 +105,24 @@ class Scheduler:
         """Reserves the prompt's pages and the first candidate's, and takes what the prefix cache has."""
         if work.max_tokens > 0 and not self._free_slots:
             return False
-        names = [] if work.score else self.prefixes.names(work.prompt)
-        usable = names[: (len(work.prompt) - 1) // self.chunk]  # never the chunk with the last position
-        found = self.prefixes.find(usable)
-        taken = [page for pages in found for page in pages]
-        needed = self._pages(len(work.prompt)) - len(taken)
+        if work.names is None:
+            self._look_up(work)
+        needed = self._pages(len(work.prompt)) - len(work.pages)
         if not self.prefixes.make_room(needed + self._own_pages(work)):
-            self.pool.release(taken)
             return False
-        work.pages = taken + self.pool.take(needed)
-        work.chunks_done = len(found)
-        work.cached_tokens = len(found) * self.chunk
+        work.pages += self.pool.take(needed)
+        work.cached_tokens = work.chunks_done * self.chunk
         work.admitted = True
         return True
+
+    def _look_up(self, work: Work) -> None:
+        """Holds what the prefix cache has of the prompt. A work that must wait keeps it: nobody behind it could use it,
+        and nothing enters the cache before it has started."""
+        work.names = self.prefixes.names(work.prompt)
+        usable = [] if work.score else work.names[: (len(work.prompt) - 1) // self.chunk]  # never the last position's
+        found = self.prefixes.find(usable)
+        work.pages = [page for pages in found for page in pages]
+        work.chunks_done = len(found)
 
     def chunk_done(self, work: Work, hidden: Any) -> None:
         """The engine has prefilled the chunk it was given; `hidden` is None unless it was the prompt's last."""
@@ -120,7 +135,7 @@ class Scheduler:
 
     def _remember(self, work: Work) -> None:
         per_chunk = self.chunk // self.page_size
-        names = self.prefixes.names(work.prompt)
+        names = work.names or ()
         for i, name in enumerate(names):
             self.prefixes.add(name, work.pages[i * per_chunk : (i + 1) * per_chunk])
         self.prefixes.touch(names)
@@ -131,8 +146,7 @@ class Scheduler:
         """Puts candidates of the prefilled work at the head of the line into free slots, as far as slots and pages
         go."""
         begun = []
-        while self.waiting and self.waiting[0].is_prefilled:
-            work = self.waiting[0]
+        while (work := self.head) is not None and work.is_prefilled:
             while not work.is_over and work.next_candidate in work.closed:
                 work.next_candidate += 1
             if work.is_over:
@@ -157,31 +171,41 @@ class Scheduler:
         )
         work.next_candidate += 1
         self.running[sequence.slot] = sequence
+        self._running_of.setdefault(work, {})[sequence.candidate] = sequence
         return sequence
 
     def _finish(self, work: Work) -> None:
         """All candidates have begun (or none is wanted): the prompt's own hold on its pages ends."""
         self.pool.release(work.pages)
         work.pages = []
-        self.waiting.remove(work)
+        del self.waiting[work]
 
     def end(self, sequence: Running) -> None:
         """A candidate needs no further step: its slot and pages are free at once. Ending twice is ending once."""
         if self.running.get(sequence.slot) is not sequence:
             return
         del self.running[sequence.slot]
+        running = self._running_of[sequence.work]
+        del running[sequence.candidate]
+        if not running:
+            del self._running_of[sequence.work]
         self.pool.release(sequence.pages)
         self._free_slots.append(sequence.slot)
 
     # ---- closing
 
     def close(self, work: Work, candidate: int | None = None) -> None:
-        """Ends one candidate, or the whole work, wherever it is."""
-        work.closed |= set(range(work.candidates)) if candidate is None else {candidate}
-        for sequence in [s for s in self.running.values() if s.work is work and s.candidate in work.closed]:
+        """Ends one candidate, or the whole work, wherever it is. One that has ended costs nothing."""
+        running = self._running_of.get(work, {})
+        is_waiting = work in self.waiting
+        if not running and not is_waiting:
+            return
+        closing = range(work.candidates) if candidate is None else (candidate,)
+        work.closed.update(closing)
+        for sequence in [running[c] for c in closing if c in running]:
             sequence.is_over = True
             self.end(sequence)
-        if work in self.waiting and len(work.closed) == work.candidates and not self._score_pending(work, candidate):
+        if is_waiting and len(work.closed) == work.candidates and not self._score_pending(work, candidate):
             work.next_candidate = work.candidates
             self._finish(work)
 
@@ -205,19 +229,27 @@ class Scheduler:
         """The pages that a prompt and one candidate filling the whole context can need at once."""
         return self._pages(context) + 1
 
+    @property
+    def held_pages(self) -> int:
+        """The pages that works hold; those of chunks that are only cached are not among them."""
+        return self.pool.size - self.pool.free - self.prefixes.unused_pages
+
     def works(self) -> Iterator[Work]:
         yield from self.waiting
-        yield from {id(s.work): s.work for s in self.running.values() if s.work not in self.waiting}.values()
+        yield from (work for work in self._running_of if work not in self.waiting)
 
     def check(self) -> None:
-        """The books balance: every held page has exactly the holders that this scheduler and its cache know of."""
+        """The books balance: every held page has exactly the holders that this scheduler and its cache know of, and
+        what is counted is what there is."""
         self.pool.check()
-        holders: dict[int, int] = {}
-        lists: list[Sequence[int]] = [s.pages for s in self.running.values()]
-        lists += [work.pages for work in self.waiting]
-        lists += self.prefixes.held()
-        for pages in lists:
-            for page in pages:
-                holders[page] = holders.get(page, 0) + 1
+        self.prefixes.check()
+        of_works: list[Sequence[int]] = [s.pages for s in self.running.values()]
+        of_works += [work.pages for work in self.waiting]
+        holders = Counter(page for pages in [*of_works, *self.prefixes.held()] for page in pages)
         assert holders == self.pool.held(), (holders, self.pool.held())
+        assert self.held_pages == len({page for pages in of_works for page in pages})
         assert sorted([*self._free_slots, *self.running]) == list(range(len(self._free_slots) + len(self.running)))
+        by_work = {(s.work, s.candidate): s for s in self.running.values()}
+        assert by_work == {(work, c): s for work, of in self._running_of.items() for c, s in of.items()}
+        assert all(self._running_of.values())
+        assert all(work is self.head or not (work.pages or work.admitted) for work in self.waiting)
