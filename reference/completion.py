@@ -348,6 +348,7 @@ class Run:
         self.id = f"cmpl-{secrets.token_hex(12)}"
         self.created = int(time.time())
         self.on_token: Callable[[int, int, float], None] | None = None  # told (prompt, candidate, when it was made)
+        self.on_submit: Callable[[], object] | None = None  # told that the engine is about to be given the job
         self._engine = engine
         self._tokenizer = tokenizer
         self._scored: dict[int, PromptScored] = {}
@@ -437,6 +438,8 @@ class Run:
                 raise RuntimeError("a run is read once; prepare another")
             if self._closed:
                 return
+            if self.on_submit is not None:
+                self.on_submit()
             self._job = job = self._submit()
         try:
             for event in job.events():
