@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from gnomon.jax_engine.cache import PagePool, PrefixCache
@@ -27,7 +27,11 @@ from gnomon.jax_engine.cache import PagePool, PrefixCache
 
 @dataclass(eq=False, slots=True)
 class Work:
-    """One prompt of a job: what is to be prefilled, and the candidates that grow from it."""
+    """One prompt of a job: what is to be prefilled, and the candidates that grow from it.
+
+    Many may wait, so nothing is made for one before it is needed: Python's collector, which stops every thread, looks
+    at each list and each set.
+    """
 
     prompt: tuple[int, ...]
     max_tokens: int
@@ -35,12 +39,11 @@ class Work:
     score: bool  # wants its own log-probabilities: then every chunk is computed, none taken from the cache
     owner: Any = None  # the job, for the engine
     index: int = 0  # which of the job's prompts this is
-    pages: list[int] = field(default_factory=list)  # of the prompt, held by this work until its candidates have begun
+    pages: Sequence[int] = ()  # of the prompt, held by this work until its candidates have begun
     names: list[bytes] | None = None  # of the prompt's chunks; None: not looked up in the cache yet
     chunks_done: int = 0
     cached_tokens: int = 0
     next_candidate: int = 0
-    closed: set[int] = field(default_factory=set)
     hidden: Any = None  # the last position's hidden state, once prefilled; the engine's business
     admitted: bool = False
 
@@ -80,6 +83,7 @@ class Scheduler:
         self.waiting: OrderedDict[Work, None] = OrderedDict()  # the line, first come first
         self.running: dict[int, Running] = {}  # by slot
         self._running_of: dict[Work, dict[int, Running]] = {}  # by work and candidate; no empty ones
+        self._closed_of: dict[Work, set[int]] = {}  # of works in line: the candidates that were closed one by one
         self._free_slots = list(range(slots - 1, -1, -1))
 
     # ---- arrivals
@@ -110,7 +114,7 @@ class Scheduler:
         needed = self._pages(len(work.prompt)) - len(work.pages)
         if not self.prefixes.make_room(needed + self._own_pages(work)):
             return False
-        work.pages += self.pool.take(needed)
+        work.pages = [*work.pages, *self.pool.take(needed)]
         work.cached_tokens = work.chunks_done * self.chunk
         work.admitted = True
         return True
@@ -147,8 +151,7 @@ class Scheduler:
         go."""
         begun = []
         while (work := self.head) is not None and work.is_prefilled:
-            while not work.is_over and work.next_candidate in work.closed:
-                work.next_candidate += 1
+            self._pass_over_closed(work)
             if work.is_over:
                 self._finish(work)
                 continue
@@ -156,6 +159,11 @@ class Scheduler:
                 break
             begun.append(self._begin(work))
         return begun
+
+    def _pass_over_closed(self, work: Work) -> None:
+        closed = self._closed_of.get(work, ())
+        while not work.is_over and work.next_candidate in closed:
+            work.next_candidate += 1
 
     def _begin(self, work: Work) -> Running:
         whole = len(work.prompt) // self.page_size
@@ -166,7 +174,7 @@ class Scheduler:
             work,
             work.next_candidate,
             self._free_slots.pop(),
-            shared + own,
+            [*shared, *own],
             (partial[0], own[0]) if partial else None,
         )
         work.next_candidate += 1
@@ -177,8 +185,9 @@ class Scheduler:
     def _finish(self, work: Work) -> None:
         """All candidates have begun (or none is wanted): the prompt's own hold on its pages ends."""
         self.pool.release(work.pages)
-        work.pages = []
+        work.pages = ()
         del self.waiting[work]
+        self._closed_of.pop(work, None)
 
     def end(self, sequence: Running) -> None:
         """A candidate needs no further step: its slot and pages are free at once. Ending twice is ending once."""
@@ -196,22 +205,25 @@ class Scheduler:
 
     def close(self, work: Work, candidate: int | None = None) -> None:
         """Ends one candidate, or the whole work, wherever it is. One that has ended costs nothing."""
-        running = self._running_of.get(work, {})
-        is_waiting = work in self.waiting
-        if not running and not is_waiting:
-            return
-        closing = range(work.candidates) if candidate is None else (candidate,)
-        work.closed.update(closing)
-        for sequence in [running[c] for c in closing if c in running]:
+        for sequence in self._in_slots(work, candidate):
             sequence.is_over = True
             self.end(sequence)
-        if is_waiting and len(work.closed) == work.candidates and not self._score_pending(work, candidate):
+        if work in self.waiting and (candidate is None or self._is_last_closed(work, candidate)):
             work.next_candidate = work.candidates
             self._finish(work)
 
-    def _score_pending(self, work: Work, candidate: int | None) -> bool:
-        """Closing candidates one by one does not take back the wish for the prompt's scores; closing the work does."""
-        return work.score and candidate is not None and not work.is_prefilled
+    def _in_slots(self, work: Work, candidate: int | None) -> list[Running]:
+        running = self._running_of.get(work, {})
+        if candidate is None:
+            return list(running.values())
+        return [running[candidate]] if candidate in running else []
+
+    def _is_last_closed(self, work: Work, candidate: int) -> bool:
+        """Whether all candidates are closed now. That does not take back the wish for the prompt's scores, as closing
+        the work does."""
+        closed = self._closed_of.setdefault(work, set())
+        closed.add(candidate)
+        return len(closed) == work.candidates and (work.is_prefilled or not work.score)
 
     # ---- measures
 
@@ -252,4 +264,5 @@ class Scheduler:
         by_work = {(s.work, s.candidate): s for s in self.running.values()}
         assert by_work == {(work, c): s for work, of in self._running_of.items() for c, s in of.items()}
         assert all(self._running_of.values())
+        assert self._closed_of.keys() <= self.waiting.keys()
         assert all(work is self.head or not (work.pages or work.admitted) for work in self.waiting)
