@@ -15,9 +15,10 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 
 from gnomon.http.errors import QueueFull, Unavailable
 from gnomon.http.settings import Settings
@@ -72,7 +73,7 @@ class Places:
 
     def __init__(self, count: int) -> None:
         self._free = count
-        self._line: deque[asyncio.Future[None]] = deque()
+        self._line: OrderedDict[asyncio.Future[None], None] = OrderedDict()  # whoever leaves is out of it at once
 
     @asynccontextmanager
     async def place(self, answer: Answer) -> AsyncIterator[None]:
@@ -98,20 +99,20 @@ class Places:
 
     async def _wait(self, answer: Answer) -> None:
         answer.turn = turn = asyncio.get_running_loop().create_future()
-        self._line.append(turn)
+        self._line[turn] = None
         try:
             await turn
         except BaseException:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
                 self._give()  # cancelled in the moment in which its turn had come
             else:
-                self._line.remove(turn)
+                self._line.pop(turn, None)
             raise
 
     def _give(self) -> None:
-        for turn in self._line:
+        while self._line:
+            turn, _ = self._line.popitem(last=False)
             if not turn.done():
-                self._line.remove(turn)
                 turn.set_result(None)
                 return
         self._free += 1
@@ -122,40 +123,80 @@ class Pace:
 
     def __init__(self) -> None:
         self._done: deque[tuple[float, int]] = deque()
+        self._tokens = 0  # of all of them
 
     def count(self, tokens: int) -> None:
         self._forget()  # here too: a server that refuses nobody is never asked for its pace
         self._done.append((time.monotonic(), tokens))
+        self._tokens += tokens
 
     def _forget(self) -> None:
         begin = time.monotonic() - PACE_SECONDS
         while self._done and self._done[0][0] < begin:
-            self._done.popleft()
+            self._tokens -= self._done.popleft()[1]
 
     def tokens_per_second(self) -> float | None:
         """None if nothing was finished in that time."""
         self._forget()
         if not self._done:
             return None
-        return sum(tokens for _, tokens in self._done) / max(time.monotonic() - self._done[0][0], 1.0)
+        return self._tokens / max(time.monotonic() - self._done[0][0], 1.0)
+
+
+class Waiting:
+    """The answers with which the engine has not begun, counted as they come, begin and go.
+
+    The engine begins in a thread of its own and tells nobody; so those that it has been given are asked, and they are
+    no more than there are places at it. The others have not begun.
+    """
+
+    def __init__(self) -> None:
+        self._answers: dict[Answer, None] = {}
+        self._given: dict[Answer, None] = {}  # of them: what the engine has
+        self._tokens = 0
+
+    def add(self, answer: Answer) -> None:
+        self._answers[answer] = None
+        self._tokens += answer.tokens
+        answer.run.on_submit = partial(self._given.setdefault, answer)  # called in the thread that reads the run
+
+    def discard(self, answer: Answer) -> None:
+        """Once the run has begun, or is closed, so that the engine is not given it any more."""
+        self._given.pop(answer, None)
+        if answer in self._answers:
+            del self._answers[answer]
+            self._tokens -= answer.tokens
+
+    @property
+    def answers(self) -> Collection[Answer]:
+        for answer in list(self._given):
+            if answer.run.started is not None:
+                self.discard(answer)
+        return self._answers.keys()
+
+    @property
+    def tokens(self) -> int:
+        """That they may come to."""
+        return self._tokens if self.answers else 0
 
 
 class Admission:
     """Every answer under way, and the bounds on them."""
 
     def __init__(self, settings: Settings) -> None:
-        self.open: list[Answer] = []
+        self.open: dict[Answer, None] = {}
         self._settings = settings
         self._pace = Pace()
+        self._waiting = Waiting()
         self._ending: RequestError | None = None
 
     # ---- measures
 
-    def waiting(self) -> list[Answer]:
-        return [answer for answer in self.open if answer.run.started is None]
+    def waiting(self) -> Collection[Answer]:
+        return self._waiting.answers
 
     def waiting_tokens(self) -> int:
-        return sum(answer.tokens for answer in self.waiting())
+        return self._waiting.tokens
 
     def retry_after(self) -> int:
         """Seconds until what waits now should have begun, at the pace of the last minute."""
@@ -195,12 +236,14 @@ class Admission:
                 f"at most {most} may wait"
             )
             raise QueueFull(message, self.retry_after())
-        self.open.append(answer)
+        self.open[answer] = None
+        self._waiting.add(answer)
         try:
             yield answer
         finally:
-            self.open.remove(answer)
+            del self.open[answer]
             run.close()
+            self._waiting.discard(answer)
             usage = run.usage
             if run.started is not None:
                 self._pace.count(usage.prompt_tokens + usage.completion_tokens)

@@ -167,12 +167,12 @@ class Completions:
     @property
     def open(self) -> list[Answer]:
         """The answers under way."""
-        return self.admission.open
+        return list(self.admission.open)
 
     @property
     def unfinished(self) -> int:
         """Requests that have come whole and have yet to be answered."""
-        return len(self.open) + self.preparing
+        return len(self.admission.open) + self.preparing
 
     def stop(self) -> None:
         """The server ends: every answer under way ends with an error that says so, and so does every later one."""

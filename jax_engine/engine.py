@@ -2,7 +2,7 @@
 
 One thread owns the device. A step of it is:
 
-    1 take      arrivals and closings, from any thread
+    1 take      arrivals and closings, from any thread, for so many works at most
     2 prefill   one chunk of the first prompt in line, if there is one
     3 admit     candidates of prefilled prompts into free slots
     4 step      one more token asked of the device for every running slot
@@ -20,7 +20,8 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -52,6 +53,12 @@ NOT_FINITE = "the model produced logits that are not finite"
 STOPPED = "the engine was stopped"
 EXIT_SECONDS = 10.0  # for a step that is under way when the process ends
 
+# Works that arrive or are closed between two steps: some milliseconds. What more of them there are waits in its order,
+# so that a thousand requests with thousands of prompts each, all given up at once, hold no running stream up.
+WORKS_A_STEP = 1024
+
+Message = Callable[[Scheduler], object]
+
 
 # ---- jobs
 
@@ -59,18 +66,28 @@ EXIT_SECONDS = 10.0  # for a step that is under way when the process ends
 class JaxJob:
     """One request's end of the engine: a queue of events, read by one reader."""
 
-    def __init__(self, engine: JaxEngine, works: Sequence[tuple[Work, int]], params: SamplingParams, top: int) -> None:
+    def __init__(
+        self,
+        engine: JaxEngine,
+        works: Sequence[Work],
+        seeds: Sequence[int],
+        params: SamplingParams,
+        candidates: int,
+        top: int,
+    ) -> None:
         self.params = params
+        self.candidates = candidates
         self.top = top
-        self.seeds = [seed for _, seed in works]
-        self.works = [work for work, _ in works]
+        self.seeds = seeds
+        self.works = works
         self.scored: dict[int, list[tuple[float, Ranking]]] = {}
         self.started: float | None = None
         self.made = 0.0
+        self.has_failed = False
         self._engine = engine
         self._queue: queue.SimpleQueue[tuple[float, Event | None]] = queue.SimpleQueue()
-        self._open = {(work.index, c) for work in self.works for c in range(work.candidates)}
-        self._awaited = {work.index for work in self.works if work.score}
+        self._open = {(work.index, c) for work in works for c in range(candidates)}
+        self._awaited = {work.index for work in works if work.score}
 
     @property
     def cached_tokens(self) -> int:
@@ -78,6 +95,15 @@ class JaxJob:
 
     def put(self, event: Event | None) -> None:
         self._queue.put((time.monotonic(), event))
+
+    def put_done(self, prompt: int) -> None:
+        """All candidates of a prompt have ended, none of them with a token."""
+        for c in range(self.candidates):
+            self.put(Done(prompt, c))
+
+    def fail(self, message: str) -> None:
+        self.has_failed = True
+        self.put(Failed(message))
 
     def events(self) -> Iterator[Event]:
         while self._open or self._awaited:
@@ -97,14 +123,16 @@ class JaxJob:
                 yield event
 
     def close(self, prompt: int | None = None, candidate: int | None = None) -> None:
+        """What has ended, failed or been closed before is not closed again."""
         if prompt is None or candidate is None:
+            is_over = self.has_failed or not (self._open or self._awaited)
             self._open.clear()
             self._awaited.clear()
-            self._engine.close_works(self.works)
-        else:
+            if not is_over:
+                self._engine.close_works(self.works)
+        elif (prompt, candidate) in self._open:
             self._open.discard((prompt, candidate))
-            work = self.works[prompt]
-            self._engine.post(lambda scheduler: scheduler.close(work, candidate))
+            self._engine.post(partial(Scheduler.close, work=self.works[prompt], candidate=candidate))
         self.put(None)
 
 
@@ -167,7 +195,8 @@ class JaxEngine:
             raise MemoryError(f"the device's memory does not hold the model and its pool: {one_line(error)}") from error
         self.fingerprint = self._device.fingerprint
         self._landings: deque[Landing] = deque()
-        self._inbox: queue.SimpleQueue[Callable[[Scheduler], object] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Iterable[Message] | None] = queue.SimpleQueue()
+        self._taking: Iterator[Message] = iter(())  # what is left of the last that was taken from the inbox
         self._posting = threading.Lock()
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="gnomon-jax", daemon=True)
@@ -198,44 +227,36 @@ class JaxEngine:
             Work(tuple(prompt), params.max_tokens, candidates if params.max_tokens else 0, score, index=j)
             for j, prompt in enumerate(prompts)
         ]
-        job = JaxJob(self, list(zip(works, seeds, strict=True)), params, top)
+        job = JaxJob(self, works, seeds, params, candidates, top)
         for work in works:
             work.owner = job
-        if params.max_tokens == 0:
-            job._open = {(j, c) for j in range(len(works)) for c in range(candidates)}
-            if not score:
-                job.started = time.monotonic()
-                for j, c in sorted(job._open):
-                    job.put(Done(j, c))
-                return job
-
-        def message(scheduler: Scheduler) -> None:
+        if params.max_tokens == 0 and not score:
+            job.started = time.monotonic()
             for work in works:
-                scheduler.submit(work)
-
-        if not self.post(message):
-            job.put(Failed(STOPPED))
+                job.put_done(work.index)
+        elif not self.post_each(partial(_submit, work=work) for work in works):
+            job.fail(STOPPED)
         return job
 
-    def post(self, message: Callable[[Scheduler], object]) -> bool:
-        """Has the engine's thread call `message(scheduler)` before its next step. False: it was stopped."""
+    def post(self, message: Message) -> bool:
+        """Has the engine's thread call `message(scheduler)` before its next step, or a later one if much is to be done
+        before. False: it was stopped."""
+        return self.post_each([message])
+
+    def post_each(self, messages: Iterable[Message]) -> bool:
+        """All of them in their order, each of the size of one work; as many in one step as have room."""
         with self._posting:
             if not self._stopped:
-                self._inbox.put(message)
+                self._inbox.put(messages)
             return not self._stopped
 
     def load(self) -> Load:
+        """Read beside the engine's thread: four numbers, and nothing that grows with what waits."""
         scheduler = self._scheduler
-        running, waiting = list(scheduler.running.values()), list(scheduler.waiting)
-        held = {page for sequence in running for page in sequence.pages} | {p for work in waiting for p in work.pages}
-        return Load(self.settings.slots, len(running), scheduler.pool.size, len(held))
+        return Load(self.settings.slots, len(scheduler.running), scheduler.pool.size, scheduler.held_pages)
 
     def close_works(self, works: Sequence[Work]) -> None:
-        def message(scheduler: Scheduler) -> None:
-            for work in works:
-                scheduler.close(work)
-
-        self.post(message)
+        self.post_each(partial(Scheduler.close, work=work) for work in works)
 
     def stop(self) -> None:
         """Ends the thread; requests under way fail, and so do later ones."""
@@ -278,12 +299,18 @@ class JaxEngine:
                 torn = True  # the failed program may have consumed the arrays it was to overwrite
 
     def _take(self) -> bool:
-        """Arrivals and closings; waits for one if there is nothing to do. False: stop."""
-        while self._is_idle() or not self._inbox.empty():
-            message = self._inbox.get()
-            if message is None:
+        """Arrivals and closings, WORKS_A_STEP at most; waits for one if there is nothing to do. False: stop."""
+        for _ in range(WORKS_A_STEP):
+            message = next(self._taking, None)
+            if message is not None:
+                message(self._scheduler)
+                continue
+            if not self._is_idle() and self._inbox.empty():
+                break
+            messages = self._inbox.get()
+            if messages is None:
                 return False
-            message(self._scheduler)
+            self._taking = iter(messages)
         return True
 
     def _is_idle(self) -> bool:
@@ -321,6 +348,8 @@ class JaxEngine:
     def _hand_out_scores(self, work: Work, scored: tuple[Array, ...], count: int, is_last: bool) -> None:
         """`count` scores of a chunk have come; with the prompt's last ones all of them are handed out."""
         job = work.owner
+        if job.has_failed:
+            return
         lps, ids, top_lps, finite = jax.device_get(scored)
         if not finite[:count].all():
             self._fail(job, NOT_FINITE)
@@ -331,9 +360,7 @@ class JaxEngine:
             job.put(PromptScored(work.index, (None, *(lp for lp, _ in scores)), (None, *(top for _, top in scores))))
             del job.scored[work.index]
             if work.max_tokens == 0:
-                for j, c in sorted(job._open):
-                    if j == work.index:
-                        job.put(Done(j, c))
+                job.put_done(work.index)
 
     def _begin(self, sequence: Running) -> None:
         work, c = sequence.work, sequence.candidate
@@ -356,7 +383,7 @@ class JaxEngine:
         """A step's tokens have come."""
         drawn = jax.device_get(drawn)
         for slot, sequence in asked.items():
-            if not sequence.is_over:
+            if not sequence.is_over and not sequence.work.owner.has_failed:
                 self._hand_out_token(sequence, slot, drawn)
 
     def _hand_out_token(self, sequence: Running, slot: int, drawn: Sampled) -> None:
@@ -374,9 +401,9 @@ class JaxEngine:
             job.put(Done(work.index, sequence.candidate))
 
     def _fail(self, job: JaxJob, message: str) -> None:
-        for work in job.works:
-            self._scheduler.close(work)
-        job.put(Failed(message))
+        if not job.has_failed:
+            job.fail(message)
+            self.close_works(job.works)
 
     def _fail_all(self, message: str) -> None:
         """Every job under way fails. The books may be torn, so they are thrown away and not closed."""
@@ -385,7 +412,13 @@ class JaxEngine:
         self._landings.clear()
         self._scheduler = self._new_scheduler()
         for job in {id(job): job for job in jobs}.values():
-            job.put(Failed(message))
+            job.fail(message)
+
+
+def _submit(scheduler: Scheduler, work: Work) -> None:
+    """The engine may have failed since the first works of a job arrived, and thrown those away."""
+    if not work.owner.has_failed:
+        scheduler.submit(work)
 
 
 def _decimal(value: np.float32) -> float:

@@ -10,13 +10,16 @@ that bounds what a long prompt costs the running streams.
     Work (one prompt of a job) ─ waiting ─▶ prefilling, a chunk a step ─▶ ready: its candidates enter slots ─▶ done
 
 The whole prompt pages are shared by the prompt's candidates; the partly filled last page is copied for each of them.
+
+What a call costs does not grow with the works that wait: the line is a map, so that a work leaves it from anywhere at
+once, and the head of the line is looked up in the prefix cache once, however long it is blocked.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from gnomon.jax_engine.cache import PagePool, PrefixCache
@@ -24,7 +27,11 @@ from gnomon.jax_engine.cache import PagePool, PrefixCache
 
 @dataclass(eq=False, slots=True)
 class Work:
-    """One prompt of a job: what is to be prefilled, and the candidates that grow from it."""
+    """One prompt of a job: what is to be prefilled, and the candidates that grow from it.
+
+    Many may wait, so nothing is made for one before it is needed: Python's collector, which stops every thread, looks
+    at each list and each set.
+    """
 
     prompt: tuple[int, ...]
     max_tokens: int
@@ -32,11 +39,11 @@ class Work:
     score: bool  # wants its own log-probabilities: then every chunk is computed, none taken from the cache
     owner: Any = None  # the job, for the engine
     index: int = 0  # which of the job's prompts this is
-    pages: list[int] = field(default_factory=list)  # of the prompt, held by this work until its candidates have begun
+    pages: Sequence[int] = ()  # of the prompt, held by this work until its candidates have begun
+    names: list[bytes] | None = None  # of the prompt's chunks; None: not looked up in the cache yet
     chunks_done: int = 0
     cached_tokens: int = 0
     next_candidate: int = 0
-    closed: set[int] = field(default_factory=set)
     hidden: Any = None  # the last position's hidden state, once prefilled; the engine's business
     admitted: bool = False
 
@@ -73,20 +80,27 @@ class Scheduler:
         self.chunk = chunk
         self.pool = PagePool(pages)
         self.prefixes = PrefixCache(self.pool, chunk)
-        self.waiting: deque[Work] = deque()
+        self.waiting: OrderedDict[Work, None] = OrderedDict()  # the line, first come first
         self.running: dict[int, Running] = {}  # by slot
+        self._running_of: dict[Work, dict[int, Running]] = {}  # by work and candidate; no empty ones
+        self._closed_of: dict[Work, set[int]] = {}  # of works in line: the candidates that were closed one by one
         self._free_slots = list(range(slots - 1, -1, -1))
 
     # ---- arrivals
 
     def submit(self, work: Work) -> None:
-        self.waiting.append(work)
+        self.waiting[work] = None
+
+    @property
+    def head(self) -> Work | None:
+        """The first in line."""
+        return next(iter(self.waiting), None)
 
     # ---- prefill
 
     def next_chunk(self) -> tuple[Work, int] | None:
         """The chunk to prefill in this step, (work, chunk's number): of the first work in line, if it may start."""
-        work = self.waiting[0] if self.waiting else None
+        work = self.head
         if work is None or work.is_prefilled or not (work.admitted or self._start(work)):
             return None
         return work, work.chunks_done
@@ -95,19 +109,24 @@ class Scheduler:
         """Reserves the prompt's pages and the first candidate's, and takes what the prefix cache has."""
         if work.max_tokens > 0 and not self._free_slots:
             return False
-        names = [] if work.score else self.prefixes.names(work.prompt)
-        usable = names[: (len(work.prompt) - 1) // self.chunk]  # never the chunk with the last position
-        found = self.prefixes.find(usable)
-        taken = [page for pages in found for page in pages]
-        needed = self._pages(len(work.prompt)) - len(taken)
+        if work.names is None:
+            self._look_up(work)
+        needed = self._pages(len(work.prompt)) - len(work.pages)
         if not self.prefixes.make_room(needed + self._own_pages(work)):
-            self.pool.release(taken)
             return False
-        work.pages = taken + self.pool.take(needed)
-        work.chunks_done = len(found)
-        work.cached_tokens = len(found) * self.chunk
+        work.pages = [*work.pages, *self.pool.take(needed)]
+        work.cached_tokens = work.chunks_done * self.chunk
         work.admitted = True
         return True
+
+    def _look_up(self, work: Work) -> None:
+        """Holds what the prefix cache has of the prompt. A work that must wait keeps it: nobody behind it could use it,
+        and nothing enters the cache before it has started."""
+        work.names = self.prefixes.names(work.prompt)
+        usable = [] if work.score else work.names[: (len(work.prompt) - 1) // self.chunk]  # never the last position's
+        found = self.prefixes.find(usable)
+        work.pages = [page for pages in found for page in pages]
+        work.chunks_done = len(found)
 
     def chunk_done(self, work: Work, hidden: Any) -> None:
         """The engine has prefilled the chunk it was given; `hidden` is None unless it was the prompt's last."""
@@ -120,7 +139,7 @@ class Scheduler:
 
     def _remember(self, work: Work) -> None:
         per_chunk = self.chunk // self.page_size
-        names = self.prefixes.names(work.prompt)
+        names = work.names or ()
         for i, name in enumerate(names):
             self.prefixes.add(name, work.pages[i * per_chunk : (i + 1) * per_chunk])
         self.prefixes.touch(names)
@@ -131,10 +150,8 @@ class Scheduler:
         """Puts candidates of the prefilled work at the head of the line into free slots, as far as slots and pages
         go."""
         begun = []
-        while self.waiting and self.waiting[0].is_prefilled:
-            work = self.waiting[0]
-            while not work.is_over and work.next_candidate in work.closed:
-                work.next_candidate += 1
+        while (work := self.head) is not None and work.is_prefilled:
+            self._pass_over_closed(work)
             if work.is_over:
                 self._finish(work)
                 continue
@@ -142,6 +159,11 @@ class Scheduler:
                 break
             begun.append(self._begin(work))
         return begun
+
+    def _pass_over_closed(self, work: Work) -> None:
+        closed = self._closed_of.get(work, ())
+        while not work.is_over and work.next_candidate in closed:
+            work.next_candidate += 1
 
     def _begin(self, work: Work) -> Running:
         whole = len(work.prompt) // self.page_size
@@ -152,42 +174,56 @@ class Scheduler:
             work,
             work.next_candidate,
             self._free_slots.pop(),
-            shared + own,
+            [*shared, *own],
             (partial[0], own[0]) if partial else None,
         )
         work.next_candidate += 1
         self.running[sequence.slot] = sequence
+        self._running_of.setdefault(work, {})[sequence.candidate] = sequence
         return sequence
 
     def _finish(self, work: Work) -> None:
         """All candidates have begun (or none is wanted): the prompt's own hold on its pages ends."""
         self.pool.release(work.pages)
-        work.pages = []
-        self.waiting.remove(work)
+        work.pages = ()
+        del self.waiting[work]
+        self._closed_of.pop(work, None)
 
     def end(self, sequence: Running) -> None:
         """A candidate needs no further step: its slot and pages are free at once. Ending twice is ending once."""
         if self.running.get(sequence.slot) is not sequence:
             return
         del self.running[sequence.slot]
+        running = self._running_of[sequence.work]
+        del running[sequence.candidate]
+        if not running:
+            del self._running_of[sequence.work]
         self.pool.release(sequence.pages)
         self._free_slots.append(sequence.slot)
 
     # ---- closing
 
     def close(self, work: Work, candidate: int | None = None) -> None:
-        """Ends one candidate, or the whole work, wherever it is."""
-        work.closed |= set(range(work.candidates)) if candidate is None else {candidate}
-        for sequence in [s for s in self.running.values() if s.work is work and s.candidate in work.closed]:
+        """Ends one candidate, or the whole work, wherever it is. One that has ended costs nothing."""
+        for sequence in self._in_slots(work, candidate):
             sequence.is_over = True
             self.end(sequence)
-        if work in self.waiting and len(work.closed) == work.candidates and not self._score_pending(work, candidate):
+        if work in self.waiting and (candidate is None or self._is_last_closed(work, candidate)):
             work.next_candidate = work.candidates
             self._finish(work)
 
-    def _score_pending(self, work: Work, candidate: int | None) -> bool:
-        """Closing candidates one by one does not take back the wish for the prompt's scores; closing the work does."""
-        return work.score and candidate is not None and not work.is_prefilled
+    def _in_slots(self, work: Work, candidate: int | None) -> list[Running]:
+        running = self._running_of.get(work, {})
+        if candidate is None:
+            return list(running.values())
+        return [running[candidate]] if candidate in running else []
+
+    def _is_last_closed(self, work: Work, candidate: int) -> bool:
+        """Whether all candidates are closed now. That does not take back the wish for the prompt's scores, as closing
+        the work does."""
+        closed = self._closed_of.setdefault(work, set())
+        closed.add(candidate)
+        return len(closed) == work.candidates and (work.is_prefilled or not work.score)
 
     # ---- measures
 
@@ -205,19 +241,28 @@ class Scheduler:
         """The pages that a prompt and one candidate filling the whole context can need at once."""
         return self._pages(context) + 1
 
+    @property
+    def held_pages(self) -> int:
+        """The pages that works hold; those of chunks that are only cached are not among them."""
+        return self.pool.size - self.pool.free - self.prefixes.unused_pages
+
     def works(self) -> Iterator[Work]:
         yield from self.waiting
-        yield from {id(s.work): s.work for s in self.running.values() if s.work not in self.waiting}.values()
+        yield from (work for work in self._running_of if work not in self.waiting)
 
     def check(self) -> None:
-        """The books balance: every held page has exactly the holders that this scheduler and its cache know of."""
+        """The books balance: every held page has exactly the holders that this scheduler and its cache know of, and
+        what is counted is what there is."""
         self.pool.check()
-        holders: dict[int, int] = {}
-        lists: list[Sequence[int]] = [s.pages for s in self.running.values()]
-        lists += [work.pages for work in self.waiting]
-        lists += self.prefixes.held()
-        for pages in lists:
-            for page in pages:
-                holders[page] = holders.get(page, 0) + 1
+        self.prefixes.check()
+        of_works: list[Sequence[int]] = [s.pages for s in self.running.values()]
+        of_works += [work.pages for work in self.waiting]
+        holders = Counter(page for pages in [*of_works, *self.prefixes.held()] for page in pages)
         assert holders == self.pool.held(), (holders, self.pool.held())
+        assert self.held_pages == len({page for pages in of_works for page in pages})
         assert sorted([*self._free_slots, *self.running]) == list(range(len(self._free_slots) + len(self.running)))
+        by_work = {(s.work, s.candidate): s for s in self.running.values()}
+        assert by_work == {(work, c): s for work, of in self._running_of.items() for c, s in of.items()}
+        assert all(self._running_of.values())
+        assert self._closed_of.keys() <= self.waiting.keys()
+        assert all(work is self.head or not (work.pages or work.admitted) for work in self.waiting)

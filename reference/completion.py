@@ -348,14 +348,12 @@ class Run:
         self.id = f"cmpl-{secrets.token_hex(12)}"
         self.created = int(time.time())
         self.on_token: Callable[[int, int, float], None] | None = None  # told (prompt, candidate, when it was made)
+        self.on_submit: Callable[[], object] | None = None  # told that the engine is about to be given the job
         self._engine = engine
         self._tokenizer = tokenizer
         self._scored: dict[int, PromptScored] = {}
-        tables = [_fallbacks(stop) for stop in request.stop]
-        self._candidates = [
-            [Candidate(tokenizer, StopMatcher(request.stop, tables), params) for _ in range(request.candidates)]
-            for _ in prompts
-        ]
+        self._tables = [_fallbacks(stop) for stop in request.stop]
+        self._candidates: dict[tuple[int, int], Candidate] = {}  # by prompt and number: those that have begun
         self._lock = threading.Lock()
         self._job: Job | None = None
         self._closed = False
@@ -369,8 +367,8 @@ class Run:
         n = self.request.n
         choices = [
             self._choice(j * n + rank, j, candidate, candidate.text, range(len(candidate.ids)), first=True)
-            for j, candidates in enumerate(self._candidates)
-            for rank, candidate in enumerate(ranked(candidates, n))
+            for j in range(len(self.prompts))
+            for rank, candidate in enumerate(ranked(self._candidates_of(j), n))
         ]
         return self._completion(choices, self.usage)
 
@@ -382,7 +380,7 @@ class Run:
         begun = set()
         with closing(self._events()) as events:
             for j, c in events:
-                candidate, index = self._candidates[j][c], j * self.request.n + c
+                candidate, index = self._candidates[j, c], j * self.request.n + c
                 released = candidate.release()
                 if released is not None:
                     text, tokens = released
@@ -395,7 +393,7 @@ class Run:
     @property
     def is_complete(self) -> bool:
         """Whether every candidate has ended."""
-        return all(candidate.finish_reason for candidates in self._candidates for candidate in candidates)
+        return len(self.finish_reasons) == len(self.prompts) * self.request.candidates
 
     @property
     def started(self) -> float | None:
@@ -411,7 +409,7 @@ class Run:
     @property
     def finish_reasons(self) -> list[FinishReason]:
         """Of the candidates that have ended."""
-        all_of_them = (candidate.finish_reason for candidates in self._candidates for candidate in candidates)
+        all_of_them = (candidate.finish_reason for candidate in self._begun)
         return [reason for reason in all_of_them if reason is not None]
 
     @property
@@ -419,7 +417,7 @@ class Run:
         """What has been used so far."""
         return Usage(
             sum(len(prompt.ids) for prompt in self.prompts),
-            sum(len(candidate.ids) for candidates in self._candidates for candidate in candidates),
+            sum(len(candidate.ids) for candidate in self._begun),
             0 if self._job is None else self._job.cached_tokens,
         )
 
@@ -437,6 +435,8 @@ class Run:
                 raise RuntimeError("a run is read once; prepare another")
             if self._closed:
                 return
+            if self.on_submit is not None:
+                self.on_submit()
             self._job = job = self._submit()
         try:
             for event in job.events():
@@ -464,7 +464,7 @@ class Run:
         if isinstance(event, PromptScored):
             self._scored[event.prompt] = event
             return None
-        candidate = self._candidates[event.prompt][event.candidate]
+        candidate = self._candidate(event.prompt, event.candidate)
         if isinstance(event, Done):
             if candidate.finish_reason is not None:
                 return None
@@ -476,6 +476,21 @@ class Run:
             if candidate.finish_reason is not None:
                 job.close(event.prompt, event.candidate)
         return event.prompt, event.candidate
+
+    def _candidate(self, j: int, c: int) -> Candidate:
+        """Made for its first event, since it has a dozen lists: thousands may wait, and be closed without having begun."""
+        if (j, c) not in self._candidates:
+            matcher = StopMatcher(self.request.stop, self._tables)
+            self._candidates[j, c] = Candidate(self._tokenizer, matcher, self.params)
+        return self._candidates[j, c]
+
+    @property
+    def _begun(self) -> list[Candidate]:
+        """A copy made at once: the thread that reads may just be adding one."""
+        return list(self._candidates.values())
+
+    def _candidates_of(self, j: int) -> list[Candidate]:
+        return [self._candidates[j, c] for c in range(self.request.candidates)]
 
     def _completion(self, choices: Sequence[Choice], usage: Usage | None) -> Completion:
         request = self.request

@@ -238,6 +238,7 @@ class ReferenceJob:
         self._params = params
         self._top = top
         self._score = score
+        self._candidates = candidates
         self._open = {(j, c) for j in range(len(self._prompts)) for c in range(candidates)}
         self._closed = threading.Event()
         self.started: float | None = None
@@ -266,7 +267,7 @@ class ReferenceJob:
             return
         if self._score:
             yield self._score_prompt(j, prompt_ids)
-        sampled: dict[int, list[int]] = {c: [] for i, c in sorted(self._open) if i == j}
+        sampled: dict[int, list[int]] = {c: [] for c in range(self._candidates) if (j, c) in self._open}
         for step in range(self._params.max_tokens + 1):
             for c in sampled:
                 if self._closed.is_set():

@@ -360,7 +360,8 @@ def test_nothing_of_a_refused_request_is_left(gate: Gate, tokenizer: Tokenizer) 
         with pytest.raises(QueueFull), admission.admitted(run_of(tokenizer)):
             pytest.fail("it was let in")
         assert len(admission.open) == 1
-    assert admission.open == []
+    assert not admission.open
+    assert not admission.waiting()
     assert admission.waiting_tokens() == 0
 
 

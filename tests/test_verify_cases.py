@@ -783,8 +783,7 @@ BREAKS = (
                     sum(start < len(one.text) for start in one.starts)
                     if run.request.stop and one.finish_reason == "stop"
                     else len(one.ids)
-                    for candidates in run._candidates
-                    for one in candidates
+                    for one in run._candidates.values()
                 ),
             )
         ),
