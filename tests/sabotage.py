@@ -259,12 +259,12 @@ BREAKS = (
     Break(
         "stop strings match across the prompt's end",
         COMPLETION,
-        "        self._lock = threading.Lock()\n",
-        "        self._lock = threading.Lock()\n"
-        "        for prompt, candidates in zip(prompts, self._candidates, strict=True):\n"
-        "            for candidate in candidates:\n"
-        "                for char in prompt.text:\n"
-        "                    candidate._matcher.push(char)\n",
+        "            self._job = job = self._submit()\n",
+        "            self._job = job = self._submit()\n"
+        "            for prompt, candidates in zip(self.prompts, self._candidates, strict=True):\n"
+        "                for candidate in candidates:\n"
+        "                    for char in b''.join(self._tokenizer.prompt_pieces(prompt.ids)).decode():\n"
+        "                        candidate._matcher.push(char)\n",
         "test_stop.py::test_a_stop_string_across_the_prompts_end_does_not_match",
     ),
     Break(
@@ -344,7 +344,7 @@ BREAKS = (
     Break(
         "offsets begin at the completion",
         COMPLETION,
-        "[len(prompt.text) + start for start in",
+        "[prompt.characters + start for start in",
         "[start for start in",
         "test_logprobs.py::test_offsets_count_from_the_prompts_start_echo_or_not",
     ),
