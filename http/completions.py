@@ -31,7 +31,7 @@ from starlette.types import Receive, Scope, Send
 
 from gnomon.http import sse
 from gnomon.http.admission import Admission, Answer, Places, RequestTimeout
-from gnomon.http.errors import BodyTooLarge, Draining, TooSlow, UnsupportedMedia, as_request_error
+from gnomon.http.errors import BodyTooLarge, Draining, TooSlow, UnsupportedMedia, as_request_error, let_go
 from gnomon.http.record import Outcome, Record, record_of
 from gnomon.http.service import Service
 from gnomon.http.settings import Settings
@@ -158,6 +158,7 @@ class Completions:
                 raise
             told = as_request_error(error)
             record.outcome = "failed" if told.status == 500 else "refused"
+            let_go(error)
             await events.write(sse.event(json_bytes(told.to_json())))
         else:
             self.service.sound()
