@@ -1,12 +1,14 @@
 """Who may start, who waits and who must go: the bounds on the work that this server takes on.
 
     1 room      is there any at all? Asked before the body is parsed, so that refusing costs little: 429
-    2 admit     the prepared run is counted, by requests and by the tokens it may come to: 429, with how long the
-                queue will take at the pace of the last minute; 400 if it alone is more than may ever wait
-    3 place     first come, first served, for one of so many places at the engine
-    4 limits    too long in the queue, too long altogether: the run is closed, and its answer ends with a 503
+    2 arrive    a body is counted as it comes, byte by byte, until it has been prepared: 429
+    3 admit     the prepared run is counted, by requests, by the tokens it may come to and by the bytes it keeps: 429,
+                with how long the queue will take at the pace of the last minute; 400 if it alone is more than may ever
+                wait
+    4 place     first come, first served, for one of so many places at the engine
+    5 limits    too long in the queue, too long altogether: the run is closed, and its answer ends with a 503
 
-A request waits (in step 3, or then in the engine's own queue) until the engine begins with it. How an answer is read
+A request waits (in step 4, or then in the engine's own queue) until the engine begins with it. How an answer is read
 and sent is decided in completions.py.
 """
 
@@ -27,6 +29,7 @@ from gnomon.reference.request import InvalidRequest, RequestError
 
 LONGEST_RETRY = 120  # seconds; beyond that an estimate is worth nothing
 PACE_SECONDS = 60.0
+BETWEEN_CHECKS = 64 * 2**10  # bytes of one body between two looks at the bound on all of them
 
 
 class QueueTimeout(Unavailable):
@@ -44,12 +47,25 @@ class RequestTimeout(Unavailable):
         self.headers = {"X-Should-Retry": "false"}
 
 
+def check_alone(run: Run, most: int) -> None:
+    """Raises InvalidRequest for a run that alone is more bytes than may ever wait: no waiting could cure that."""
+    held = run.held_bytes
+    if sum(held.values()) > most:
+        param = max(held, key=held.__getitem__)
+        raise InvalidRequest(
+            param,
+            f"{param}: the request would take {sum(held.values())} bytes while it waits, {held[param]} of them for "
+            f"{param}; at most {most} on this server",
+        )
+
+
 class Answer:
     """A run on its way to its client, and the one place that says why it was ended before its time."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.tokens = run.largest_tokens
+        self.bytes = sum(run.held_bytes.values())
         self.arrived = time.monotonic()
         self.error: RequestError | None = None
         self.turn: asyncio.Future[None] | None = None
@@ -153,11 +169,12 @@ class Waiting:
     def __init__(self) -> None:
         self._answers: dict[Answer, None] = {}
         self._given: dict[Answer, None] = {}  # of them: what the engine has
-        self._tokens = 0
+        self._tokens = self._bytes = 0
 
     def add(self, answer: Answer) -> None:
         self._answers[answer] = None
         self._tokens += answer.tokens
+        self._bytes += answer.bytes
         answer.run.on_submit = partial(self._given.setdefault, answer)  # called in the thread that reads the run
 
     def discard(self, answer: Answer) -> None:
@@ -166,6 +183,7 @@ class Waiting:
         if answer in self._answers:
             del self._answers[answer]
             self._tokens -= answer.tokens
+            self._bytes -= answer.bytes
 
     @property
     def answers(self) -> Collection[Answer]:
@@ -179,12 +197,35 @@ class Waiting:
         """That they may come to."""
         return self._tokens if self.answers else 0
 
+    @property
+    def bytes(self) -> int:
+        """That they keep."""
+        return self._bytes if self.answers else 0
+
+
+class Arrival:
+    """A body on its way to a run: what has come of it counts among the bytes that wait."""
+
+    def __init__(self, admission: Admission) -> None:
+        self.bytes = 0
+        self._admission = admission
+        self._checked = -BETWEEN_CHECKS
+
+    def grow(self, size: int) -> None:
+        """The body is of so many bytes now. Raises QueueFull where they are more than may wait."""
+        self._admission.arriving_bytes += size - self.bytes
+        self.bytes = size
+        if size >= self._checked + BETWEEN_CHECKS:
+            self._checked = size
+            self._admission.check_bytes(0)
+
 
 class Admission:
     """Every answer under way, and the bounds on them."""
 
     def __init__(self, settings: Settings) -> None:
         self.open: dict[Answer, None] = {}
+        self.arriving_bytes = 0  # of bodies that are being read, or are read and not yet prepared
         self._settings = settings
         self._pace = Pace()
         self._waiting = Waiting()
@@ -197,6 +238,9 @@ class Admission:
 
     def waiting_tokens(self) -> int:
         return self._waiting.tokens
+
+    def waiting_bytes(self) -> int:
+        return self.arriving_bytes + self._waiting.bytes
 
     def retry_after(self) -> int:
         """Seconds until what waits now should have begun, at the pace of the last minute."""
@@ -214,6 +258,22 @@ class Admission:
             raise QueueFull(message, self.retry_after())
 
     @contextmanager
+    def arriving(self) -> Iterator[Arrival]:
+        """Counts a body from its first byte until it has become a run, or is refused."""
+        arrival = Arrival(self)
+        try:
+            yield arrival
+        finally:
+            self.arriving_bytes -= arrival.bytes
+
+    def check_bytes(self, more: int) -> None:
+        """Raises QueueFull if so many more bytes may not wait now."""
+        held, most = self.waiting_bytes(), self._settings.max_queued_bytes
+        if held + more > most:
+            message = f"the waiting requests take {held} bytes and this one {more} more; at most {most} may wait"
+            raise QueueFull(message, self.retry_after())
+
+    @contextmanager
     def admitted(self, run: Run) -> Iterator[Answer]:
         """Counts the run until its answer has ended, however it ends, and closes it then.
 
@@ -226,7 +286,9 @@ class Admission:
                 "lower max_tokens, n, best_of or the number of prompts"
             )
             raise InvalidRequest("max_tokens", message)
+        check_alone(run, self._settings.max_queued_bytes)
         self.room()
+        self.check_bytes(answer.bytes)
         if self._ending is not None:
             answer.end(self._ending)
         tokens = self.waiting_tokens()

@@ -170,6 +170,7 @@ def load_of(service: Service, completions: Completions) -> Load:
         running=len(admission.open) - waiting,
         waiting=waiting,
         waiting_tokens=admission.waiting_tokens(),
+        waiting_bytes=admission.waiting_bytes(),
         slots=engine.slots,
         busy_slots=engine.busy_slots,
         pages=engine.pages,

@@ -1,6 +1,7 @@
 """POST /v1/completions: bytes → CompletionRequest → Run → one JSON object, or events.
 
-    1 the body      its type, its size and its time; what is wrong with them is refused before it is parsed
+    1 the body      its type, its size and its time; what is wrong with them is refused before it is parsed. Nothing of
+                    it is kept once the run is there
     2 prepare       read and held against the model in a thread, what is long one at a time; whatever can be refused is
                     refused here
     3 admission     is there room for it? admission.py
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from email.message import Message
 from functools import cached_property
 from typing import TypeVar
@@ -30,7 +31,7 @@ from starlette.types import Receive, Scope, Send
 
 from gnomon.http import sse
 from gnomon.http.admission import Admission, Answer, Places, RequestTimeout
-from gnomon.http.errors import BodyTooLarge, Draining, TooSlow, UnsupportedMedia, as_request_error
+from gnomon.http.errors import BodyTooLarge, Draining, TooSlow, UnsupportedMedia, as_request_error, let_go
 from gnomon.http.record import Outcome, Record, record_of
 from gnomon.http.service import Service
 from gnomon.http.settings import Settings
@@ -47,8 +48,11 @@ OUTCOMES: dict[type[Exception], Outcome] = {Draining: "drained", RequestTimeout:
 """Of a request that was let in, by what ended it."""
 
 # A tokenizer needs some 300 times a text's size, whether or not the text then fits the model: 8 MiB become 2.5 GB. So
-# bodies of more than this are prepared one at a time.
+# bodies of more than LONG_BODY are prepared one at a time, and those of more than SHORT_BODY a few at a time: 600 MB,
+# which is also what as many shorter ones as may wait would need together.
 LONG_BODY = 256 * 2**10
+SHORT_BODY = 4 * 2**10
+AT_A_TIME = 8
 
 LONGEST_MEDIA = 256  # characters of a Content-Type: a longer one takes its parser a time that grows with the square
 
@@ -63,6 +67,7 @@ class Completions:
         # at most one for every connection, so that no answer ever waits for a thread that waits for another
         self.threads = Threads("completions")
         self.long_bodies = asyncio.Lock()
+        self.other_bodies = asyncio.Semaphore(AT_A_TIME)  # those that are neither long nor short
         self.arriving = 0  # requests whose bodies are being read or prepared
         self.preparing = 0  # those of them that are whole
 
@@ -73,13 +78,7 @@ class Completions:
         self.admission.room(self.arriving)
         self.arriving += 1
         try:
-            body = await read_body(request, self.settings.max_body_bytes, self.settings.body_seconds)
-            self.preparing += 1
-            try:
-                async with self.long_bodies if len(body) > LONG_BODY else nullcontext():
-                    run = await asyncio.wrap_future(self.threads.submit(lambda: self.prepare(body, engine, tokenizer)))
-            finally:
-                self.preparing -= 1
+            run = await self.arrive(request, engine, tokenizer)
         finally:
             self.arriving -= 1
         describe(run, record)
@@ -94,6 +93,25 @@ class Completions:
                 account(run, record)
                 if answer.error is not None and record.outcome in (None, "refused"):
                     record.outcome = OUTCOMES.get(type(answer.error), record.outcome)
+
+    async def arrive(self, request: Request, engine: Engine, tokenizer: Tokenizer) -> Run:
+        """From the first byte of a body to its run. A call of its own, so that the body ends with it."""
+        settings = self.settings
+        with self.admission.arriving() as arrival:
+            most = min(settings.max_body_bytes, settings.max_queued_bytes)
+            body = await read_body(request, most, settings.body_seconds, arrival.grow)
+            self.preparing += 1
+            try:
+                async with self.turn(len(body)):
+                    return await asyncio.wrap_future(self.threads.submit(lambda: self.prepare(body, engine, tokenizer)))
+            finally:
+                self.preparing -= 1
+
+    def turn(self, size: int) -> AbstractAsyncContextManager[None]:
+        """To be entered while a body of so many bytes is prepared."""
+        if size > LONG_BODY:
+            return self.long_bodies
+        return self.other_bodies if size > SHORT_BODY else nullcontext()
 
     def prepare(self, body: bytes, engine: Engine, tokenizer: Tokenizer) -> Run:
         request = CompletionRequest.from_json(body, self.settings.limits)
@@ -140,6 +158,7 @@ class Completions:
                 raise
             told = as_request_error(error)
             record.outcome = "failed" if told.status == 500 else "refused"
+            let_go(error)
             await events.write(sse.event(json_bytes(told.to_json())))
         else:
             self.service.sound()
@@ -239,8 +258,13 @@ def media_trouble(sent: str) -> str | None:
     return None if other is None else f"the charset {shown(other)} is not allowed"
 
 
-async def read_body(request: Request, most: int, seconds: float) -> bytes:
-    """The body, if it is no longer than `most` bytes, as announced and as received, and whole within `seconds`."""
+async def read_body(
+    request: Request, most: int, seconds: float, grown: Callable[[int], None] = lambda size: None
+) -> bytes:
+    """The body, if it is no longer than `most` bytes, as announced and as received, and whole within `seconds`.
+
+    grown: told the size of what has come, whenever more has; what it raises ends the reading.
+    """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and (len(announced) > 18 or int(announced) > most):
         raise BodyTooLarge(f"the body has {announced[:18]} bytes; at most {most} are allowed")
@@ -251,6 +275,7 @@ async def read_body(request: Request, most: int, seconds: float) -> bytes:
                 body += piece
                 if len(body) > most:
                     raise BodyTooLarge(f"the body has more than the {most} bytes that are allowed")
+                grown(len(body))
     except TimeoutError:
         raise TooSlow(f"the body was not whole after {seconds:g} seconds; {len(body)} bytes had come") from None
     return bytes(body)

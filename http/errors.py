@@ -151,6 +151,12 @@ def as_request_error(error: Exception) -> RequestError:
     return RequestError("the server failed to answer this request; its log has the cause")
 
 
+def let_go(error: Exception) -> None:
+    """To be called once an error has been told. An error knows the frames that it came through, and one of them knows
+    the error: the request that they hold would live on until the next collection of garbage."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+
+
 def response(error: RequestError) -> Response:
     headers = error.headers if isinstance(error, HttpError) else None
     return Response(json_bytes(error.to_json()), error.status, headers, media_type="application/json")
@@ -180,7 +186,9 @@ class ErrorForm:
         except Exception as error:
             if begun:
                 raise
-            await response(as_request_error(error))(scope, receive, send)
+            told = response(as_request_error(error))
+            let_go(error)
+            await told(scope, receive, send)
 
 
 async def unknown_route(request: Request, error: Exception) -> Response:

@@ -38,6 +38,7 @@ class Load(NamedTuple):
     running: int  # requests that the engine works on
     waiting: int  # requests in the queue
     waiting_tokens: int  # that those may ask for, their prompts' too
+    waiting_bytes: int  # of memory that they take, and bodies that are arriving
     slots: int
     busy_slots: int
     pages: int  # of the key/value cache; 0: there is none
@@ -70,6 +71,9 @@ class Metrics:
         self._waiting = gauge("num_requests_waiting", "Requests that wait for the engine.")
         self._waiting_tokens = gauge(
             "num_tokens_waiting", "Tokens that waiting requests may ask for, their prompts' too."
+        )
+        self._waiting_bytes = gauge(
+            "num_bytes_waiting", "Bytes of memory that waiting requests and arriving bodies take."
         )
         self._slots = gauge("slots", "Sequences that the engine can decode at a time.")
         self._busy_slots = gauge("slots_busy", "Sequences that the engine decodes now.")
@@ -193,6 +197,7 @@ class Metrics:
             self._running.set(load.running)
             self._waiting.set(load.waiting)
             self._waiting_tokens.set(load.waiting_tokens)
+            self._waiting_bytes.set(load.waiting_bytes)
             self._slots.set(load.slots)
             self._busy_slots.set(load.busy_slots)
             self._pages.set(load.pages)

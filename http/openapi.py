@@ -37,6 +37,7 @@ from gnomon.reference.completion import end_ids
 from gnomon.reference.engine import LOWEST_LOGPROB, Engine
 from gnomon.reference.infill import Order
 from gnomon.reference.request import (
+    BIAS_ENTRIES,
     FIELDS,
     STAGES,
     ContextExceeded,
@@ -901,7 +902,9 @@ _WORDS: Mapping[str, Sequence[str]] = {  # what the schema of the field cannot s
         "and written without a decimal point. A text that encodes to no token is refused.",
     ),
     "suffix": ("Only with prompts that are texts, and not together with echo.",),
-    "logit_bias": ("Ids must be below the vocabulary's size.",),
+    "logit_bias": (
+        f"Ids must be below the vocabulary's size. At most {BIAS_ENTRIES} entries whose values are not null.",
+    ),
     "stream_options": ("An empty object, or one whose members are null, is allowed without stream too.",),
 }
 
@@ -947,6 +950,7 @@ _LIMITS = (
     "max_running",
     "max_queue",
     "max_queued_tokens",
+    "max_queued_bytes",
     "header_seconds",
     "body_seconds",
     "queue_seconds",
@@ -1025,11 +1029,14 @@ def _range(field: Field, server: Server) -> dict[str, Any] | None:
             _, texts, ids, _ = schema["anyOf"]
             return {"prompts": _sizes(texts), "tokens": _sizes(ids), "ids": _ends(ids["items"])}
         case "stop":
-            return {"strings": _sizes(schema["anyOf"][1])}
+            text, texts = schema["anyOf"]
+            return {"strings": _sizes(texts), "characters": _lengths(text)}
         case "logit_bias":
             values = _ends(*schema["patternProperties"].values())
             ids = {"minimum": 0} if server.vocab_size is None else {"minimum": 0, "maximum": server.vocab_size - 1}
-            return {"ids": ids, "values": values}
+            return {"ids": ids, "values": values, "entries": {"minimum": 0, "maximum": BIAS_ENTRIES}}
+        case "user":
+            return {"characters": _lengths(schema)}
         case _:
             ends = _ends(schema)
             return {"value": ends} if ends else None
@@ -1037,6 +1044,10 @@ def _range(field: Field, server: Server) -> dict[str, Any] | None:
 
 def _ends(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {end: schema[end] for end in ("minimum", "maximum") if end in schema}
+
+
+def _lengths(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"minimum": schema.get("minLength", 0), "maximum": schema["maxLength"]}
 
 
 def _sizes(schema: Mapping[str, Any]) -> dict[str, Any]:

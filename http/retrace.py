@@ -129,8 +129,8 @@ class Retrace:
             raise QueueFull(f"{self.open} traces are under way; send the request again later", self.retry_after())
         self.open += 1
         try:
-            body = await read_body(request, self.settings.max_body_bytes, self.settings.body_seconds)
-            answering = asyncio.create_task(self.answer(body, engine, tokenizer, scope, receive, send))
+            reading = read_body(request, self.settings.max_body_bytes, self.settings.body_seconds)
+            answering = asyncio.create_task(self.answer(await reading, engine, tokenizer, scope, receive, send))
             leaving = asyncio.create_task(disconnected(receive))
             self._answering.add(answering)
             try:
@@ -159,6 +159,7 @@ class Retrace:
     ) -> None:
         async with self.long_bodies if len(body) > LONG_BODY else nullcontext():
             task = await asyncio.wrap_future(self.threads.submit(lambda: self.prepare(body, engine, tokenizer)))
+        del body  # the task has what is needed of it
         seconds = self.settings.queue_seconds
         try:
             async with asyncio.timeout(seconds):

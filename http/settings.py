@@ -150,6 +150,13 @@ class Settings:
         LIMITS,
         min=1,
     )
+    max_queued_bytes: int = option(
+        256 * 2**20,
+        "Bytes of memory that waiting requests may take, bodies that are still arriving included; more get a 429, one "
+        "that alone is more a 400 or 413.",
+        LIMITS,
+        min=1024,
+    )
     trace_memory: int = option(
         2048,
         "MiB that the reference's weights, in float64, may take for POST /v1/completions/trace; a model that needs "

@@ -17,11 +17,14 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+from array import array
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import NamedTuple
 
 from gnomon.reference.engine import Done, Engine, Event, Failed, Job, PromptScored, Ranking, Token
+from gnomon.reference.kept import KeptPrompt, held_bytes
 from gnomon.reference.request import (
     CompletionRequest,
     ContextExceeded,
@@ -54,6 +57,13 @@ class EncodedPrompt(NamedTuple):
     starts: tuple[int, ...]
     text: str
 
+    def kept(self, request: CompletionRequest) -> KeptPrompt:
+        """What the answer to this request needs of it."""
+        starts = self.starts if request.echo and request.logprobs is not None else ()
+        return KeptPrompt(
+            array("I", self.ids), array("I", starts), self.text if request.echo else "", len(self.text)
+        )
+
 
 def prepare(request: CompletionRequest, engine: Engine, tokenizer: Tokenizer, model: str) -> Run:
     """A run that is ready to start. Raises InvalidRequest for what this model cannot do, before anything is generated.
@@ -69,12 +79,12 @@ def prepare(request: CompletionRequest, engine: Engine, tokenizer: Tokenizer, mo
             )
     ends = end_ids(engine, tokenizer) | stop_ids(request.stop, tokenizer)
     if request.suffix:
-        prompts = tuple(encode_infill(prompt, request, tokenizer) for prompt in request.prompts)
+        prompts = tuple(encode_infill(prompt, request, tokenizer).kept(request) for prompt in request.prompts)
         ends |= tokenizer.infill_ends
     else:
         ids = {j: prompt for j, prompt in enumerate(request.prompts) if not isinstance(prompt, str)}
         _check_lengths(ids, request, engine.context)  # before a long one is decoded
-        prompts = tuple(encode_prompt(prompt, engine, tokenizer) for prompt in request.prompts)
+        prompts = tuple(encode_prompt(prompt, engine, tokenizer).kept(request) for prompt in request.prompts)
     _check_lengths({j: prompt.ids for j, prompt in enumerate(prompts)}, request, engine.context)
     params = SamplingParams(
         max_tokens=request.max_tokens,
@@ -188,6 +198,28 @@ def system_fingerprint(engine: Engine, tokenizer: Tokenizer) -> str:
 # ---- 3. one candidate
 
 
+class Fallbacks:
+    """Of one stop string, [k]: the length of the longest proper suffix of stop[:k] that is a prefix of stop.
+
+    Made as far as it is asked for, four bytes a character: a text seldom comes far into a stop string.
+    """
+
+    __slots__ = ("_lengths", "_stop")
+
+    def __init__(self, stop: str) -> None:
+        self._stop = stop
+        self._lengths = array("I", (0, 0))
+
+    def __getitem__(self, k: int) -> int:
+        stop, lengths = self._stop, self._lengths
+        while len(lengths) <= k:
+            char, state = stop[len(lengths) - 1], lengths[-1]
+            while state and stop[state] != char:
+                state = lengths[state]
+            lengths.append(state + (stop[state] == char))
+        return lengths[k]
+
+
 class StopMatcher:
     """Finds stop strings in a text that comes a character at a time (Knuth, Morris & Pratt 1977, one automaton a
     string).
@@ -196,10 +228,10 @@ class StopMatcher:
     how the text was cut into tokens, cannot matter.
     """
 
-    def __init__(self, stops: Sequence[str], tables: Sequence[Sequence[int]] | None = None) -> None:
-        """tables: the stop strings' own, if they have been made already: they are as long as the strings."""
+    def __init__(self, stops: Sequence[str], fallbacks: Sequence[Fallbacks] | None = None) -> None:
+        """fallbacks: the stop strings' own, to be shared by the candidates of a request."""
         self._stops = stops
-        self._fallbacks = [_fallbacks(stop) for stop in stops] if tables is None else tables
+        self._fallbacks = [Fallbacks(stop) for stop in stops] if fallbacks is None else fallbacks
         self._states = [0] * len(stops)  # for every stop string: how much of it the text ends with
 
     @property
@@ -220,17 +252,6 @@ class StopMatcher:
                 state = self._fallbacks[i][state]
             self._states[i] = state
         return longest
-
-
-def _fallbacks(stop: str) -> list[int]:
-    """[k]: the length of the longest proper suffix of stop[:k] that is a prefix of stop."""
-    table, state = [0, 0], 0
-    for char in stop[1:]:
-        while state and stop[state] != char:
-            state = table[state]
-        state += stop[state] == char
-        table.append(state)
-    return table
 
 
 def _encoded(field: str, encode: Callable[[str], Encoding], text: str) -> Encoding:
@@ -332,17 +353,21 @@ def ranked(candidates: Sequence[Candidate], n: int) -> list[Candidate]:
 
 class Run:
     """One prepared request. Read it once, by `whole` or by `chunks`; both block, `close` may be called from
-    anywhere."""
+    anywhere.
+
+    While it waits it keeps what its answer needs and nothing else: its `request` has no prompts, no suffix and no user
+    any more (`prompts` is what is left of the prompts), and candidates are there when the engine is asked for them.
+    """
 
     def __init__(
         self,
         request: CompletionRequest,
         engine: Engine,
         tokenizer: Tokenizer,
-        prompts: tuple[EncodedPrompt, ...],
+        prompts: tuple[KeptPrompt, ...],
         params: SamplingParams,
     ) -> None:
-        self.request = request
+        self.request = replace(request, prompts=(), suffix="", user=None)
         self.prompts = prompts
         self.params = params
         self.id = f"cmpl-{secrets.token_hex(12)}"
@@ -352,7 +377,7 @@ class Run:
         self._engine = engine
         self._tokenizer = tokenizer
         self._scored: dict[int, PromptScored] = {}
-        self._tables = [_fallbacks(stop) for stop in request.stop]
+        self._tables = [Fallbacks(stop) for stop in request.stop]  # they grow as the candidates that share them match
         self._candidates: dict[tuple[int, int], Candidate] = {}  # by prompt and number: those that have begun
         self._lock = threading.Lock()
         self._job: Job | None = None
@@ -405,6 +430,11 @@ class Run:
         """The most tokens that this run can be: its prompts once, and every candidate at its longest."""
         sampled = len(self.prompts) * self.request.candidates * self.params.max_tokens
         return sum(len(prompt.ids) for prompt in self.prompts) + sampled
+
+    @property
+    def held_bytes(self) -> Mapping[str, int]:
+        """An estimate of the memory that this run keeps while it waits, by the field that it comes from."""
+        return held_bytes(self.prompts, self.request)
 
     @property
     def finish_reasons(self) -> list[FinishReason]:
@@ -528,7 +558,7 @@ class Run:
         ids += candidate.ids[tokens.start : tokens.stop]
         lps += candidate.logprobs[tokens.start : tokens.stop]
         tops += candidate.tops[tokens.start : tokens.stop]
-        starts += [len(prompt.text) + start for start in candidate.starts[tokens.start : tokens.stop]]
+        starts += [prompt.characters + start for start in candidate.starts[tokens.start : tokens.stop]]
         labels = self._tokenizer.labels
         return Logprobs(
             tuple(labels[v] for v in ids),

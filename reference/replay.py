@@ -123,7 +123,7 @@ def prepare_trace(asked: TraceRequest, engine: Engine, tokenizer: Tokenizer, mod
             "tokens", f"tokens: {count} of them, but request.max_tokens is {request.max_tokens}: no choice has so many"
         )
     j, rank = divmod(asked.index, request.n)
-    prompt = run.prompts[j].ids
+    prompt = tuple(run.prompts[j].ids)
     if len(prompt) + count > most_tokens:
         raise InvalidRequest(
             "tokens",

@@ -302,6 +302,23 @@ def _optional_string(param: str, sent: object) -> str:
     return string(param, sent, "a string, or null")
 
 
+# Bounds of what is no part of the prompt, and so not bounded by the context. Each is far beyond what clients send:
+STOP_CHARACTERS = 1024  # of one string; a line of a program, at the most
+USER_CHARACTERS = 1024  # an identifier; the longest string that the published API takes as one has 512
+BIAS_ENTRIES = 65_536  # enough to ban every token of a script; the published API takes some hundreds
+
+
+def _short(param: str, text: str, most: int, which: str = "the string") -> str:
+    """The text, if it has no more than so many characters."""
+    if len(text) > most:
+        raise InvalidRequest(param, f"{param}: {which} has {len(text)} characters; at most {most} are allowed")
+    return text
+
+
+def _user(param: str, sent: object) -> str:
+    return _short(param, _optional_string(param, sent), USER_CHARACTERS)
+
+
 def _boolean(param: str, sent: object) -> bool:
     if not isinstance(sent, bool):
         raise _wrong(param, sent, "true or false")
@@ -376,7 +393,10 @@ def _logit_bias(param: str, sent: object) -> dict[int, float]:
         raise _wrong(param, sent, "an object of token id → number from -100 to 100")
     read = _number(-100, 100)
     bias: dict[int, float] = {}
-    for key, value in members(sent, f"{param}.").items():
+    given = members(sent, f"{param}.")
+    if len(given) > BIAS_ENTRIES:
+        raise InvalidRequest(param, f"{param}: {len(given)} entries; at most {BIAS_ENTRIES} are allowed")
+    for key, value in given.items():
         if not isinstance(key, str):
             raise _wrong(param, key, "ids as strings of digits, as JSON has them")
         if not re.fullmatch(r"0|[1-9][0-9]*", key, re.ASCII):
@@ -390,14 +410,14 @@ def _logit_bias(param: str, sent: object) -> dict[int, float]:
 
 def _stop(param: str, sent: object) -> tuple[str, ...]:
     if isinstance(sent, str):
-        return (string(param, sent),) if sent else ()
+        return (_short(param, string(param, sent), STOP_CHARACTERS),) if sent else ()
     allowed = "a string, or a list of up to 64 non-empty strings, or null"
     if not isinstance(sent, list) or len(sent) > 64:
         raise _wrong(param, sent, allowed)
     strings = tuple(string(param, s, allowed) for s in sent)
     if "" in strings:
         raise _wrong(param, sent, f"{allowed}; an empty string in the list would stop before the first character")
-    return strings
+    return tuple(_short(param, s, STOP_CHARACTERS, f"string {i} of the list") for i, s in enumerate(strings))
 
 
 def _stream_options(param: str, sent: object) -> bool:
@@ -485,7 +505,7 @@ FIELDS: tuple[Field, ...] = (
     _field("presence_penalty", "number", 0, "-2 to 2",
            "is subtracted from a token's logit once if it was sampled at all",
            "4", "sampler.penalize", _bounded("number", -2, 2), _number(-2, 2), stages=(3,)),
-    _field("logit_bias", "object: id → number", {}, "ids of the vocabulary as decimal keys, values -100 to 100",
+    _field("logit_bias", "object: id → number", {}, "ids of the vocabulary as decimal keys, up to 65,536 of them, values -100 to 100",
            "is added to the logits of these tokens; −100 is minus 100, not never",
            "4", "sampler.add_bias",
            {"type": "object",
@@ -497,12 +517,13 @@ FIELDS: tuple[Field, ...] = (
     _field("echo", "boolean", False, "true or false",
            "puts the prompt before the completion, with its log-probabilities",
            "7", "completion.Run", {"type": "boolean"}, _boolean),
-    _field("stop", "string or string[]", None, "up to 64 strings, none empty in a list; \"\" and [] mean none",
+    _field("stop", "string or string[]", None, "up to 64 strings of up to 1,024 characters, none empty in a list; \"\" and [] mean none",
            "ends a completion where one of them is complete in its text, and cuts the text before it; one that is a "
            "special token's literal also ends it on that token",
            "5", "completion.StopMatcher",
-           {"anyOf": [{"type": "string"},
-                      {"type": "array", "maxItems": 64, "items": {"type": "string", "minLength": 1}}]},
+           {"anyOf": [{"type": "string", "maxLength": STOP_CHARACTERS},
+                      {"type": "array", "maxItems": 64,
+                       "items": {"type": "string", "minLength": 1, "maxLength": STOP_CHARACTERS}}]},
            _stop),
     _field("seed", "integer", None, "any signed 64-bit integer, -1 is an ordinary one",
            "makes the draws a function of (seed, candidate, step); without it every prompt draws its own",
@@ -515,8 +536,8 @@ FIELDS: tuple[Field, ...] = (
            {"type": "object", "properties": {"include_usage": {"type": ["boolean", "null"]}},
             "additionalProperties": {"type": "null"}},
            _stream_options, "include_usage"),
-    _field("user", "string", None, "a string", "accepted, has no effect", "1", "request.CompletionRequest",
-           {"type": "string"}, _optional_string),
+    _field("user", "string", None, "a string of up to 1,024 characters", "accepted, has no effect", "1",
+           "request.CompletionRequest", {"type": "string", "maxLength": USER_CHARACTERS}, _user),
 )  # fmt: skip
 
 BY_NAME: dict[str, Field] = {field.name: field for field in FIELDS}

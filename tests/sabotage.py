@@ -260,12 +260,12 @@ BREAKS = (
     Break(
         "stop strings match across the prompt's end",
         COMPLETION,
-        "        self._lock = threading.Lock()\n",
-        "        self._lock = threading.Lock()\n"
-        "        for prompt, candidates in zip(prompts, self._candidates, strict=True):\n"
-        "            for candidate in candidates:\n"
-        "                for char in prompt.text:\n"
-        "                    candidate._matcher.push(char)\n",
+        "            self._job = job = self._submit()\n",
+        "            self._job = job = self._submit()\n"
+        "            for j, prompt in enumerate(self.prompts):\n"
+        "                for c in range(self.request.candidates):\n"
+        "                    for char in b''.join(self._tokenizer.prompt_pieces(prompt.ids)).decode():\n"
+        "                        self._candidate(j, c)._matcher.push(char)\n",
         "test_stop.py::test_a_stop_string_across_the_prompts_end_does_not_match",
     ),
     Break(
@@ -345,7 +345,7 @@ BREAKS = (
     Break(
         "offsets begin at the completion",
         COMPLETION,
-        "[len(prompt.text) + start for start in",
+        "[prompt.characters + start for start in",
         "[start for start in",
         "test_logprobs.py::test_offsets_count_from_the_prompts_start_echo_or_not",
     ),
@@ -465,8 +465,8 @@ BREAKS = (
     Break(
         "usage leaves out the discarded candidates",
         COMPLETION,
-        "sum(len(candidate.ids) for candidates in self._candidates for candidate in candidates)",
-        "sum(len(candidate.ids) for all_ in self._candidates for candidate in ranked(all_, self.request.n))",
+        "sum(len(candidate.ids) for candidate in self._begun)",
+        "sum(len(one.ids) for j in range(len(self.prompts)) for one in ranked(self._candidates_of(j), self.request.n))",
         "test_best_of.py::test_a_discarded_candidate_is_counted",
     ),
     # ---- the request

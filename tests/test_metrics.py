@@ -127,13 +127,13 @@ def test_authentication_and_faults_are_counted() -> None:
 
 
 def test_the_load_is_read_when_somebody_asks() -> None:
-    now = Load(running=3, waiting=5, waiting_tokens=700, slots=8, busy_slots=6, pages=40, held_pages=10)
+    now = Load(running=3, waiting=5, waiting_tokens=700, waiting_bytes=9000, slots=8, busy_slots=6, pages=40, held_pages=10)
     of = metrics(lambda: now)
-    names = ("num_requests_running", "num_requests_waiting", "num_tokens_waiting", "slots", "slots_busy",
-             "kv_cache_pages", "kv_cache_pages_held", "kv_cache_usage_perc")  # fmt: skip
-    assert [sample(of, f"gnomon:{name}", model_name="mine") for name in names] == [3, 5, 700, 8, 6, 40, 10, 0.25]
+    names = ("num_requests_running", "num_requests_waiting", "num_tokens_waiting", "num_bytes_waiting", "slots",
+             "slots_busy", "kv_cache_pages", "kv_cache_pages_held", "kv_cache_usage_perc")  # fmt: skip
+    assert [sample(of, f"gnomon:{name}", model_name="mine") for name in names] == [3, 5, 700, 9000, 8, 6, 40, 10, 0.25]
     now = now._replace(running=0, pages=0, held_pages=0)
-    assert [sample(of, f"gnomon:{name}") for name in names] == [0, 5, 700, 8, 6, 0, 0, 0]
+    assert [sample(of, f"gnomon:{name}") for name in names] == [0, 5, 700, 9000, 8, 6, 0, 0, 0]
 
 
 def test_build_info_names_the_version_the_model_the_fingerprint_and_the_engine() -> None:

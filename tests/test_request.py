@@ -630,7 +630,7 @@ def test_a_field_is_read_before_fields_are_compared() -> None:
 def conforms(value: Any, schema: Mapping[str, Any]) -> bool:
     """JSON Schema, as much of it as the table uses. An unknown keyword is a mistake of this test."""
     known = {"type", "minimum", "maximum", "anyOf", "items", "minItems", "maxItems", "minLength", "properties",
-             "patternProperties", "additionalProperties"}  # fmt: skip
+             "patternProperties", "additionalProperties", "maxLength"}  # fmt: skip
     assert schema.keys() <= known, schema
     if "anyOf" in schema:
         return any(conforms(value, option) for option in schema["anyOf"])
@@ -650,7 +650,7 @@ def conforms(value: Any, schema: Mapping[str, Any]) -> bool:
     if number:
         return bool(schema.get("minimum", value) <= value <= schema.get("maximum", value))
     if isinstance(value, str):
-        return len(value) >= schema.get("minLength", 0)
+        return bool(schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value)))
     if isinstance(value, list):
         items = schema.get("items")
         fits = schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))

@@ -237,16 +237,17 @@ def keeping_the_stop(patch: Patch) -> None:
 
 def from_the_prompt_on(patch: Patch) -> None:
     """The matcher has read the prompt."""
-    init = Run.__init__
+    new = Run._new_candidates
 
-    def reading_on(self: Run, request: Any, engine: Any, tokenizer: Any, prompts: Any, params: Any) -> None:
-        init(self, request, engine, tokenizer, prompts, params)
-        for prompt, candidates in zip(prompts, self._candidates, strict=True):
+    def reading_on(self: Run) -> list[list[Candidate]]:
+        made = new(self)
+        for prompt, candidates in zip(self.prompts, made, strict=True):
             for candidate in candidates:
                 for char in prompt.text:
                     candidate._matcher.push(char)
+        return made
 
-    patch.setattr(Run, "__init__", reading_on)
+    patch.setattr(Run, "_new_candidates", reading_on)
 
 
 def ranked(order: Any) -> Make:

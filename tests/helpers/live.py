@@ -106,14 +106,15 @@ def exchange(app: Starlette, pieces: Iterator[bytes], **headers: str) -> Exchang
 class Gate:
     """Logits that are computed no faster than a test allows."""
 
-    def __init__(self, logits_of: LogitsOf) -> None:
+    def __init__(self, logits_of: LogitsOf, seconds: float = 20) -> None:
+        """seconds: that a step waits at most until it is allowed."""
         self.begun = 0
-        self._logits_of = logits_of
+        self._logits_of, self._seconds = logits_of, seconds
         self._permits = threading.Semaphore(0)
 
     def __call__(self, tokens: Sequence[int]) -> NDArray[np.float64]:
         self.begun += 1
-        assert self._permits.acquire(timeout=20), "the test allowed too few steps"
+        assert self._permits.acquire(timeout=self._seconds), "the test allowed too few steps"
         return self._logits_of(tokens)
 
     def allow(self, steps: int) -> None:

@@ -26,7 +26,7 @@ from gnomon.http.tracing import Tracer
 from gnomon.reference.request import InvalidRequest
 
 ROUTES = frozenset({"/ok", "/v1/completions"})
-IDLE = Load(running=0, waiting=0, waiting_tokens=0, slots=8, busy_slots=0, pages=0, held_pages=0)
+IDLE = Load(running=0, waiting=0, waiting_tokens=0, waiting_bytes=0, slots=8, busy_slots=0, pages=0, held_pages=0)
 PROMPT = "the-prompt-of-this-request"
 
 

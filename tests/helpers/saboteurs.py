@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from array import array
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -31,8 +32,9 @@ from gnomon.http.verify.probe import Subject
 from gnomon.http.verify.run import judge_all
 from gnomon.http.verify.verdict import Case, Finding
 from gnomon.reference import completion
-from gnomon.reference.completion import Candidate, EncodedPrompt, Run, prepare
+from gnomon.reference.completion import Candidate, Run, prepare
 from gnomon.reference.engine import PromptScored, Ranking, ReferenceJob, Token, ranking
+from gnomon.reference.kept import KeptPrompt
 from gnomon.reference.request import CompletionRequest, Limits, RequestError, parse_json
 from gnomon.reference.response import Choice, Completion, Logprobs, json_bytes
 from gnomon.reference.tokenizer import Tokenizer
@@ -97,7 +99,7 @@ class Wireless(httpx.AsyncBaseTransport):
             if request.method == "GET":
                 raise NotFound("no such path")
             check_content_type(Headers(raw=request.headers.raw))
-            run = prepare(CompletionRequest.from_json(request.content), *self.model, MODEL)
+            run = prepared(CompletionRequest.from_json(request.content), *self.model)
             if not run.request.stream:
                 return self.reply(200, run.whole().to_bytes())
             chunks = run.chunks()
@@ -114,6 +116,20 @@ class Wireless(httpx.AsyncBaseTransport):
         pieces: Iterable[bytes] = chain(map(sse.event, lines), [self.last])
         stream = Wire([b"".join(slowly(pieces))] if self.holds_back else pieces)
         return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=stream)
+
+
+def prepared(sent: CompletionRequest, engine: FakeEngine, tokenizer: Tokenizer) -> Run:
+    """A run that knows its whole request, so that a mistake can be one about any part of it."""
+    run = prepare(sent, engine, tokenizer, MODEL)
+    run.request, prompts = sent, []
+    for prompt in sent.prompts:
+        if sent.suffix:
+            whole = completion.encode_infill(prompt, sent, tokenizer)
+        else:
+            whole = completion.encode_prompt(prompt, engine, tokenizer)
+        prompts.append(KeptPrompt(array("I", whole.ids), array("I", whole.starts), whole.text, len(whole.text)))
+    run.prompts = tuple(prompts)
+    return run
 
 
 def judged(
@@ -207,7 +223,7 @@ class Listed(NamedTuple):
     echo: bool
 
     @property
-    def prompt(self) -> EncodedPrompt:
+    def prompt(self) -> KeptPrompt:
         return self.run.prompts[self.j]
 
     @property
