@@ -86,6 +86,7 @@ class Limits:
     stop: int = 64
     candidates: int = 2048
     prompts: int = 2048
+    answer_bytes: int = 128 * 2**20  # as answer_size.py counts them
 
     @classmethod
     def openai(cls) -> Limits:
