@@ -182,6 +182,7 @@ class Waiting:
         self._given.pop(answer, None)
         if answer in self._answers:
             del self._answers[answer]
+            answer.run.on_submit = None  # it knows the answer, which knows the run: both would wait for a collection
             self._tokens -= answer.tokens
             self._bytes -= answer.bytes
 

@@ -18,6 +18,7 @@ whether or not it streams. Who the client is was asked before its body was read;
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, nullcontext
 from email.message import Message
@@ -26,11 +27,11 @@ from typing import TypeVar
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gnomon.http import sse
 from gnomon.http.admission import Admission, Answer, Places, RequestTimeout
+from gnomon.http.answer import send_json
 from gnomon.http.errors import BodyTooLarge, Draining, TooSlow, UnsupportedMedia, as_request_error, let_go
 from gnomon.http.record import Outcome, Record, record_of
 from gnomon.http.service import Service
@@ -39,8 +40,9 @@ from gnomon.http.threads import Threads
 from gnomon.reference.completion import Run, prepare
 from gnomon.reference.engine import Engine
 from gnomon.reference.request import CompletionRequest, shown
-from gnomon.reference.response import Completion, json_bytes
+from gnomon.reference.response import json_bytes
 from gnomon.reference.tokenizer import Tokenizer
+from gnomon.reference.writing import blocks
 
 T = TypeVar("T")
 
@@ -66,6 +68,7 @@ class Completions:
         self.admission = Admission(settings)
         # at most one for every connection, so that no answer ever waits for a thread that waits for another
         self.threads = Threads("completions")
+        self.writing = threading.Lock()
         self.long_bodies = asyncio.Lock()
         self.other_bodies = asyncio.Semaphore(AT_A_TIME)  # those that are neither long nor short
         self.arriving = 0  # requests whose bodies are being read or prepared
@@ -115,7 +118,7 @@ class Completions:
 
     def prepare(self, body: bytes, engine: Engine, tokenizer: Tokenizer) -> Run:
         request = CompletionRequest.from_json(body, self.settings.limits)
-        return prepare(request, engine, tokenizer, self.settings.served_model_name)
+        return prepare(request, engine, tokenizer, self.settings.served_model_name, self.settings.limits)
 
     async def attend(
         self, answer: Answer, receive: Receive, sending: Coroutine[object, object, None], record: Record
@@ -138,9 +141,10 @@ class Completions:
 
     async def whole(self, answer: Answer, record: Record, scope: Scope, receive: Receive, send: Send) -> None:
         async with self.places.place(answer):
-            body = await self.read(answer, lambda: answer.run.whole().to_bytes())
+            pieces = await self.read(answer, answer.run.whole_bytes)
+            body = await self.read(answer, lambda: self.written(pieces))
         self.service.sound()
-        await Response(body, media_type="application/json")(scope, receive, send)
+        await send_json(body, send)
         record.outcome = "answered"
 
     async def stream(self, answer: Answer, record: Record, send: Send) -> None:
@@ -148,9 +152,9 @@ class Completions:
         watching = asyncio.create_task(events.watch(self.settings.ping_seconds, lambda: self.places.leave(answer)))
         try:
             async with self.places.place(answer):
-                chunks = answer.run.chunks()
-                while (data := await self.read(answer, lambda: next_event(chunks))) is not None:
-                    await events.write(data)
+                chunks = answer.run.chunk_bytes()
+                while (data := await self.read(answer, lambda: self.next_event(chunks))) is not None:
+                    await events.write(*data)
             if answer.error is not None:
                 raise answer.error
         except Exception as error:
@@ -166,6 +170,23 @@ class Completions:
             watching.cancel()
         await events.end()
         record.outcome = record.outcome or "answered"
+
+    def next_event(self, chunks: Iterator[Iterator[bytes]]) -> list[bytes] | None:
+        """None at the end: a StopIteration cannot cross from a thread to a coroutine."""
+        chunk = next(chunks, None)
+        return None if chunk is None else self.written(sse.pieces(chunk))
+
+    def written(self, pieces: Iterator[bytes]) -> list[bytes]:
+        """All pieces, in blocks for the socket. One answer at a time gets on with it: of any number of threads that
+        write, only one keeps the loop waiting for the interpreter."""
+        made = blocks(pieces)
+        body = []
+        while True:
+            with self.writing:
+                block = next(made, None)
+            if block is None:
+                return body
+            body.append(block)
 
     async def read(self, answer: Answer, step: Callable[[], T]) -> T:
         """One step of reading the engine. Raises what ended the answer, or the engine's fault, which is counted."""
@@ -215,12 +236,6 @@ def account(run: Run, record: Record) -> None:
     """What the record can know at the end."""
     record.completion_tokens, record.cached_tokens = run.usage.completion_tokens, run.usage.cached_tokens
     record.finish_reasons, record.started = tuple(run.finish_reasons), run.started
-
-
-def next_event(chunks: Iterator[Completion]) -> bytes | None:
-    """None at the end: a StopIteration cannot cross from a thread to a coroutine."""
-    chunk = next(chunks, None)
-    return None if chunk is None else sse.event(chunk.to_bytes())
 
 
 async def disconnected(receive: Receive) -> None:

@@ -945,6 +945,7 @@ _LIMITS = (
     "max_candidates",
     "max_prompts",
     "max_body_bytes",
+    "max_answer_bytes",
     "max_header_bytes",
     "max_connections",
     "max_running",

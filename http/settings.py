@@ -135,6 +135,13 @@ class Settings:
     max_candidates: int = option(2048, "Candidates of one request, over all its prompts; else 400.", LIMITS, min=1)
     max_prompts: int = option(2048, "Prompts of one request; else 400.", LIMITS, min=1)
     max_body_bytes: int = option(8 * 2**20, "The longest body of a request; else 413.", LIMITS, min=1)
+    max_answer_bytes: int = option(
+        Limits().answer_bytes,
+        "Bytes that an answer may come to: each token with logprobs k counts 32 (k + 3), in every candidate, and so do "
+        "the prompt's with echo; more get a 400.",
+        LIMITS,
+        min=1,
+    )
     max_header_bytes: int = option(32 * 2**10, "Request line and headers together; else 431.", LIMITS, min=1024)
     max_connections: int = option(1024, "Open connections; more get a 503.", LIMITS, min=1)
     max_running: int | None = option(
@@ -195,7 +202,7 @@ class Settings:
     @property
     def limits(self) -> Limits:
         limits = Limits.openai() if self.openai_limits else Limits()
-        return replace(limits, candidates=self.max_candidates, prompts=self.max_prompts)
+        return replace(limits, candidates=self.max_candidates, prompts=self.max_prompts, answer_bytes=self.max_answer_bytes)
 
 
 class Option(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from starlette.types import Send
 
@@ -20,7 +20,14 @@ HEADERS = (
 
 
 def event(line: bytes) -> bytes:
-    return b"data: " + line + b"\n\n"
+    return b"".join(pieces([line]))
+
+
+def pieces(line: Iterable[bytes]) -> Iterator[bytes]:
+    """An event whose line comes in pieces."""
+    yield b"data: "
+    yield from line
+    yield b"\n\n"
 
 
 DONE = event(b"[DONE]")
@@ -41,12 +48,16 @@ class Events:
         self._sending = False
         self._since = time.monotonic()  # when sending, or the silence, began
 
-    async def write(self, data: bytes, last: bool = False) -> None:
+    async def write(self, *data: bytes, last: bool = False) -> None:
+        """One event, in one piece or more: nothing comes between them, and the loop may go on after each."""
         self._sending, self._since = True, time.monotonic()
         if not self.begun:
             self.begun = True
             await self._send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
-        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+        for i, piece in enumerate(data, 1):
+            await self._send({"type": "http.response.body", "body": piece, "more_body": not last or i < len(data)})
+            if i < len(data):
+                await asyncio.sleep(0)
         self._sending, self._since = False, time.monotonic()
 
     async def end(self) -> None:

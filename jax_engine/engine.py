@@ -42,7 +42,8 @@ from gnomon.jax_engine.pins import pinned, refused
 from gnomon.jax_engine.sampler import Sampled
 from gnomon.jax_engine.scheduler import Running, Scheduler, Work
 from gnomon.reference.checkpoint import Checkpoint
-from gnomon.reference.engine import LOWEST_LOGPROB, Done, Event, Failed, Load, PromptScored, Ranking, Token
+from gnomon.reference.engine import LOWEST_LOGPROB, Done, Event, Failed, Load, PromptScored, Token
+from gnomon.reference.rankings import Ranking, Rankings
 from gnomon.reference.sampler import SamplingParams
 
 __all__ = ["EngineSettings", "JaxEngine", "bytes_per_token", "default_pool_tokens"]
@@ -80,7 +81,7 @@ class JaxJob:
         self.top = top
         self.seeds = seeds
         self.works = works
-        self.scored: dict[int, list[tuple[float, Ranking]]] = {}
+        self.scored: dict[int, tuple[list[float | None], Rankings]] = {}  # of prompts that are being prefilled
         self.started: float | None = None
         self.made = 0.0
         self.has_failed = False
@@ -354,10 +355,12 @@ class JaxEngine:
         if not finite[:count].all():
             self._fail(job, NOT_FINITE)
             return
-        scores = job.scored.setdefault(work.index, [])
-        scores += [(_decimal(lps[i]), _ranking(ids[i], top_lps[i], job.top)) for i in range(count)]
+        scores, tops = job.scored.setdefault(work.index, ([None], Rankings([None])))
+        for i in range(count):
+            scores.append(_decimal(lps[i]))
+            tops.append(_ranking(ids[i], top_lps[i], job.top))
         if is_last:
-            job.put(PromptScored(work.index, (None, *(lp for lp, _ in scores)), (None, *(top for _, top in scores))))
+            job.put(PromptScored(work.index, tuple(scores), tops))
             del job.scored[work.index]
             if work.max_tokens == 0:
                 job.put_done(work.index)

@@ -18,17 +18,20 @@ import secrets
 import threading
 import time
 from array import array
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import NamedTuple
 
-from gnomon.reference.engine import Done, Engine, Event, Failed, Job, PromptScored, Ranking, Token
+from gnomon.reference.answer_size import Size, check_size, text_bytes
+from gnomon.reference.engine import Done, Engine, Event, Failed, Job, PromptScored, Token
 from gnomon.reference.kept import KeptPrompt, held_bytes
+from gnomon.reference.rankings import Ranking, Rankings
 from gnomon.reference.request import (
     CompletionRequest,
     ContextExceeded,
     InvalidRequest,
+    Limits,
     ModelNotFound,
     Prompt,
     RequestError,
@@ -37,6 +40,7 @@ from gnomon.reference.request import (
 from gnomon.reference.response import Choice, Completion, FinishReason, Logprobs, Usage
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.tokenizer import Decoder, Encoding, Tokenizer, UnknownText
+from gnomon.reference.writing import Entries, Written, answer, choice, top_logprobs, written
 
 
 class EngineFailed(RequestError):
@@ -65,7 +69,9 @@ class EncodedPrompt(NamedTuple):
         )
 
 
-def prepare(request: CompletionRequest, engine: Engine, tokenizer: Tokenizer, model: str) -> Run:
+def prepare(
+    request: CompletionRequest, engine: Engine, tokenizer: Tokenizer, model: str, limits: Limits | None = None
+) -> Run:
     """A run that is ready to start. Raises InvalidRequest for what this model cannot do, before anything is generated.
 
     model: the id under which this engine is served.
@@ -86,6 +92,8 @@ def prepare(request: CompletionRequest, engine: Engine, tokenizer: Tokenizer, mo
         _check_lengths(ids, request, engine.context)  # before a long one is decoded
         prompts = tuple(encode_prompt(prompt, engine, tokenizer).kept(request) for prompt in request.prompts)
     _check_lengths({j: prompt.ids for j, prompt in enumerate(prompts)}, request, engine.context)
+    sizes = [Size(len(prompt.ids), text_bytes(prompt.text) if request.echo else 0) for prompt in prompts]
+    check_size(request, sizes, (limits or Limits()).answer_bytes)
     params = SamplingParams(
         max_tokens=request.max_tokens,
         temperature=request.temperature,
@@ -269,7 +277,7 @@ class Candidate:
     def __init__(self, tokenizer: Tokenizer, matcher: StopMatcher, params: SamplingParams) -> None:
         self.ids: list[int] = []
         self.logprobs: list[float] = []
-        self.tops: list[Ranking] = []
+        self.tops = Rankings()
         self.starts: list[int] = []  # code points of the completion before each token
         self.text = ""
         self.finish_reason: FinishReason | None = None
@@ -351,6 +359,17 @@ def ranked(candidates: Sequence[Candidate], n: int) -> list[Candidate]:
 # ---- 2. and 4. the run
 
 
+class Stretch(NamedTuple):
+    """What of a choice is sent together: some of its tokens and their text; the first one, after the echoed prompt."""
+
+    index: int
+    prompt: int
+    candidate: Candidate
+    text: str
+    tokens: range
+    first: bool
+
+
 class Run:
     """One prepared request. Read it once, by `whole` or by `chunks`; both block, `close` may be called from
     anywhere.
@@ -377,6 +396,7 @@ class Run:
         self._engine = engine
         self._tokenizer = tokenizer
         self._scored: dict[int, PromptScored] = {}
+        self._echoes: dict[int, Written] = {}  # of each prompt that is echoed, encoded once
         self._tables = [Fallbacks(stop) for stop in request.stop]  # they grow as the candidates that share them match
         self._candidates: dict[tuple[int, int], Candidate] = {}  # by prompt and number: those that have begun
         self._lock = threading.Lock()
@@ -385,35 +405,56 @@ class Run:
 
     def whole(self) -> Completion:
         """The whole answer. Raises EngineFailed, or RunClosed if `close` came first."""
-        for _ in self._events():
-            pass
-        if not self.is_complete:
-            raise RunClosed
-        n = self.request.n
-        choices = [
-            self._choice(j * n + rank, j, candidate, candidate.text, range(len(candidate.ids)), first=True)
-            for j in range(len(self.prompts))
-            for rank, candidate in enumerate(ranked(self._candidates_of(j), n))
-        ]
-        return self._completion(choices, self.usage)
+        return self._completion([self._choice(*stretch) for stretch in self._ended()], self.usage)
 
     def chunks(self) -> Generator[Completion, None, None]:
         """The answer in pieces as they come, one choice each, then the usage if asked for. Raises EngineFailed.
 
         Joined by index, texts and arrays are those of `whole`. After `close` the iterator ends.
         """
+        with closing(self._released()) as released:
+            for stretch in released:
+                yield self._completion([self._choice(*stretch)], None)
+        if self.request.include_usage and self.is_complete:
+            yield self._completion([], self.usage)
+
+    def whole_bytes(self) -> Iterator[bytes]:
+        """The bytes of `whole`, in small pieces, each made when it is asked for. The model has run when the first
+        comes."""
+        choices = (self._written(stretch) for stretch in self._ended())
+        return answer(self._completion([], self.usage), choices)
+
+    def chunk_bytes(self) -> Generator[Iterator[bytes], None, None]:
+        """The bytes of each of `chunks`, in small pieces."""
+        with closing(self._released()) as released:
+            for stretch in released:
+                yield answer(self._completion([], None), [self._written(stretch)])
+        if self.request.include_usage and self.is_complete:
+            yield answer(self._completion([], self.usage), [])
+
+    def _ended(self) -> list[Stretch]:
+        """Runs the job to its end: all choices in order, each as one stretch."""
+        for _ in self._events():
+            pass
+        if not self.is_complete:
+            raise RunClosed
+        n = self.request.n
+        return [
+            Stretch(j * n + rank, j, candidate, candidate.text, range(len(candidate.ids)), first=True)
+            for j in range(len(self.prompts))
+            for rank, candidate in enumerate(ranked(self._candidates_of(j), n))
+        ]
+
+    def _released(self) -> Generator[Stretch, None, None]:
+        """What can be streamed, as it comes."""
         begun = set()
         with closing(self._events()) as events:
             for j, c in events:
                 candidate, index = self._candidates[j, c], j * self.request.n + c
                 released = candidate.release()
                 if released is not None:
-                    text, tokens = released
-                    choice = self._choice(index, j, candidate, text, tokens, first=index not in begun)
+                    yield Stretch(index, j, candidate, *released, first=index not in begun)
                     begun.add(index)
-                    yield self._completion([choice], None)
-        if self.request.include_usage and self.is_complete:
-            yield self._completion([], self.usage)
 
     @property
     def is_complete(self) -> bool:
@@ -563,13 +604,28 @@ class Run:
         return Logprobs(
             tuple(labels[v] for v in ids),
             tuple(lps),
-            tuple(_top_logprobs(v, lp, top, labels) for v, lp, top in zip(ids, lps, tops, strict=True)),
+            tuple(top_logprobs(v, lp, top, labels) for v, lp, top in zip(ids, lps, tops, strict=True)),
             tuple(starts),
         )
 
+    def _written(self, stretch: Stretch) -> Iterator[bytes]:
+        """The bytes of `_choice`."""
+        request, candidate = self.request, stretch.candidate
+        entries = None
+        if request.logprobs is not None:
+            shift = self.prompts[stretch.prompt].characters
+            entries = Entries(
+                request.logprobs, candidate.ids, candidate.logprobs, candidate.tops, candidate.starts, shift
+            )
+        own = written(stretch.text, entries, stretch.tokens, self._tokenizer.labels)
+        stretches = [self._echo(stretch.prompt), own] if stretch.first and request.echo else [own]
+        return choice(stretch.index, stretches, request.logprobs is not None, candidate.finish_reason)
 
-def _top_logprobs(v: int, lp: float | None, top: Ranking | None, labels: Sequence[str]) -> Mapping[str, float] | None:
-    """Section 6: the k most probable tokens by label, and the token itself after them if it is not among them."""
-    if lp is None or top is None:
-        return None
-    return {labels[u]: value for u, value in top} | {labels[v]: lp}
+    def _echo(self, j: int) -> Written:
+        if j not in self._echoes:
+            prompt, k = self.prompts[j], self.request.logprobs
+            entries = None
+            if k is not None:
+                entries = Entries(k, prompt.ids, self._scored[j].logprobs, self._scored[j].tops, prompt.starts)
+            self._echoes[j] = written(prompt.text, entries, range(len(prompt.ids)), self._tokenizer.labels)
+        return self._echoes[j]

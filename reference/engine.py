@@ -24,13 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnomon.reference.checkpoint import Checkpoint
+from gnomon.reference.rankings import Ranking, Rankings
 from gnomon.reference.sampler import SamplingParams, report, sample
 from gnomon.reference.transformer import hidden_states, unembed
 
 T = TypeVar("T")
-
-Ranking = tuple[tuple[int, float], ...]
-"""The most probable ids of a position with their log-probabilities, in the order (−logit, id)."""
 
 LOWEST_LOGPROB = -9999.0
 
@@ -42,7 +40,7 @@ class PromptScored:
 
     prompt: int
     logprobs: tuple[float | None, ...]
-    tops: tuple[Ranking | None, ...]
+    tops: Sequence[Ranking | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,14 +291,14 @@ class ReferenceJob:
 
     def _score_prompt(self, j: int, prompt_ids: tuple[int, ...]) -> PromptScored:
         lps: list[float | None] = [None]
-        tops: list[Ranking | None] = [None]
+        tops = Rankings([None])
         if len(prompt_ids) > 1:
             logits = self._engine.all_logits(prompt_ids[:-1])
             logprobs = report(logits)
             for i, v in enumerate(prompt_ids[1:]):
                 lps.append(reported(logprobs[i, v]))
                 tops.append(ranking(logits[i], logprobs[i], self._top))
-        return PromptScored(j, tuple(lps), tuple(tops))
+        return PromptScored(j, tuple(lps), tops)
 
 
 def ranking(logits: NDArray[np.float64], logprobs: NDArray[np.float64], top: int) -> Ranking:

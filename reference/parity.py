@@ -21,7 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gnomon.reference.engine import Engine, Event, Failed, Job, PromptScored, Ranking, ReferenceEngine, Token
+from gnomon.reference.engine import Engine, Event, Failed, Job, PromptScored, ReferenceEngine, Token
+from gnomon.reference.rankings import Ranking
 from gnomon.reference.sampler import SamplingParams, report, trace
 
 F64 = NDArray[np.float64]

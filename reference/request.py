@@ -20,6 +20,8 @@ from decimal import Decimal, DecimalException
 from difflib import get_close_matches
 from typing import Any
 
+from gnomon.reference.strict_json import Reader, TooManyValues
+
 Prompt = str | tuple[int, ...]
 
 
@@ -86,6 +88,7 @@ class Limits:
     stop: int = 64
     candidates: int = 2048
     prompts: int = 2048
+    answer_bytes: int = 128 * 2**20  # as answer_size.py counts them
 
     @classmethod
     def openai(cls) -> Limits:
@@ -260,30 +263,42 @@ class _Beside(float):
     digits = ""
 
 
-class _Object(dict[str, Any]):
-    """A JSON object that remembers a key it was given twice."""
-
-    repeated: str | None = None
-
-
 def shown(value: object) -> str:
     """A value as the user sent it, in JSON, short and printable in any terminal or header."""
     if isinstance(value, _Unreadable):
         text = str(value)
     elif isinstance(value, _Beside):
         text = value.digits
+    elif isinstance(value, list | dict):
+        return _shown_in_part(value)
     else:
         try:
             text = json.dumps(value)
         except (TypeError, ValueError, RecursionError):
             text = type(value).__name__
+    return _abridged(text)
+
+
+def _abridged(text: str) -> str:
     return text if len(text) <= 80 else text[:60] + f"… ({len(text)} characters)"
+
+
+def _shown_in_part(value: list[Any] | dict[str, Any]) -> str:
+    """No more is written of it than is shown: it may have millions of elements."""
+    text = ""
+    try:
+        for piece in json.JSONEncoder().iterencode(value):
+            text += piece
+            if len(text) > 80:
+                return text[:60] + f"… ({len(value)} {'elements' if isinstance(value, list) else 'members'})"
+    except (TypeError, ValueError, RecursionError):
+        return type(value).__name__
+    return text
 
 
 def key_of(key: str) -> str:
     """A key of an object as the user sent it, short and printable."""
-    text = json.dumps(key)[1:-1]
-    return text if len(text) <= 80 else text[:60] + f"… ({len(text)} characters)"
+    return _abridged(json.dumps(key)[1:-1])
 
 
 def _wrong(param: str, sent: object, allowed: str) -> InvalidRequest:
@@ -558,27 +573,16 @@ def parse_json(body: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise InvalidRequest(None, f"the body is not valid UTF-8: byte {error.start} is wrong") from None
     try:
-        value = json.loads(
-            text, object_pairs_hook=_object, parse_int=_parse_int, parse_float=_parse_float, parse_constant=_Unreadable
-        )
+        value = Reader(text, _parse_int, _parse_float, _Unreadable).document()
     except json.JSONDecodeError as error:
         raise InvalidRequest(None, f"the body is not valid JSON: {error}") from None
     except RecursionError:
         raise InvalidRequest(None, "the body is nested too deeply") from None
+    except TooManyValues as error:
+        where = "the body" if error.member is None else key_of(error.member)
+        raise InvalidRequest(error.member, f"{where}: {error}") from None
     if not isinstance(value, dict):
         raise InvalidRequest(None, f"the body must be a JSON object, not {shown(value)}")
-    return value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> _Object:
-    value = _Object(pairs)
-    if len(value) < len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                value.repeated = key
-                break
-            seen.add(key)
     return value
 
 
@@ -589,8 +593,7 @@ def _parse_int(digits: str) -> int | _Unreadable:
 def _parse_float(digits: str) -> float | _Unreadable:
     """The nearest float; but a number beside an integer stays beside it, since bounds and special cases are integers:
     0.99999999999999999999 is below 1, and 1e-400 is not 0."""
-    value = float(digits)
-    if len(digits) > 400 or not math.isfinite(value):
+    if len(digits) > 400 or not math.isfinite(value := float(digits)):
         return _Unreadable(digits)
     if value.is_integer():
         try:

@@ -33,8 +33,9 @@ from gnomon.http.verify.run import judge_all
 from gnomon.http.verify.verdict import Case, Finding
 from gnomon.reference import completion
 from gnomon.reference.completion import Candidate, Run, prepare
-from gnomon.reference.engine import PromptScored, Ranking, ReferenceJob, Token, ranking
+from gnomon.reference.engine import PromptScored, ReferenceJob, Token, ranking
 from gnomon.reference.kept import KeptPrompt
+from gnomon.reference.rankings import Ranking
 from gnomon.reference.request import CompletionRequest, Limits, RequestError, parse_json
 from gnomon.reference.response import Choice, Completion, Logprobs, json_bytes
 from gnomon.reference.tokenizer import Tokenizer
@@ -336,7 +337,7 @@ def top(change: Callable[[dict[str, float], str, float], dict[str, float]]) -> M
                 return None
             return change({labels[u]: value for u, value in ranks}, labels[v], lp)
 
-        patch.setattr(completion, "_top_logprobs", _top_logprobs)
+        patch.setattr(completion, "top_logprobs", _top_logprobs)
 
     return make
 
