@@ -336,6 +336,12 @@ class Seen(NamedTuple):
     late: Sequence[float]
     faults: Sequence[str]
     samples: Mapping[str, float] | None
+    peak: float  # MiB, the most resident memory there was
+
+
+def peak_memory(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 async def one_turn(plan: Plan, at: Server, requests: Sequence[Alone], turn: Turn, tally: Tally) -> None:
@@ -374,7 +380,8 @@ async def turns(plan: Plan, at: Server, tally: Tally) -> Seen:
     except (OSError, TimeoutError) as error:
         faults.append(f"/metrics does not answer within {REST_SECONDS:g} s after the last turn: {error!r}")
         end = Rest(held(at.process.pid), {})
-    return Seen(calm, hostile, start, end, attackers.told, attackers.cpu, probe.late, faults, samples)
+    peak = peak_memory(at.process.pid)
+    return Seen(calm, hostile, start, end, attackers.told, attackers.cpu, probe.late, faults, samples, peak)
 
 
 def run(plan: Plan) -> Report:
@@ -431,7 +438,8 @@ def report(plan: Plan, tally: Tally, seen: Seen, status: int | None, log: str) -
         "ordinary clients; turns of each kind, seconds of one": f"{ORDINARY}; {TURNS}, {plan.seconds / (2 * TURNS):g}",
         **table(calm, hostile),
         "first tokens, hostile to calm: median, 95th percentile": ", ".join(f"{r:.2f}" for r in ratios.values()),
-        "resident memory at the start and after (MiB)": f"{start.held.resident:.1f}, {end.held.resident:.1f}",
+        "resident memory at the start, after, and at its peak (MiB)": f"{start.held.resident:.1f}, "
+        f"{end.held.resident:.1f}, {seen.peak:.1f}",
         "threads; open files, likewise": f"{start.held.threads}, {end.held.threads}; "
         f"{start.held.files}, {end.held.files}",
         "received = ended": sums,

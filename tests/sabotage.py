@@ -1606,7 +1606,7 @@ BREAKS = (
     Break(
         "verify: texts that tell nothing are compared",
         "http/verify/probe.py",
-        'return {"logit_bias": {str(token.id): FORCE for token in forced}} if len(forced) > 1 else {}',
+        'return {"logit_bias": {str(token.id): FORCE for token in others}} if len(others) > 1 else {}',
         "return {}",
         f"{ODD_MODELS}::test_a_fault_is_not_acquitted_on_such_a_model[ends at once: temperature.greedy: 0 is 1]",
     ),

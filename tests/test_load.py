@@ -82,6 +82,7 @@ SOUND = Seen(
     late=[0.001],
     faults=[],
     samples={"gnomon:requests_received_total": 95.0, "gnomon:requests_ended_total answered": 95.0},
+    peak=500.0,
 )
 
 

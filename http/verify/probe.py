@@ -28,7 +28,7 @@ ANOTHER = "Once upon a time"
 ABSENT = object()
 """A value that takes a default out of a request."""
 
-SURELY = 50.0
+SURELY = 70.0
 """The bias that already forces a token, so that 100 leaves no other a chance, at a temperature of 1 neither."""
 
 GOES_ON = 20
@@ -344,8 +344,8 @@ async def _find_telling(probe: Probe) -> dict[str, Any]:
         return {}
     if texts[0] != texts[1] and all(len(set(text.replace("\ufffd", ""))) > 1 for text in texts):
         return {}
-    forced = await probe.forceable()
-    return {"logit_bias": {str(token.id): FORCE for token in forced}} if len(forced) > 1 else {}
+    others = [token for token in await probe.forceable() if token.text not in texts[0]]  # what it repeats would win
+    return {"logit_bias": {str(token.id): FORCE for token in others}} if len(others) > 1 else {}
 
 
 async def _find_tie(probe: Probe, first: Forced, second: Forced, context: str | tuple[int, ...]) -> float:
