@@ -190,8 +190,9 @@ class Completions:
 
     async def read(self, answer: Answer, step: Callable[[], T]) -> T:
         """One step of reading the engine. Raises what ended the answer, or the engine's fault, which is counted."""
+        reading = self.threads.submit(step)  # that the system has no thread left is no fault of the engine
         try:
-            return await asyncio.wrap_future(self.threads.submit(step))
+            return await asyncio.wrap_future(reading)
         except Exception:
             if answer.error is not None:
                 raise answer.error from None

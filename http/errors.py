@@ -20,6 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gnomon.http.paths import meant
+from gnomon.http.threads import NoThread
 from gnomon.reference.request import RequestError, shown
 from gnomon.reference.response import json_bytes
 
@@ -143,6 +144,9 @@ class Draining(Unavailable):
 
 def as_request_error(error: Exception) -> RequestError:
     """The error to answer with. A fault of ours goes to the log, with its cause unless it has a message of its own."""
+    if isinstance(error, NoThread):
+        logger.warning("a request was refused, since the system starts no further thread: %s", error)
+        return Unavailable("the system has no thread left for this request; send it again", "too_busy")
     if isinstance(error, RequestError):
         if error.status == 500:
             logger.error("%s", error.message)

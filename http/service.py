@@ -17,6 +17,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from gnomon.http.errors import Draining, Unavailable
 from gnomon.reference.checkpoint import Checkpoint
@@ -126,7 +127,8 @@ class Service:
         if time.monotonic() - self._probed >= PROBE_SECONDS and not still_trying:
             self._probed = time.monotonic()
             self._probing = threading.Thread(target=self._try_one_token, args=[engine], name="probe", daemon=True)
-            self._probing.start()
+            with suppress(RuntimeError):  # the system has no thread left: the next look tries again
+                self._probing.start()
 
     def _try_one_token(self, engine: ServedEngine) -> None:
         try:

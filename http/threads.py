@@ -17,8 +17,18 @@ T = TypeVar("T")
 IDLE_SECONDS = 2.0
 
 
+class NoThread(Exception):
+    """The system starts no further thread: there are too many, or there is too little memory."""
+
+
+class Broken(Exception):
+    """A call raised what is no Exception (a library in Rust that panicked, a SystemExit). An event loop that is handed
+    such a thing ends, or passes it by everything that makes an answer of an error."""
+
+
 class Threads:
-    """One for every call under way: no call ever waits for another's end. Whoever calls bounds how many there are."""
+    """One for every call under way: no call ever waits for another's end. Whoever calls bounds how many there are.
+    Where the system has no thread left, `submit` raises NoThread."""
 
     def __init__(self, name: str, idle_seconds: float = IDLE_SECONDS) -> None:
         self._name = name
@@ -38,7 +48,11 @@ class Threads:
                 self._changed.notify()
                 return future
         # Not by the queue: where the system has no thread left, the call would stay there and be taken for a later one.
-        threading.Thread(target=self._work, args=[[(future, call)]], name=self._name).start()
+        thread = threading.Thread(target=self._work, args=[[(future, call)]], name=self._name)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError) as error:
+            raise NoThread(str(error) or "no memory for one") from None
         return future
 
     def close(self) -> None:
@@ -70,8 +84,13 @@ def _carry_out(future: Future[T], call: Callable[[], T]) -> None:
         return
     try:
         result = call()
-    except BaseException as error:
+    except Exception as error:
         future.set_exception(error)
+    except BaseException as error:
+        broken = Broken(f"{type(error).__name__}: {error}")
+        broken.__cause__ = error
+        future.set_exception(broken)
+        del broken
     else:
         future.set_result(result)
     finally:

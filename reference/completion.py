@@ -39,7 +39,7 @@ from gnomon.reference.request import (
 )
 from gnomon.reference.response import Choice, Completion, FinishReason, Logprobs, Usage
 from gnomon.reference.sampler import SamplingParams
-from gnomon.reference.tokenizer import Decoder, Encoding, Tokenizer, UnknownText
+from gnomon.reference.tokenizer import Decoder, Encoding, Tokenizer, TokenizerFailed, UnknownText
 from gnomon.reference.writing import Entries, Written, answer, choice, top_logprobs, written
 
 
@@ -269,6 +269,8 @@ def _encoded(field: str, encode: Callable[[str], Encoding], text: str) -> Encodi
         raise InvalidRequest(
             field, f"{field}: {shown(text)} has characters that this model's tokenizer has no token for ({error})"
         ) from None
+    except TokenizerFailed as error:
+        raise InvalidRequest(field, f"{field}: this model's tokenizer fails on {shown(text)} ({error})") from None
 
 
 class Candidate:

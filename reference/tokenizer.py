@@ -32,6 +32,7 @@ from gnomon.reference.request import shown
 KINDS = ("BPE", "Unigram", "WordPiece", "WordLevel")
 RESERVED = ("bytes:", "token_id:")
 NAMED = ("bos_token", "eos_token")  # not pad_token: some files name an ordinary "!" there
+PANIC = "pyo3_runtime"  # the module of what the library raises where its Rust code panics; it is no Exception
 OTHER_FORMATS = ("tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "tiktoken.model")
 
 
@@ -44,6 +45,10 @@ class Encoding(NamedTuple):
 
 class UnknownText(ValueError):
     """A text that the tokenizer cannot encode: it lacks a token for unknown characters, or words."""
+
+
+class TokenizerFailed(ValueError):
+    """A text that the tokenizer fails on: its library has panicked, as at a pattern that would take it for ever."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,10 @@ def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> Encoding:
         encoded = tokenizer.encode_batch([text], add_special_tokens=False)[0]
     except Exception as error:  # the library raises a bare Exception
         raise UnknownText(str(error)) from None
+    except BaseException as error:
+        if type(error).__module__ != PANIC:
+            raise
+        raise TokenizerFailed(str(error)) from None
     starts: list[int] = []
     for start, _ in encoded.offsets:
         starts.append(max(start, starts[-1] if starts else 0))

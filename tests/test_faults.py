@@ -23,12 +23,13 @@ from load import Connection, Plan, Received, Server, choices_of, server
 from gnomon.http.app import create_app
 from gnomon.http.service import FAULTS
 from gnomon.http.settings import Settings
+from gnomon.http.threads import Threads
 from gnomon.jax_engine.engine import EngineSettings, JaxEngine
 from gnomon.reference.checkpoint import Checkpoint, load_checkpoint
 from gnomon.reference.engine import Done, Failed, Load, ReferenceEngine, Token
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
-from helpers.fake import EOT
+from helpers.fake import EOT, fake_tokenizer
 from helpers.live import check_error, connection, events, eventually, request_body, serving
 from helpers.models import tiny_llama
 
@@ -103,6 +104,71 @@ class Sometimes:
         if self._bad(self.calls - 1):
             raise RuntimeError("the device is on fire")
         return self._function(*arguments)
+
+
+# ---- a system that has no thread left
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_where_the_system_has_no_thread_left_a_request_is_a_503_and_the_engine_is_not_blamed(
+    model: tuple[Checkpoint, Tokenizer], stream: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a request's threads the first one prepares it, and those after it read the engine."""
+    start = threading.Thread.start
+    left: list[None] = []
+
+    def none_left(thread: threading.Thread) -> None:
+        if thread.name == "completions":
+            if not left:
+                raise RuntimeError("can't start new thread")
+            left.pop()
+        start(thread)
+
+    app = create_app(ReferenceEngine(model[0]), model[1], Settings())
+    app.state.completions.threads = Threads("completions", idle_seconds=0)
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    with serving(app) as base:
+        for allowed in [0, 1] * FAULTS:
+            left[:] = [None] * allowed
+            assert "no thread left" in check_error(post(base, stream=stream), 503, code="too_busy")
+            assert httpx.get(f"{base}/readyz").status_code == 200
+        left[:] = [None] * 1000
+        assert post(base, stream=stream).status_code == 200
+    assert "the system starts no further thread" in caplog.text
+    assert "Traceback" not in caplog.text
+    assert app.state.completions.admission.open == []
+
+
+def test_a_readiness_probe_that_gets_no_thread_is_a_503_like_any_other(
+    model: tuple[Checkpoint, Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def no_probe(thread: threading.Thread) -> None:
+        if thread.name == "probe":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    app = create_app(ReferenceEngine(model[0]), model[1], Settings())
+    app.state.service._faults = FAULTS
+    monkeypatch.setattr(threading.Thread, "start", no_probe)
+    with serving(app) as base:
+        assert httpx.get(f"{base}/readyz").json()["error"]["code"] == "failing"
+
+
+def test_a_text_at_which_the_tokenizers_library_panics_is_a_400_and_the_next_one_is_read(
+    model: tuple[Checkpoint, Tokenizer], tmp_path: Path
+) -> None:
+    """What it raises is no Exception: it would pass by everything that makes an answer of an error."""
+    evil = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    steps = {"type": "Sequence", "pretokenizers": [evil, byte_level]}
+    app = create_app(ReferenceEngine(model[0]), fake_tokenizer(tmp_path, pre_tokenizer=steps), Settings())
+    with serving(app) as base:
+        for _ in range(2):
+            message = check_error(post(base, prompt="a" * 40 + "!"), 400, "prompt")
+            assert message.startswith(f'prompt: this model\'s tokenizer fails on "{"a" * 40}!" (')
+            assert post(base, prompt="aab", max_tokens=1).status_code == 200
 
 
 # ---- an engine that raises

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 import time
@@ -10,7 +11,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from gnomon.http.threads import Threads
+from gnomon.http.threads import Broken, NoThread, Threads
 from helpers.live import eventually
 
 
@@ -65,6 +66,27 @@ def test_what_a_call_raises_is_the_callers_and_the_thread_goes_on() -> None:
     threads.close()
 
 
+@pytest.mark.parametrize("raised", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()], ids=repr)
+def test_what_is_no_exception_reaches_no_event_loop(raised: BaseException) -> None:
+    """A loop whose task raises SystemExit ends, and with it every connection."""
+
+    def broken() -> None:
+        raise raised
+
+    async def answer() -> str:
+        try:
+            await asyncio.wrap_future(threads.submit(broken))
+        except Exception as error:
+            return repr(error)
+        return ""
+
+    threads = Threads("t8")
+    told = asyncio.run(answer())
+    assert told == repr(Broken(f"{type(raised).__name__}: {raised}"))
+    assert threads.submit(lambda: 1).result(10) == 1
+    threads.close()
+
+
 def test_a_thread_that_cannot_be_started_costs_its_own_call_and_no_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def none_left(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -72,7 +94,7 @@ def test_a_thread_that_cannot_be_started_costs_its_own_call_and_no_later_one(mon
     threads, carried_out = Threads("t6", idle_seconds=0.05), []
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", none_left)
-        with pytest.raises(RuntimeError, match="new thread"):
+        with pytest.raises(NoThread, match="new thread"):
             threads.submit(lambda: carried_out.append("what was refused"))
     for i in range(3):
         assert threads.submit(lambda i=i: i).result(10) == i  # type: ignore[misc]
