@@ -98,6 +98,21 @@ def test_a_request_that_is_running_does_not_count_as_waiting(gate: Gate, tokeniz
         assert [first.result(20).status_code, second.result(20).status_code] == [200, 200]
 
 
+def test_what_the_engine_begins_with_stops_waiting_and_what_ends_before_that_too(tokenizer: Tokenizer) -> None:
+    admission = Admission(Settings())
+    with admission.admitted(run_of(tokenizer)) as first, admission.admitted(run_of(tokenizer)) as second:
+        chunks = first.run.chunks()
+        assert list(admission.waiting()) == [first, second]
+        assert admission.waiting_tokens() == 34
+        next(chunks)
+        assert list(admission.waiting()) == [second]
+        assert admission.waiting_tokens() == 17
+        assert list(admission.open) == [first, second]
+        chunks.close()
+    assert not admission.waiting()
+    assert admission.waiting_tokens() == 0
+
+
 def test_the_tokens_that_may_wait_are_bounded_too(gate: Gate, tokenizer: Tokenizer) -> None:
     app = app_of(gate, tokenizer, max_queued_tokens=100)
     with ThreadPoolExecutor() as pool, serving(app) as base:
@@ -174,6 +189,7 @@ def test_what_was_finished_more_than_a_minute_ago_is_kept_by_nobody(monkeypatch:
         pace.count(1)
         now += 1
     assert len(pace._done) <= 61
+    assert pace.tokens_per_second() == pytest.approx(1)
 
 
 # ---- order

@@ -129,6 +129,22 @@ def test_an_end_token_in_the_prompt_ends_nothing(tokenizer: Tokenizer) -> None:
     assert but_index(answer.choices[0]) == ("xyx", None, "length")
 
 
+def test_a_candidate_is_made_for_its_first_event_and_none_for_what_only_waits(tokenizer: Tokenizer) -> None:
+    """Thousands may wait, each of a dozen lists, and be given up."""
+    request = CompletionRequest.from_fields({"model": "fake", "prompt": ["a", "b"], "n": 2, "max_tokens": 3})
+    run = prepare(request, FakeEngine(always(1)), tokenizer, "fake")
+    assert run._candidates == {}
+    assert run.usage == Usage(2, 0, 0)
+    assert not run.is_complete
+    pieces = run.chunks()
+    next(pieces)
+    assert list(run._candidates) == [(0, 0)]
+    assert not run.is_complete
+    list(pieces)
+    assert list(run._candidates) == [(j, c) for j in range(2) for c in range(2)]
+    assert run.is_complete
+
+
 def test_a_special_token_that_is_no_end_token_goes_on(tokenizer: Tokenizer) -> None:
     answer = ask(FakeEngine(always(ord("x"), PRE, ord("y"), prompt=2)), tokenizer, temperature=0, max_tokens=3)
     assert but_index(answer.choices[0]) == ("xy", None, "length")

@@ -6,7 +6,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gnomon.jax_engine.engine import EngineSettings, JaxEngine
+from gnomon.jax_engine.engine import WORKS_A_STEP, EngineSettings, JaxEngine, Message
 from gnomon.reference.checkpoint import Checkpoint, load_checkpoint
 from gnomon.reference.completion import EngineFailed, RunClosed, prepare
 from gnomon.reference.engine import Done, Failed, PromptScored, ReferenceEngine, Token
@@ -365,6 +366,89 @@ def test_a_message_that_fails_ends_neither_the_thread_nor_a_later_request(engine
     engine.post(broken)
     events = list(engine.submit([[7]], [0], SamplingParams(max_tokens=2), 1, 0, False).events())
     assert [type(event) for event in events] == [Token, Token, Done]
+
+
+def test_a_step_takes_no_more_than_so_many_arrivals_and_closings(
+    engine: JaxEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many works are closed at once, the streams that run get their next token between them."""
+    step, steps, seen, done = engine._step, 0, [], threading.Event()
+
+    def counted() -> None:
+        nonlocal steps
+        steps += 1
+        step()
+
+    monkeypatch.setattr(engine, "_step", counted)
+    engine.post_each([lambda _: seen.append(steps)] * (5 * WORKS_A_STEP))
+    engine.post(lambda _: done.set())
+    assert done.wait(30)
+    assert seen == sorted(seen)
+    assert len(seen) == 5 * WORKS_A_STEP
+    assert max(Counter(seen).values()) <= WORKS_A_STEP
+
+
+def test_a_job_is_closed_once_and_one_that_has_ended_not_at_all(
+    engine: JaxEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post_each, posted = engine.post_each, 0
+
+    def counted(messages: Iterable[Message]) -> bool:
+        nonlocal posted
+        posted += 1
+        return post_each(messages)
+
+    monkeypatch.setattr(engine, "post_each", counted)
+    ended = engine.submit([[1], [2]], [0, 0], SamplingParams(max_tokens=2), 1, 0, False)
+    assert sum(isinstance(event, Done) for event in ended.events()) == 2
+    ended.close(1, 0)
+    ended.close()
+    assert posted == 1  # when it was submitted
+    open_ = engine.submit([[1], [2]], [0, 0], SamplingParams(max_tokens=200), 1, 0, False)
+    next(open_.events())
+    for _ in range(4):
+        open_.close()
+    assert posted == 3
+
+
+def test_what_is_left_to_arrive_of_a_job_that_failed_is_dropped(
+    engine: JaxEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill, calls = engine._device.compiled["prefill"], []
+
+    def broken_at_first(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("injected")
+        return prefill(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gnomon.jax_engine.engine.WORKS_A_STEP", 3)
+        patch.setitem(engine._device.compiled, "prefill", broken_at_first)
+        job = engine.submit([[7]] * 20, [0] * 20, SamplingParams(max_tokens=2), 1, 0, False)
+        assert [type(event) for event in job.events()] == [Failed]
+        settle(engine)
+    assert len(calls) == 1
+
+
+def test_the_load_is_that_of_what_runs_and_not_of_what_is_cached(engine: JaxEngine) -> None:
+    hold, held = threading.Event(), threading.Event()
+
+    def stand_still(_: object) -> None:
+        held.set()
+        hold.wait(20)
+
+    job = engine.submit([list(range(100))], [0], SamplingParams(max_tokens=60), 1, 0, False)
+    next(job.events())
+    engine.post(stand_still)
+    assert held.wait(20)
+    slots, busy, pages, held_pages = engine.load()
+    assert (slots, busy, pages) == (3, 1, CONTEXT * 2 // 8)
+    assert held_pages == 20  # 100 + 60 positions, of which 96 are cached too
+    hold.set()
+    job.close()
+    settle(engine)
+    assert engine.load()[1::2] == (0, 0)
 
 
 def test_stopping_fails_what_is_under_way_and_what_comes_later(model: tuple[Checkpoint, Tokenizer]) -> None:
