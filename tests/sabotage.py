@@ -1355,6 +1355,28 @@ BREAKS = (
         "        pass",
         "test_export_model.py::test_a_directory_with_anything_else_is_refused_by_name_and_not_touched",
     ),
+    # ---- the reference's bits
+    Break(
+        "the threads of NumPy's BLAS are as many as it is started with",
+        "reference/blas.py",
+        "before = _set(self._shared, [1] * len(self._shared))",
+        "before = _set(self._shared, [each.num_threads for each in self._shared])",
+        "test_blas.py::test_threads_come_back_when_the_last_of_several_has_left",
+    ),
+    Break(
+        "only the thread that came first may hold the threads of NumPy's BLAS",
+        "reference/blas.py",
+        "            library.clear_controlling_thread(force=True)\n",
+        "            pass\n",
+        "test_blas.py::test_numpys_own_threads_are_held_in_any_thread_and_come_back",
+    ),
+    Break(
+        "the model is run with as many threads as there are",
+        ENGINE,
+        "        with blas.NUMPYS.one_thread():\n            return hidden_states(self.config, params, tokens)",
+        "        return hidden_states(self.config, params, tokens)",
+        "test_blas.py::test_a_pass_of_the_model_is_within",
+    ),
     # ---- a finished sequence once more, and the picture of a draw
     Break(
         "replay: the first candidate is taken for the one behind a choice",
