@@ -55,7 +55,7 @@ from gnomon.reference.tensors import Place
 
 COMPILE_SECONDS, COMPILE_SECONDS_A_LAYER = 3, 0.5  # of all programs, as it took on a machine of two cores
 SERVE_NOTHING = {  # sources that decide no served number
-    "backend.py", "bench.py", "doctor.py", "programs.py", "store.py", "train.py", "train_data.py",
+    "backend.py", "bench.py", "doctor.py", "kept.py", "programs.py", "store.py", "train.py", "train_data.py",
 }  # fmt: skip
 
 

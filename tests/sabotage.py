@@ -1052,11 +1052,41 @@ BREAKS = (
         "test_store.py::test_code_is_not_loaded_from_where_others_can_write",
     ),
     Break(
-        "start: a full disk leaves programs half written",
-        "jax_engine/programs.py",
-        "                except OSError as error:  # it cannot be written\n                    self._drop(lowered)\n",
-        "                except OSError as error:  # it cannot be written\n",
+        "start: a full disk leaves files half written",
+        "reference/atomic.py",
+        "        partial.unlink(missing_ok=True)\n",
+        "        pass\n",
         "test_programs.py::test_a_disk_that_fills_up_is_told_once_and_leaves_nothing_half_written",
+    ),
+    Break(
+        "start: a file has its name before the disk has its content",
+        "reference/atomic.py",
+        "            os.fsync(file.fileno())\n",
+        "",
+        "test_kept.py::test_a_name_is_on_the_disk_after_its_content_and_stays",
+    ),
+    Break(
+        "start: a damaged file is used",
+        "jax_engine/kept.py",
+        "if hashlib.sha256(content).hexdigest() == found[1]:",
+        "if content:",
+        "test_kept.py::test_what_is_damaged_is_removed_with_one_line_that_names_it[half of it]",
+    ),
+    Break(
+        "start: damage to a program is not told",
+        "jax_engine/programs.py",
+        "kept = find(self._path, key, SUFFIX, self._say)",
+        "kept = find(self._path, key, SUFFIX, lambda line: None)",
+        "test_programs.py::test_a_damaged_program_is_compiled_once_more_with_one_line[half of it]",
+    ),
+    Break(
+        "start: half a library is loaded",
+        "jax_engine/native.py",
+        "        kept = find(cache, target, SUFFIX, announce)\n",
+        "        from gnomon.jax_engine.kept import Kept\n\n"
+        '        there = list(cache.glob(f"{target}-*"))\n'
+        '        kept = Kept(there[0], b"") if there else None\n',
+        "test_native.py::test_half_a_library_does_not_end_the_process_but_is_built_anew_with_a_line",
     ),
     Break(
         "start: jax is imported before a word is said",

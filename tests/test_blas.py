@@ -1,4 +1,4 @@
-"""NumPy's BLAS under the reference: whatever CPUs and variables it is started with, equal fingerprints are equal bytes."""
+"""NumPy's BLAS under the reference: whatever it is started with, equal fingerprints are equal bytes."""
 
 from __future__ import annotations
 
