@@ -256,7 +256,7 @@ def open_model(
         say(f"fill-in-the-middle: {tokenizer.infill_note}")
         match engine:
             case EngineName.reference:
-                return ReferenceEngine(checkpoint), tokenizer, checkpoint
+                return ReferenceEngine(checkpoint, say), tokenizer, checkpoint
             case EngineName.jax:
                 return _jax_engine(checkpoint, jax_options, say, announce), tokenizer, checkpoint
     except (CheckpointError, OSError) as error:  # weights are read by the engine

@@ -2,8 +2,8 @@
 
     1 compiler   $CXX, else the first of c++, g++, clang++; asked for its version and what it knows of this CPU
     2 name       a hash of all that decides the machine code; also the name of the call in compiled programs
-    3 build      into the cache directory unless it is there, next to its final name and then moved, so that processes
-                 that build at the same time do no harm; a library that another user may have written is not loaded
+    3 build      into the cache directory, unless it is there and whole (see kept.py); a library that another user may
+                 have written is not loaded
     4 register   with XLA, for the platform cpu
 
 Where a step fails, `load` says why and XLA's own product is to be used. Whether a program contains the call is decided
@@ -29,12 +29,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from gnomon.jax_engine.kept import find, keep
 from gnomon.jax_engine.store import check
+from gnomon.reference.atomic import PARTIAL
 
 SOURCE = Path(__file__).resolve().with_name("native.cc")
 COMPILERS = ("c++", "g++", "clang++")
 CPU_FLAG = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
 FLAGS = ("-std=c++20", "-O3", CPU_FLAG, "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-w")
+SUFFIX = ".so"
 SECONDS = 300  # for one run of the compiler
 BUILD_SECONDS = 10  # what a build took on a machine of two cores with little else to do
 
@@ -72,7 +75,7 @@ def _nothing(line: str) -> None:
 def load(cache: Path | None, announce: Callable[[str], None] = _nothing) -> Native | Unavailable:
     """The native product, built into `cache` if it is not there yet, or why there is none.
 
-    announce: is told before the compiler begins.
+    announce: is told before the compiler begins, and of a library that is there and damaged.
     """
     try:
         if jax.default_backend() != "cpu":
@@ -94,12 +97,12 @@ def _load(cache: Path, announce: Callable[[str], None]) -> Native:
     decides = (source, about, cpu, FLAGS, version("jaxlib"))
     target = "gnomon_linear_" + hashlib.sha256(repr(decides).encode()).hexdigest()[:16]
     if target not in _registered:
-        library = cache / f"{target}.so"
-        if not library.exists():
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check(cache)
+        kept = find(cache, target, SUFFIX, announce)
+        if kept is None:
             announce(f"building the native product with {compiler[0]}: about {BUILD_SECONDS} s, the first time only")
-            _build(compiler, library)
-        check(library.parent)
-        check(library)
+        library = _build(compiler, cache, target) if kept is None else kept.path
         loaded = ctypes.CDLL(str(library))
         call = jax.ffi.pycapsule(loaded.gnomon_linear)  # type: ignore[no-untyped-call]
         jax.ffi.register_ffi_target(target, call, platform="cpu")
@@ -116,13 +119,11 @@ def _compiler() -> list[str]:
     raise Unavailable(f"there is no C++ compiler: {named or ', '.join(COMPILERS)} not found")
 
 
-def _build(compiler: list[str], library: Path) -> None:
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=library.stem, dir=library.parent) as folder:
-        built = Path(folder) / library.name
+def _build(compiler: list[str], cache: Path, target: str) -> Path:
+    with tempfile.TemporaryDirectory(prefix=f".{target}.", suffix=PARTIAL, dir=cache) as folder:
+        built = Path(folder) / f"built{SUFFIX}"
         _run([*compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", "-o", str(built), str(SOURCE)])
-        built.chmod(0o700)  # whatever the umask: what others can write to is not loaded
-        built.replace(library)
+        return keep(cache, target, SUFFIX, built.read_bytes())
 
 
 def _run(command: list[str]) -> str:

@@ -1,33 +1,54 @@
-"""XLA's compiled programs, kept by jax's own cache in a directory of ours; a cache that fails never fails a start.
+"""XLA's compiled programs, kept for the next start; a cache that fails never fails a start.
 
-jax's cache is one for the whole process. It is ours for the time of one compilation and is then let go, so that what
-else this process compiles is kept where its owner said, or nowhere.
+jax decides what a program depends on and asks its cache for it by that key. Its own cache writes in place and believes
+what it reads; ours is in kept.py's files. It is one for the whole process: ours for the time of one compilation, and
+then let go, so that what else this process compiles is kept where its owner said, or nowhere.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
+from jax._src import compilation_cache  # of 0.10.2 to 0.12: the public module cannot be given another cache
+from jax._src.compilation_cache_interface import CacheInterface
 
 from gnomon.jax_engine.backend import one_line
+from gnomon.jax_engine.kept import Say, discard, find, keep
 from gnomon.jax_engine.pins import pinned
 from gnomon.jax_engine.store import NOT_KEPT
+
+SUFFIX = ".program"
+
+
+class Files(CacheInterface):
+    """A cache as jax wants it. `read`: the file that it gave last."""
+
+    def __init__(self, directory: Path, say: Say) -> None:
+        self._path, self._say = directory, say
+        self.read: Path | None = None
+
+    def get(self, key: str) -> bytes | None:
+        kept = find(self._path, key, SUFFIX, self._say)
+        self.read = None if kept is None else kept.path
+        return None if kept is None else kept.content
+
+    def put(self, key: str, value: bytes) -> None:
+        keep(self._path, key, SUFFIX, value)
 
 
 class Programs:
     """The programs of one start.
 
-    directory: where they are kept; None: nowhere by us. decides: all they depend on. say: is told once why no more of
-    them are kept.
+    directory: where they are kept; None: nowhere by us. decides: all they depend on. say: is told of each that is
+    damaged, and once why no more of them are kept.
     """
 
-    def __init__(self, directory: Path | None, decides: str, say: Callable[[str], None]) -> None:
+    def __init__(self, directory: Path | None, decides: str, say: Say) -> None:
         if not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
             directory = None  # switched off, by its user or by `gnomon doctor`
         self._directory, self._say = directory, say
@@ -37,18 +58,17 @@ class Programs:
 
     def compile(self, lowered: Any) -> Any:
         """The compiled program of `jitted.lower(...)`, from the directory if it is there."""
-        if self._directory is not None:
-            for attempt in range(2):
-                try:
-                    with _cache(self._directory):
-                        return lowered.compile()
-                except OSError as error:  # it cannot be written
-                    self._drop(lowered)
+        while self._directory is not None:
+            files = Files(self._directory, self._say)
+            try:
+                with _cache(files):
+                    return lowered.compile()
+            except Exception as error:
+                if files.read is None:  # it cannot be written, or it is the program itself that fails
                     self._give_up(error)
-                    break
-                except Exception as error:  # what is there cannot be read, or it is the program itself that fails
-                    self._drop(lowered)
-                    if attempt:
+                else:  # whole, but no program for this jaxlib
+                    discard(files.read, one_line(error), self._say)
+                    if files.read.exists():
                         self._give_up(error)
         if self._mark is None:
             return lowered.compile()  # with the cache that the process has of its own, if it has one
@@ -69,20 +89,14 @@ class Programs:
         self._say(f"{NOT_KEPT}: {self._directory}: {getattr(error, 'strerror', None) or one_line(error)}")
         self._directory = None
 
-    def _drop(self, lowered: Any) -> None:
-        """Removes what may be half written: jax would neither read it nor write it again."""
-        name = lowered.as_text().partition("module @")[2].split()[0]
-        with suppress(OSError):
-            for file in self._directory.glob(f"{name}-*-cache") if self._directory else ():
-                file.unlink(missing_ok=True)
-
 
 @contextmanager
-def _cache(directory: Path) -> Iterator[None]:
-    """jax's cache is in this directory, for whatever this thread compiles; what fails in it is raised."""
+def _cache(files: Files) -> Iterator[None]:
+    """jax's cache is this one, for whatever this thread compiles; what fails in it is raised."""
     _forget()
+    compilation_cache._cache = files
     options = {
-        "jax_compilation_cache_dir": str(directory),
+        "jax_compilation_cache_dir": str(files._path),
         "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_persistent_cache_min_entry_size_bytes": 0,
         "jax_raise_persistent_cache_errors": True,

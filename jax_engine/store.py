@@ -11,15 +11,19 @@ This file does not import jax.
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gnomon.jax_engine.backend import one_line
+from gnomon.reference.atomic import PARTIAL
 
 PROBE_BYTES = 2**20  # more than the library or one of the embedded model's programs takes
+ABANDONED_SECONDS = 3600  # nothing is being written for so long
 
 Say = Callable[[str], None]
 
@@ -96,6 +100,20 @@ def prepare(directory: Path) -> None:
             probe.flush()
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(directory)) from None
+    sweep(directory)
+
+
+def sweep(directory: Path) -> None:
+    """Removes what a process that was killed while it wrote has left behind."""
+    with suppress(OSError):
+        for path in directory.glob(f".*{PARTIAL}"):
+            with suppress(OSError):
+                if time.time() - path.lstat().st_mtime < ABANDONED_SECONDS:
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
 
 def check(path: Path) -> None:
@@ -113,7 +131,7 @@ def link(source: Path | None, target: Path) -> int:
     with suppress(OSError):  # what cannot be read is built anew
         if source is not None:
             check(source)
-            files = [file for file in source.iterdir() if file.is_file()]
+            files = [file for file in source.iterdir() if file.is_file() and file.suffix != PARTIAL]
     for file in files:
         (target / file.name).symlink_to(file.absolute())
     return len(files)

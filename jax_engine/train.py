@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -52,6 +53,7 @@ from gnomon.jax_engine.train_data import (
     read_stories,
     train_tokenizer,
 )
+from gnomon.reference.atomic import replacing, sync_directory, sync_file
 
 Params = Any  # the nested dict of arrays that nnx.split gives, as a pytree
 Arrays = dict[str, np.ndarray]
@@ -444,8 +446,17 @@ def train(
 def _forget_after(log: Path, tokens: int) -> None:
     """Drop the log lines that an interrupted run wrote after its last checkpoint: they will come again."""
     if log.is_file():
-        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-        log.write_text("".join(line for line in lines if json.loads(line)["tokens"] <= tokens), encoding="utf-8")
+        kept = []
+        for number, line in enumerate(log.read_bytes().splitlines(keepends=True), 1):
+            try:
+                if json.loads(line)["tokens"] <= tokens:
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError):
+                if line.endswith(b"\n"):
+                    raise DataError(f"{log}, line {number}: not a line of this log; mend or remove it") from None
+                # else the run was interrupted within this one
+        with replacing(log) as file:
+            file.writelines(kept)
 
 
 # 5. Checkpoint
@@ -457,19 +468,31 @@ def _named_arrays(params: Params, moments: Any) -> tuple[Arrays, Any]:
 
 
 def save_checkpoint(folder: Path, config: TrainConfig, state: State) -> None:
-    """Write checkpoint.safetensors: a crash while writing leaves the previous one whole."""
+    """Write checkpoint.safetensors: a crash while writing, of the machine too, leaves the previous one whole."""
     arrays, _ = _named_arrays(state.params, state.moments)
     metadata = {
         "position": json.dumps(state.position._asdict()),
         "config": json.dumps(dataclasses.asdict(config)),
+        "sha256": _digest(arrays),
     }
     partial_file = folder / "checkpoint.partial"
     save_file(arrays, partial_file, metadata)
+    sync_file(partial_file)
     os.replace(partial_file, folder / "checkpoint.safetensors")
+    sync_directory(folder)
+
+
+def _digest(arrays: Arrays) -> str:
+    """Of every array's name and bytes."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(name.encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def load_checkpoint(folder: Path) -> tuple[TrainConfig, State]:
-    """The configuration and the state that `save_checkpoint` wrote."""
+    """The configuration and the state that `save_checkpoint` wrote. Raises DataError for anything else."""
     path = folder / "checkpoint.safetensors"
     if not path.is_file():
         raise DataError(f"no checkpoint.safetensors in {folder}")
@@ -480,8 +503,11 @@ def load_checkpoint(folder: Path) -> tuple[TrainConfig, State]:
         fields = json.loads(metadata["config"])
         config = TrainConfig(**{**fields, "model": ModelConfig(**fields["model"])})
         position = Position(**json.loads(metadata["position"]))
-    except (SafetensorError, KeyError, TypeError) as error:
+        digest = metadata["sha256"]
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is no checkpoint of this program: {error}") from error
+    if _digest(stored) != digest:
+        raise DataError(f"{path} is damaged: its arrays are not those that were written")
     fresh = start(config)
     named, tree = _named_arrays(fresh.params, fresh.moments)
     wrong = sorted(

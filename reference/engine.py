@@ -11,7 +11,6 @@ one candidate after the other. It is slow, and there is nothing in it that could
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import threading
 import time
@@ -23,10 +22,11 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from gnomon.reference import blas
 from gnomon.reference.checkpoint import Checkpoint
 from gnomon.reference.rankings import Ranking, Rankings
 from gnomon.reference.sampler import SamplingParams, report, sample
-from gnomon.reference.transformer import hidden_states, unembed
+from gnomon.reference.transformer import activate, hidden_states, unembed
 
 T = TypeVar("T")
 
@@ -166,20 +166,23 @@ def go_on() -> None:
 
 
 class ReferenceEngine:
-    """The definition, at work: the model and `sampler.sample` in a loop, in float64, in the reader's own
-    thread."""
+    """The definition, at work: the model and `sampler.sample` in a loop, in float64, in the reader's own thread, and in
+    no other: see blas.py. `progress` gets a line that says which library computes the products."""
 
     name = "reference"
     concurrency = 8  # jobs that take turns; more would only make each of them slower
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, progress: Callable[[str], None] | None = None) -> None:
         self.config = checkpoint.config
         self.params = checkpoint.params
         self.vocab_size = checkpoint.config.vocab_size
         self.context = checkpoint.config.max_position_embeddings
         self.eos_ids = checkpoint.config.eos_token_ids
         self.turn = threading.Lock()  # one forward pass at a time, so that concurrent jobs take turns token by token
-        self.fingerprint = _fingerprint(self)
+        with blas.NUMPYS.one_thread():
+            self.fingerprint = _fingerprint(self, blas.NUMPYS)
+            if progress is not None:
+                progress(str(blas.NUMPYS))
 
     def submit(
         self,
@@ -208,11 +211,14 @@ class ReferenceEngine:
     def states(self, tokens: Sequence[int], check: Callable[[], None] = go_on) -> NDArray[np.float64]:
         """The last layer's output [T, D] at each of `tokens` [T], without waiting for a turn. `check` is called before
         every layer; what it raises ends the work."""
-        return hidden_states(self.config, {**self.params, "layers": _checked(self.params["layers"], check)}, tokens)
+        params = {**self.params, "layers": _checked(self.params["layers"], check)}
+        with blas.NUMPYS.one_thread():
+            return hidden_states(self.config, params, tokens)
 
     def logits(self, states: NDArray[np.float64]) -> NDArray[np.float64]:
         """Raw logits [..., V] of states [..., D]. Raises NonFiniteLogits."""
-        return _finite(unembed(self.config, self.params, states))
+        with blas.NUMPYS.one_thread():
+            return _finite(unembed(self.config, self.params, states))
 
 
 class ReferenceJob:
@@ -325,28 +331,39 @@ def _finite(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return logits
 
 
-PROBE = (0, 1, 2, 3, 5, 8, 13, 21)
+PROBE = 128  # positions
+LONG_PROBE = 512  # where threads may share the work: a product is cut for them only from a few hundred on
 
 
-def _fingerprint(engine: ReferenceEngine) -> str:
+def _fingerprint(engine: ReferenceEngine, library: blas.Blas) -> str:
     """A hash of all that decides the numbers: sources, weights, NumPy and its BLAS, the machine, and the bits it
     computes.
 
-    The probe's output bits stand for what cannot be listed (a BLAS kernel chosen by the processor's model, say).
+    The bits of the probe stand for what cannot be listed: which instructions the C library takes, say. To be called
+    within `library.one_thread`.
     """
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    build = np.show_config(mode="dicts")
-    threads = os.cpu_count(), [os.environ.get(f"{blas}_NUM_THREADS") for blas in ("OPENBLAS", "OMP", "MKL")]
-    for decides in (np.__version__, build["Build Dependencies"]["blas"]["version"], build["SIMD Extensions"], threads):
+    for decides in (np.__version__, np.show_config(mode="dicts")["SIMD Extensions"], library.decides()):
         digest.update(repr(decides).encode())
     digest.update(f"{platform.machine()} {engine.config}".encode())
     for array in _leaves(engine.params):
         digest.update(np.ascontiguousarray(array).data)
-    probe = [v % engine.vocab_size for v in PROBE][: engine.context]
+    for values in _elementary():
+        digest.update(values.tobytes())
+    length = min(PROBE if library.is_held else LONG_PROBE, engine.context)
+    probe = [(7 * i + 1) % engine.vocab_size for i in range(length)]
     digest.update(unembed(engine.config, engine.params, hidden_states(engine.config, engine.params, probe)).tobytes())
     return "gnomon-ref-" + digest.hexdigest()[:16]
+
+
+def _elementary() -> Iterator[NDArray[np.float64]]:
+    """Every function that NumPy or the C library computes for the model and the sampler, at thousands of arguments: the
+    versions they choose from when a process starts differ in the last bit of a few in a hundred."""
+    x = np.linspace(-30, 30, 4001)
+    yield from (activate(x, kind) for kind in ("silu", "gelu", "gelu_tanh"))
+    yield from (np.exp(x), np.log(1 + abs(x)), np.log1p(abs(x)), np.sqrt(abs(x)), np.sin(x), np.cos(x), np.tanh(x))
 
 
 def _leaves(tree: object) -> Iterator[NDArray[np.float64]]:

@@ -1,16 +1,18 @@
 """The embedded model as a directory of its own, where another engine can load it.
 
 Nothing that is there is ever overwritten: the directory must be missing, or empty, or hold these very files already.
-A copy that fails half-way takes back what it wrote.
+A copy that fails half-way takes back what it wrote; one that has ended is on the disk.
 """
 
 from __future__ import annotations
 
 import filecmp
+import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from gnomon.reference.atomic import sync_directory
 from gnomon.reference.checkpoint import default_model_path
 
 
@@ -39,10 +41,13 @@ def export_model(directory: Path) -> Exported:
             with source.open("rb") as reader, target.open("xb") as writer:
                 begun.append(target)
                 shutil.copyfileobj(reader, writer)
+                writer.flush()
+                os.fsync(writer.fileno())
     except OSError:
         for target in begun:
             target.unlink(missing_ok=True)
         raise
+    sync_directory(directory)
     return Exported(targets, written=True)
 
 

@@ -1116,11 +1116,41 @@ BREAKS = (
         "test_store.py::test_code_is_not_loaded_from_where_others_can_write",
     ),
     Break(
-        "start: a full disk leaves programs half written",
-        "jax_engine/programs.py",
-        "                except OSError as error:  # it cannot be written\n                    self._drop(lowered)\n",
-        "                except OSError as error:  # it cannot be written\n",
+        "start: a full disk leaves files half written",
+        "reference/atomic.py",
+        "        partial.unlink(missing_ok=True)\n",
+        "        pass\n",
         "test_programs.py::test_a_disk_that_fills_up_is_told_once_and_leaves_nothing_half_written",
+    ),
+    Break(
+        "start: a file has its name before the disk has its content",
+        "reference/atomic.py",
+        "            os.fsync(file.fileno())\n",
+        "",
+        "test_kept.py::test_a_name_is_on_the_disk_after_its_content_and_stays",
+    ),
+    Break(
+        "start: a damaged file is used",
+        "jax_engine/kept.py",
+        "if hashlib.sha256(content).hexdigest() == found[1]:",
+        "if content:",
+        "test_kept.py::test_what_is_damaged_is_removed_with_one_line_that_names_it[half of it]",
+    ),
+    Break(
+        "start: damage to a program is not told",
+        "jax_engine/programs.py",
+        "kept = find(self._path, key, SUFFIX, self._say)",
+        "kept = find(self._path, key, SUFFIX, lambda line: None)",
+        "test_programs.py::test_a_damaged_program_is_compiled_once_more_with_one_line[half of it]",
+    ),
+    Break(
+        "start: half a library is loaded",
+        "jax_engine/native.py",
+        "        kept = find(cache, target, SUFFIX, announce)\n",
+        "        from gnomon.jax_engine.kept import Kept\n\n"
+        '        there = list(cache.glob(f"{target}-*"))\n'
+        '        kept = Kept(there[0], b"") if there else None\n',
+        "test_native.py::test_half_a_library_does_not_end_the_process_but_is_built_anew_with_a_line",
     ),
     Break(
         "start: jax is imported before a word is said",
@@ -1439,6 +1469,28 @@ BREAKS = (
         "        _must_be_the_model(directory, sources)\n        return Exported(targets, written=False)",
         "        pass",
         "test_export_model.py::test_a_directory_with_anything_else_is_refused_by_name_and_not_touched",
+    ),
+    # ---- the reference's bits
+    Break(
+        "the threads of NumPy's BLAS are as many as it is started with",
+        "reference/blas.py",
+        "before = _set(self._shared, [1] * len(self._shared))",
+        "before = _set(self._shared, [each.num_threads for each in self._shared])",
+        "test_blas.py::test_threads_come_back_when_the_last_of_several_has_left",
+    ),
+    Break(
+        "only the thread that came first may hold the threads of NumPy's BLAS",
+        "reference/blas.py",
+        "            library.clear_controlling_thread(force=True)\n",
+        "            pass\n",
+        "test_blas.py::test_numpys_own_threads_are_held_in_any_thread_and_come_back",
+    ),
+    Break(
+        "the model is run with as many threads as there are",
+        ENGINE,
+        "        with blas.NUMPYS.one_thread():\n            return hidden_states(self.config, params, tokens)",
+        "        return hidden_states(self.config, params, tokens)",
+        "test_blas.py::test_a_pass_of_the_model_is_within",
     ),
     # ---- a finished sequence once more, and the picture of a draw
     Break(

@@ -907,6 +907,6 @@ def test_serve_runs_jax_by_default_reports_its_start_and_starts_quicker_from_its
             log = interrupt(server.process)
             pool = r"key/value pool: [\d,]+ tokens, [\d.]+ MiB\n"
             assert re.match(programs + pool + r"\S+ INFO started in [\d.]+ s\n", log)
-        kept.append({path.name for path in (tmp_path / "gnomon" / "jax").glob("*-cache")})
+        kept.append({path.name for path in (tmp_path / "gnomon" / "jax").glob("*.program")})
     assert len(kept[0]) >= 5
     assert kept[0] == kept[1]  # the second start found all that it needed

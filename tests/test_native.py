@@ -21,7 +21,9 @@ from jax import Array
 from numpy.typing import NDArray
 
 from gnomon.jax_engine import native
+from gnomon.jax_engine.kept import keep
 from gnomon.jax_engine.native import Native, Unavailable
+from helpers.damage import DAMAGES, Damage
 
 DTYPES = ("float32", "bfloat16")
 # in, out, rows: odd tails; panels that are full, over-full and cut along k; outputs that are no multiple of a group
@@ -220,9 +222,9 @@ def idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     builds: list[Path] = []
     build = native._build
 
-    def counted(compiler: list[str], library: Path) -> None:
-        builds.append(library)
-        build(compiler, library)
+    def counted(compiler: list[str], cache: Path, target: str) -> Path:
+        builds.append(cache)
+        return build(compiler, cache, target)
 
     monkeypatch.setattr(native, "SOURCE", source)
     monkeypatch.setattr(native, "_registered", {})
@@ -308,12 +310,64 @@ def test_a_library_without_the_call_or_for_another_interface_gives_a_reason(
 def test_a_cached_file_that_is_no_library_gives_a_reason(
     tmp_path: Path, idle: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write_nonsense(compiler: list[str], library: Path) -> None:
-        library.parent.mkdir()
-        library.write_bytes(b"no library")
+    def write_nonsense(compiler: list[str], cache: Path, target: str) -> Path:
+        return keep(cache, target, ".so", b"no library")
 
     monkeypatch.setattr(native, "_build", write_nonsense)
     assert isinstance(native.load(tmp_path / "kept"), Unavailable)
+
+
+# in a process of its own, which loading half a library would end by a signal
+LOAD = """
+import sys
+from pathlib import Path
+from gnomon.jax_engine import native
+native.SOURCE = Path(sys.argv[1])
+print(native.load(Path(sys.argv[2]), print))
+"""
+
+
+def test_half_a_library_does_not_end_the_process_but_is_built_anew_with_a_line(tmp_path: Path) -> None:
+    source, kept = tmp_path / "idle.cc", tmp_path / "kept"
+    source.write_text(IDLE_SOURCE)
+    command = [sys.executable, "-c", LOAD, str(source), str(kept)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+
+    def load() -> list[str]:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+        assert done.returncode == 0, (done.returncode, done.stderr)
+        return done.stdout.splitlines()
+
+    building, loaded = load()
+    [library] = kept.iterdir()
+    os.truncate(library, library.stat().st_size // 2)
+    damaged, *again = load()
+    assert damaged.startswith(f"{library} is damaged: its ")
+    assert again == [building, loaded]
+    assert list(kept.iterdir()) == [library]  # the compiler makes the same of the same
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.name)
+def test_a_damaged_library_is_built_anew_with_one_line(
+    tmp_path: Path, idle: Callable[[], int], monkeypatch: pytest.MonkeyPatch, damage: Damage
+) -> None:
+    """It is built and not loaded at first: XLA takes a call of one name once a process."""
+
+    def refuse(library: str) -> None:
+        raise OSError("not now")
+
+    with monkeypatch.context() as building:
+        building.setattr("ctypes.CDLL", refuse)
+        assert isinstance(native.load(tmp_path / "kept"), Unavailable)
+    [library] = (tmp_path / "kept").iterdir()
+    damage.do(library)
+    said: list[str] = []
+    assert isinstance(native.load(tmp_path / "kept", said.append), Native)
+    assert list((tmp_path / "kept").iterdir()) == [library]
+    assert [damage.wrong in line for line in said] == [True, False]
+    assert said[1].startswith("building the native product with ")
+    assert idle() == 2
 
 
 def test_a_cache_directory_that_cannot_be_made_gives_a_reason(tmp_path: Path, idle: Callable[[], int]) -> None:

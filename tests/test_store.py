@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from gnomon.jax_engine import native, store
+from gnomon.jax_engine.kept import keep
+from helpers.damage import DAMAGES
 from helpers.models import tiny_llama
 
 GNOMON = (sys.executable, "-c", "from gnomon.http.cli import main; main()")
@@ -88,14 +90,18 @@ def test_code_is_not_loaded_from_another_users_directory(tmp_path: Path) -> None
 
 @ROOT_ONLY
 def test_a_library_that_another_user_can_write_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def planted(compiler: list[str], library: Path) -> None:
-        library.write_bytes(b"")
-        library.chmod(0o777)
-
-    monkeypatch.setattr(native, "_build", planted)
+    """It is built anew, and one line says why."""
     monkeypatch.setattr(native, "_registered", {})
+    monkeypatch.setattr(native, "_build", lambda compiler, cache, target: keep(cache, target, ".so", b"built"))
     if any(shutil.which(name) for name in native.COMPILERS):
-        assert "others can write to it" in str(native.load(tmp_path))
+        native.load(tmp_path)
+        [library] = tmp_path.iterdir()
+        library.write_bytes(b"planted")
+        library.chmod(0o777)
+        said: list[str] = []
+        native.load(tmp_path, said.append)
+        assert said[0] == f"{library} is damaged: others can write to it (chmod go-w); it is removed and made anew"
+        assert library.read_bytes() == b"built"
 
 
 @ROOT_ONLY
@@ -165,3 +171,44 @@ def test_a_user_without_home_or_name_gets_a_completion_and_one_line(tmp_path: Pa
     assert done.stderr.count(KEPT_NOT) == 1
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stderr
+
+
+def completed(model: Path, cache: Path) -> subprocess.Popen[str]:
+    command = [*GNOMON, "complete", "--engine", "jax", "--max-tokens", "4", "--seed", "7", "a", "--model", str(model)]
+    environment = {**os.environ, "GNOMON_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def text_of(process: subprocess.Popen[str]) -> tuple[str, list[str]]:
+    """What a completion is, and the lines beside it."""
+    text, lines = process.communicate(timeout=600)
+    assert process.returncode == 0, (process.returncode, lines)
+    return text, lines.splitlines()
+
+
+@pytest.mark.slow
+def test_starts_at_once_from_one_empty_directory_leave_it_whole(tmp_path: Path) -> None:
+    model = tiny_llama(tmp_path / "tiny", max_position_embeddings=64)
+    starts = [completed(model, tmp_path / "cache") for _ in range(3)]
+    texts = {text_of(process)[0] for process in starts}
+    assert len(texts) == 1
+    text, lines = text_of(completed(model, tmp_path / "cache"))
+    assert {text} == texts
+    assert not any("building" in line or "compiling" in line or "damaged" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_a_start_mends_whatever_is_damaged_and_answers_the_same(tmp_path: Path) -> None:
+    model, cache = tiny_llama(tmp_path / "tiny", max_position_embeddings=64), tmp_path / "cache"
+    text, _ = text_of(completed(model, cache))
+    files = sorted(path for path in (cache / "jax").iterdir() if path.suffix in (".so", ".program"))
+    for i, path in enumerate(files):
+        DAMAGES[i % len(DAMAGES)].do(path)
+    again, lines = text_of(completed(model, cache))
+    assert again == text
+    assert sorted(line.partition(" is damaged: ")[0] for line in lines if " is damaged: " in line) == [
+        f"{path}" for path in files
+    ]
+    last, lines = text_of(completed(model, cache))
+    assert last == text
+    assert not any("damaged" in line or "building" in line for line in lines)

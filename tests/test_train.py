@@ -204,6 +204,31 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
         t.load_checkpoint(tmp_path)
 
 
+def test_a_checkpoint_with_one_bit_changed_is_refused(tmp_path: Path) -> None:
+    t.save_checkpoint(tmp_path, TINY, t.start(TINY))
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.safetensors"]
+    content = bytearray((tmp_path / "checkpoint.safetensors").read_bytes())
+    content[-100] ^= 1
+    (tmp_path / "checkpoint.safetensors").write_bytes(content)
+    with pytest.raises(d.DataError, match="is damaged: its arrays are not those that were written"):
+        t.load_checkpoint(tmp_path)
+
+
+def test_a_log_whose_last_line_was_cut_is_gone_on_with(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"tokens": 1}\n{"tokens": 9}\n{"tok')
+    t._forget_after(log, 5)
+    assert log.read_text() == '{"tokens": 1}\n'
+
+
+def test_a_log_that_is_damaged_elsewhere_is_named_with_the_line(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"tokens": 1}\n{"tok\n{"tokens": 2}\n')
+    with pytest.raises(d.DataError, match=r"log\.jsonl, line 2: not a line of this log"):
+        t._forget_after(log, 5)
+    assert log.read_text().startswith('{"tokens": 1}\n{"tok\n')
+
+
 def test_bad_input_is_one_line_on_the_command_line(tmp_path: Path) -> None:
     for command, complaint in (
         (["evaluate", str(tmp_path)], r"error: no config\.json in"),
