@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -158,7 +159,7 @@ class Retrace:
         self, body: bytes, engine: Engine, tokenizer: Tokenizer, scope: Scope, receive: Receive, send: Send
     ) -> None:
         async with self.long_bodies if len(body) > LONG_BODY else nullcontext():
-            task = await asyncio.wrap_future(self.threads.submit(lambda: self.prepare(body, engine, tokenizer)))
+            task = await asyncio.wrap_future(self.threads.submit(partial(self.prepare, body, engine, tokenizer)))
         del body  # the task has what is needed of it
         seconds = self.settings.queue_seconds
         try:

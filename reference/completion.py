@@ -64,9 +64,7 @@ class EncodedPrompt(NamedTuple):
     def kept(self, request: CompletionRequest) -> KeptPrompt:
         """What the answer to this request needs of it."""
         starts = self.starts if request.echo and request.logprobs is not None else ()
-        return KeptPrompt(
-            array("I", self.ids), array("I", starts), self.text if request.echo else "", len(self.text)
-        )
+        return KeptPrompt(array("I", self.ids), array("I", starts), self.text if request.echo else "", len(self.text))
 
 
 def prepare(

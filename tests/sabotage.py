@@ -61,6 +61,70 @@ ROOTS = "http/verify/roots.py"
 ODD_MODELS = "test_verify_odd_models.py"
 
 BREAKS = (
+    # ---- what waits, in bytes
+    Break(
+        "a run keeps the texts of its request",
+        COMPLETION,
+        'replace(request, prompts=(), suffix="", user=None)',
+        "request",
+        "test_memory.py::test_a_waiting_prompt_is_four_bytes_a_token_and_no_text_unless_it_is_echoed",
+    ),
+    Break(
+        "candidates are made while a run waits",
+        COMPLETION,
+        "self._candidates: list[list[Candidate]] = []",
+        "self._candidates: list[list[Candidate]] = self._new_candidates()",
+        "test_memory.py::test_a_waiting_run_has_no_candidates_yet",
+    ),
+    Break(
+        "a stop string's table is made whole at once",
+        COMPLETION,
+        "while len(lengths) <= k:",
+        "while len(lengths) <= len(stop):",
+        "test_memory.py::test_a_stop_strings_table_is_made_only_as_far_as_a_text_comes_in_it",
+    ),
+    Break(
+        "a stop string may be twice as long",
+        REQUEST,
+        "if len(text) > most:",
+        "if len(text) > 2 * most:",
+        "test_request.py::test_a_stop_string_and_a_user_have_at_most_1024_characters",
+    ),
+    Break(
+        "entries of a bias are not counted in bytes",
+        "reference/kept.py",
+        "sys.getsizeof(bias) + len(bias) * ENTRY_BYTES if bias else 0",
+        "0",
+        "test_memory.py::test_what_is_counted_of_a_run_is_what_it_takes_within_a_factor_of_two",
+    ),
+    Break(
+        "the bytes that wait are not bounded",
+        "http/admission.py",
+        "        self.check_bytes(answer.bytes)\n",
+        "",
+        "test_memory.py::test_the_bytes_that_may_wait_are_bounded_beside_the_requests_and_the_tokens",
+    ),
+    Break(
+        "bodies that arrive are not bounded together",
+        "http/admission.py",
+        "            self._admission.check_bytes(0)\n",
+        "            pass\n",
+        "test_memory.py::test_bodies_that_are_arriving_count_among_the_bytes_that_wait",
+    ),
+    Break(
+        "an error that was told keeps its request",
+        "http/errors.py",
+        "error.__traceback__ = error.__context__ = error.__cause__ = None",
+        "pass",
+        "test_memory.py::test_the_server_lets_go_of_a_request_whatever_ended_it_and_waits_for_no_collection",
+    ),
+    Break(
+        "all bodies of middle size are prepared at once",
+        "http/completions.py",
+        "return self.other_bodies if size > SHORT_BODY else nullcontext()",
+        "return nullcontext()",
+        "test_memory.py::test_bodies_neither_long_nor_short_are_prepared_a_few_at_a_time",
+    ),
     # ---- the sampler's stages
     Break(
         "the bias is dropped",

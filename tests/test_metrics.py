@@ -127,7 +127,9 @@ def test_authentication_and_faults_are_counted() -> None:
 
 
 def test_the_load_is_read_when_somebody_asks() -> None:
-    now = Load(running=3, waiting=5, waiting_tokens=700, waiting_bytes=9000, slots=8, busy_slots=6, pages=40, held_pages=10)
+    now = Load(
+        running=3, waiting=5, waiting_tokens=700, waiting_bytes=9000, slots=8, busy_slots=6, pages=40, held_pages=10
+    )
     of = metrics(lambda: now)
     names = ("num_requests_running", "num_requests_waiting", "num_tokens_waiting", "num_bytes_waiting", "slots",
              "slots_busy", "kv_cache_pages", "kv_cache_pages_held", "kv_cache_usage_perc")  # fmt: skip

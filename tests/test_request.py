@@ -426,6 +426,34 @@ def test_stop_of_any_other_form_is_refused(text: str) -> None:
     assert "string" in error.message
 
 
+@pytest.mark.parametrize(
+    ("name", "allowed", "refused_", "sent"),
+    [
+        ("stop", json.dumps("x" * 1024), json.dumps("x" * 1025), "1025"),
+        ("stop", json.dumps("\U0001f600" * 1024), json.dumps("\U0001f600" * 1025), "1025"),
+        ("stop", json.dumps(["a", "x" * 1024]), json.dumps(["a", "x" * 1025]), "string 1 of the list has 1025"),
+        ("user", json.dumps("u" * 1024), json.dumps("u" * 1025), "1025"),
+    ],
+)
+def test_a_stop_string_and_a_user_have_at_most_1024_characters(
+    name: str, allowed: str, refused_: str, sent: str
+) -> None:
+    read(**{name: allowed})
+    error = refused(**{name: refused_})
+    assert error.param == name
+    assert sent in error.message
+    assert "at most 1024" in error.message
+    assert len(error.message) < 200
+
+
+def test_a_bias_has_at_most_65536_entries_and_nulls_are_none() -> None:
+    entries = {str(v): 1 for v in range(65_536)}
+    assert len(read(logit_bias=json.dumps({**entries, "70000": None})).logit_bias or {}) == 65_536
+    error = refused(logit_bias=json.dumps({**entries, "70000": 0}))
+    assert error.param == "logit_bias"
+    assert error.message == "logit_bias: 65537 entries; at most 65536 are allowed"
+
+
 # ---- limits
 
 
