@@ -172,8 +172,9 @@ class Retrace:
 
     def prepare(self, body: bytes, engine: Engine, tokenizer: Tokenizer) -> Task:
         settings = self.settings
-        asked = TraceRequest.from_fields(parse_json(body), settings.limits)
-        return prepare_trace(asked, engine, tokenizer, settings.served_model_name, settings.trace_tokens)
+        limits = settings.limits
+        asked = TraceRequest.from_fields(parse_json(body), limits)
+        return prepare_trace(asked, engine, tokenizer, settings.served_model_name, settings.trace_tokens, limits)
 
     async def carry_out(self, task: Task, tokenizer: Tokenizer) -> bytes:
         """Takes the turn, and gives it back when the thread has ended: that may be after this was cancelled."""

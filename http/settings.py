@@ -202,7 +202,12 @@ class Settings:
     @property
     def limits(self) -> Limits:
         limits = Limits.openai() if self.openai_limits else Limits()
-        return replace(limits, candidates=self.max_candidates, prompts=self.max_prompts, answer_bytes=self.max_answer_bytes)
+        return replace(
+            limits,
+            candidates=self.max_candidates,
+            prompts=self.max_prompts,
+            answer_bytes=self.max_answer_bytes,
+        )
 
 
 class Option(NamedTuple):

@@ -73,5 +73,5 @@ def check_size(request: CompletionRequest, prompts: Sequence[Size], most: int) -
     raise InvalidRequest(
         param,
         f"{param}: the answer may come to {size} bytes ({', '.join(what)}); at most {most} on this server: lower "
-        f"{', '.join([*large, 'the number of prompts'])}",
+        f"or leave out {', '.join(large)}, or send fewer prompts",
     )

@@ -109,11 +109,18 @@ class Task(NamedTuple):
     step: int | None
 
 
-def prepare_trace(asked: TraceRequest, engine: Engine, tokenizer: Tokenizer, model: str, most_tokens: int) -> Task:
+def prepare_trace(
+    asked: TraceRequest,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    model: str,
+    most_tokens: int,
+    limits: Limits | None = None,
+) -> Task:
     """Raises InvalidRequest. most_tokens: of prompt and tokens together, as many as this server traces."""
     request, count = asked.request, len(asked.tokens)
     with inside("request"):
-        run = prepare(request, engine, tokenizer, model)
+        run = prepare(request, engine, tokenizer, model, limits)
     choices = len(request.prompts) * request.n
     if asked.index >= choices:
         allowed = f"the request has {choices} choice{'s' * (choices > 1)}, so give at most {choices - 1}"

@@ -64,6 +64,8 @@ class Reader:
     def document(self) -> Any:
         """The text's one value. Raises JSONDecodeError, RecursionError or TooManyValues."""
         text, open_ones, i = self.text, self._open, self._space(0)
+        if text.startswith("\ufeff"):
+            raise JSONDecodeError("Unexpected UTF-8 BOM (decode using utf-8-sig)", text, 0)
         while True:
             value, i = self._begun(i)
             if value is OPENED:
