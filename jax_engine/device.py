@@ -57,7 +57,7 @@ from gnomon.reference.tensors import Place
 SLOT_BYTES = 12  # a token of the vocabulary: its bias, its count and its logit
 COMPILE_SECONDS, COMPILE_SECONDS_A_LAYER = 3, 0.5  # of all programs, as it took on a machine of two cores
 SERVE_NOTHING = {  # sources that decide no served number
-    "backend.py", "bench.py", "doctor.py", "kept.py", "memory.py", "programs.py", "store.py", "train.py",
+    "backend.py", "bench.py", "doctor.py", "checked.py", "memory.py", "programs.py", "store.py", "train.py",
     "train_data.py",
 }  # fmt: skip
 

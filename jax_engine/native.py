@@ -2,7 +2,7 @@
 
     1 compiler   $CXX, else the first of c++, g++, clang++; asked for its version and what it knows of this CPU
     2 name       a hash of all that decides the machine code; also the name of the call in compiled programs
-    3 build      into the cache directory, unless it is there and whole (see kept.py); a library that another user may
+    3 build      into the cache directory, unless it is there and whole (see checked.py); a library that another user may
                  have written is not loaded
     4 register   with XLA, for the platform cpu
 
@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from gnomon.jax_engine.kept import find, keep
+from gnomon.jax_engine.checked import find, keep
 from gnomon.jax_engine.store import check
 from gnomon.reference.atomic import PARTIAL
 

@@ -1,7 +1,7 @@
 """XLA's compiled programs, kept for the next start; a cache that fails never fails a start.
 
 jax decides what a program depends on and asks its cache for it by that key. Its own cache writes in place and believes
-what it reads; ours is in kept.py's files. It is one for the whole process: ours for the time of one compilation, and
+what it reads; ours is in checked.py's files. It is one for the whole process: ours for the time of one compilation, and
 then let go, so that what else this process compiles is kept where its owner said, or nowhere.
 """
 
@@ -18,7 +18,7 @@ from jax._src import compilation_cache  # of 0.10.2 to 0.12: the public module c
 from jax._src.compilation_cache_interface import CacheInterface
 
 from gnomon.jax_engine.backend import one_line
-from gnomon.jax_engine.kept import Say, discard, find, keep
+from gnomon.jax_engine.checked import Say, discard, find, keep
 from gnomon.jax_engine.pins import pinned
 from gnomon.jax_engine.store import NOT_KEPT
 

@@ -1191,14 +1191,14 @@ BREAKS = (
         "reference/atomic.py",
         "            os.fsync(file.fileno())\n",
         "",
-        "test_kept.py::test_a_name_is_on_the_disk_after_its_content_and_stays",
+        "test_checked.py::test_a_name_is_on_the_disk_after_its_content_and_stays",
     ),
     Break(
         "start: a damaged file is used",
-        "jax_engine/kept.py",
+        "jax_engine/checked.py",
         "if hashlib.sha256(content).hexdigest() == found[1]:",
         "if content:",
-        "test_kept.py::test_what_is_damaged_is_removed_with_one_line_that_names_it[half of it]",
+        "test_checked.py::test_what_is_damaged_is_removed_with_one_line_that_names_it[half of it]",
     ),
     Break(
         "start: damage to a program is not told",
@@ -1211,7 +1211,7 @@ BREAKS = (
         "start: half a library is loaded",
         "jax_engine/native.py",
         "        kept = find(cache, target, SUFFIX, announce)\n",
-        "        from gnomon.jax_engine.kept import Kept\n\n"
+        "        from gnomon.jax_engine.checked import Kept\n\n"
         '        there = list(cache.glob(f"{target}-*"))\n'
         '        kept = Kept(there[0], b"") if there else None\n',
         "test_native.py::test_half_a_library_does_not_end_the_process_but_is_built_anew_with_a_line",

@@ -21,7 +21,7 @@ from jax import Array
 from numpy.typing import NDArray
 
 from gnomon.jax_engine import native
-from gnomon.jax_engine.kept import keep
+from gnomon.jax_engine.checked import keep
 from gnomon.jax_engine.native import Native, Unavailable
 from helpers.damage import DAMAGES, Damage
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gnomon.jax_engine.kept import keep
+from gnomon.jax_engine.checked import keep
 from gnomon.jax_engine.programs import Files, Programs
 from helpers.damage import DAMAGES, Damage
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from gnomon.jax_engine import native, store
-from gnomon.jax_engine.kept import keep
+from gnomon.jax_engine.checked import keep
 from helpers.damage import DAMAGES
 from helpers.models import tiny_llama
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gnomon.jax_engine import store
-from gnomon.jax_engine.kept import find, keep
+from gnomon.jax_engine.checked import find, keep
 from gnomon.reference.atomic import PARTIAL, replacing
 from helpers.damage import DAMAGES, Damage
 
