@@ -549,7 +549,7 @@ class Run:
         return event.prompt, event.candidate
 
     def _candidate(self, j: int, c: int) -> Candidate:
-        """Made for its first event, since it has a dozen lists: thousands may wait, and be closed without having begun."""
+        """Made for its first event, since it has a dozen lists: thousands may wait, and be closed before they begin."""
         if (j, c) not in self._candidates:
             matcher = StopMatcher(self.request.stop, self._tables)
             self._candidates[j, c] = Candidate(self._tokenizer, matcher, self.params)
