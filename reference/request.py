@@ -11,10 +11,12 @@ completion.py.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from decimal import Decimal, DecimalException
 from difflib import get_close_matches
@@ -140,12 +142,20 @@ class CompletionRequest:
         values: dict[str, Any] = {}
         for field in FIELDS:
             if field.name in given:
+                if field.name == "prompt":
+                    _check_count(given["prompt"], limits)
                 values[field.attribute] = field.read(field.name, given[field.name])
             elif field.required:
                 raise InvalidRequest(field.name, f"{field.name}: required; give {field.allowed}")
         request = cls(**values)
         _check_together(request, given, limits)
         return request
+
+
+def _check_count(prompt: object, limits: Limits) -> None:
+    """How many prompts there are, before each of them is read: a body can hold millions."""
+    if isinstance(prompt, list) and len(prompt) > limits.prompts and not _is_id(prompt[0]):
+        raise InvalidRequest("prompt", f"prompt: {len(prompt)} prompts; at most {limits.prompts} on this server")
 
 
 def _check_together(request: CompletionRequest, given: Mapping[str, Any], limits: Limits) -> None:
@@ -167,10 +177,6 @@ def _check_together(request: CompletionRequest, given: Mapping[str, Any], limits
     if members(given.get("stream_options", {})) and not request.stream:
         raise InvalidRequest(
             "stream_options", "stream_options: only with stream true; leave it out, or give null or {}"
-        )
-    if len(request.prompts) > limits.prompts:
-        raise InvalidRequest(
-            "prompt", f"prompt: {len(request.prompts)} prompts; at most {limits.prompts} on this server"
         )
     total = len(request.prompts) * request.candidates
     if total > limits.candidates:
@@ -537,9 +543,14 @@ def parse_json(body: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise InvalidRequest(None, f"the body is not valid UTF-8: byte {error.start} is wrong") from None
     try:
-        value = json.loads(
-            text, object_pairs_hook=_object, parse_int=_parse_int, parse_float=_parse_float, parse_constant=_Unreadable
-        )
+        with _no_collection():
+            value = json.loads(
+                text,
+                object_pairs_hook=_object,
+                parse_int=_parse_int,
+                parse_float=_parse_float,
+                parse_constant=_Unreadable,
+            )
     except json.JSONDecodeError as error:
         raise InvalidRequest(None, f"the body is not valid JSON: {error}") from None
     except RecursionError:
@@ -547,6 +558,20 @@ def parse_json(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidRequest(None, f"the body must be a JSON object, not {shown(value)}")
     return value
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the garbage collector, which looks at millions of lists again and again while they are being made, and
+    lets no other thread run meanwhile: JSON has no cycles. Of several threads the first to begin switches it on again,
+    if not all are done by then: a collection that comes too early is only slow."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _object(pairs: list[tuple[str, Any]]) -> _Object:
