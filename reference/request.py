@@ -143,12 +143,20 @@ class CompletionRequest:
         values: dict[str, Any] = {}
         for field in FIELDS:
             if field.name in given:
+                if field.name == "prompt":
+                    _check_count(given["prompt"], limits)
                 values[field.attribute] = field.read(field.name, given[field.name])
             elif field.required:
                 raise InvalidRequest(field.name, f"{field.name}: required; give {field.allowed}")
         request = cls(**values)
         _check_together(request, given, limits)
         return request
+
+
+def _check_count(prompt: object, limits: Limits) -> None:
+    """How many prompts there are, before each of them is read: a body can hold millions."""
+    if isinstance(prompt, list) and len(prompt) > limits.prompts and not _is_id(prompt[0]):
+        raise InvalidRequest("prompt", f"prompt: {len(prompt)} prompts; at most {limits.prompts} on this server")
 
 
 def _check_together(request: CompletionRequest, given: Mapping[str, Any], limits: Limits) -> None:
@@ -170,10 +178,6 @@ def _check_together(request: CompletionRequest, given: Mapping[str, Any], limits
     if members(given.get("stream_options", {})) and not request.stream:
         raise InvalidRequest(
             "stream_options", "stream_options: only with stream true; leave it out, or give null or {}"
-        )
-    if len(request.prompts) > limits.prompts:
-        raise InvalidRequest(
-            "prompt", f"prompt: {len(request.prompts)} prompts; at most {limits.prompts} on this server"
         )
     total = len(request.prompts) * request.candidates
     if total > limits.candidates:

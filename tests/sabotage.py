@@ -1734,13 +1734,6 @@ BREAKS = (
         "test_wire.py::test_of_a_read_full_of_tiny_chunks_a_turn_looks_at_a_bounded_part",
     ),
     Break(
-        "the rest of a read is never looked at",
-        "http/wire.py",
-        "self.slicing = self.loop.call_soon(self.next_slice)",
-        "self.slicing = None",
-        "test_wire.py::test_a_long_body_in_chunks_of_one_byte_is_answered",
-    ),
-    Break(
         "a head may have any number of fields",
         "http/wire.py",
         "if fields > MOST_FIELDS:",

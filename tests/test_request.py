@@ -6,6 +6,7 @@ what was sent and what is allowed.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import re
@@ -760,3 +761,40 @@ def test_a_long_unknown_name_is_shown_short_and_unharmed() -> None:
     assert message.startswith("x" * 50)
     assert message.count("(") == message.count(")")
     assert len(message) < 1000
+
+
+# ---- bodies of millions of values
+
+
+def test_while_a_body_is_parsed_nothing_is_collected() -> None:
+    """A collection looks at every list that is there, and lets no other thread run: of a body of 300,000 lists there
+    would be some 400, those of a body of 8 MiB take seconds."""
+    begun: list[int] = []
+
+    def note(phase: str, about: dict[str, int]) -> None:
+        if phase == "start":
+            begun.append(about["generation"])
+
+    gc.callbacks.append(note)
+    try:
+        parse_json(b'{"prompt": [' + b"[]," * 300_000 + b"[]]}")
+    finally:
+        gc.callbacks.remove(note)
+    assert gc.isenabled()
+    assert len(begun) < 20
+
+
+@pytest.mark.parametrize("body", [b"[]", b'{"a": [}', b"[" * 100_000], ids=["no object", "no JSON", "too deep"])
+def test_what_is_no_body_leaves_the_collector_on(body: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        parse_json(body)
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("wrong", ['""', "[1.5]", "[-1]", "{}"])
+def test_too_many_prompts_are_refused_before_the_first_is_read(wrong: str) -> None:
+    limits = Limits(prompts=3)
+    with pytest.raises(InvalidRequest) as raised:
+        read(limits, prompt=f"[{wrong}, {wrong}, {wrong}, {wrong}]")
+    assert (raised.value.param, raised.value.message) == ("prompt", "prompt: 4 prompts; at most 3 on this server")
+    assert read(limits, prompt="[1, 2, 3, 4]").prompts == ((1, 2, 3, 4),)

@@ -76,7 +76,7 @@ def test_what_is_no_exception_reaches_no_event_loop(raised: BaseException) -> No
     async def answer() -> str:
         try:
             await asyncio.wrap_future(threads.submit(broken))
-        except Exception as error:
+        except BaseException as error:
             return repr(error)
         return ""
 
