@@ -38,6 +38,7 @@ from gnomon.reference.request import (
 )
 from gnomon.reference.sampler import F64, SamplingParams, Trace, trace
 from gnomon.reference.tokenizer import Tokenizer
+from gnomon.reference.work import Work
 
 FIELDS = ("request", "index", "tokens", "step")
 BLOCK = 2**22  # logits computed together: 32 MiB
@@ -109,11 +110,18 @@ class Task(NamedTuple):
     step: int | None
 
 
-def prepare_trace(asked: TraceRequest, engine: Engine, tokenizer: Tokenizer, model: str, most_tokens: int) -> Task:
+def prepare_trace(
+    asked: TraceRequest,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    model: str,
+    most_tokens: int,
+    work: Work | None = None,
+) -> Task:
     """Raises InvalidRequest. most_tokens: of prompt and tokens together, as many as this server traces."""
     request, count = asked.request, len(asked.tokens)
     with inside("request"):
-        run = prepare(request, engine, tokenizer, model)
+        run = prepare(request, engine, tokenizer, model, work)
     choices = len(request.prompts) * request.n
     if asked.index >= choices:
         allowed = f"the request has {choices} choice{'s' * (choices > 1)}, so give at most {choices - 1}"
