@@ -56,6 +56,7 @@ class Life:
         self.work = Work()  # what is done for it in threads before it is let in
         self.error: RequestError | None = None
         self.whole: float | None = None  # when its body was
+        self.is_alone = False  # whether its client has left
         self.begun = False  # whether that which it waited for has begun
         self.answer: Answer | None = None
         self._settings, self._retry_after, self._at = settings, retry_after, at
@@ -102,6 +103,7 @@ class Life:
 
     def _left(self, leaving: asyncio.Task[None]) -> None:
         if not leaving.cancelled():
+            self.is_alone = True
             self._wake()
 
     def _wake(self) -> None:
@@ -114,11 +116,6 @@ class Life:
 
     def _after(self, seconds: float, call: Callable[[], None]) -> None:
         self._timers.append(asyncio.get_running_loop().call_later(seconds, call))
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether its client has left."""
-        return self._leaving is not None and self._leaving.done()
 
     async def live(self, doing: Coroutine[object, object, None]) -> None:
         """All that is done for it, for as long as it may go on. Raises what ended it, if nothing was sent before."""

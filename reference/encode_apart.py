@@ -20,6 +20,8 @@ import tokenizers
 if TYPE_CHECKING:
     from gnomon.reference.work import Work
 
+SCRIPT = __file__
+
 
 class Apart(NamedTuple):
     """What came of it: how many tokens there are; their ids and starts, if they are no more than were wanted; or the
@@ -37,7 +39,7 @@ def encode_apart(source: str, encode_special_tokens: bool, text: str, most: int 
     spec = source.encode()
     told = {"spec": len(spec), "encode_special_tokens": encode_special_tokens, "most": most}
     sent = b"".join((json.dumps(told).encode(), b"\n", spec, text.encode()))
-    command = [sys.executable, "-P", __file__]  # -P: nothing is imported from beside this file
+    command = [sys.executable, "-P", SCRIPT]  # -P: nothing is imported from beside this file
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
             with work.ended_by(process.kill):
