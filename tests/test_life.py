@@ -345,6 +345,8 @@ async def nothing_is_left(scene: Scene) -> None:
     client = scene.ask(prompt="c", max_tokens=1)
     await asyncio.wait_for(client.task, 30)
     assert client.status == 200
+    completions.close()  # or its threads would wait a while for more, among those of the next scene
+    scene.retrace.close()
 
 
 def at_work(threads: Any) -> bool:
