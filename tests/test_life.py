@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -153,10 +154,20 @@ class Scene:
         return until(lambda: lives.at[state] > 0)
 
 
+SECONDS = 30  # after which what does not come is a failure
+
+
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.002)
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.002)
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    await asyncio.wait((task,), timeout=SECONDS)
+    assert task.done()
+    task.result()
 
 
 # ---- the states: each brings a request into it, and afterwards lets go of what held it there
@@ -224,7 +235,7 @@ async def waits_for_a_place(scene: Scene) -> AsyncIterator[Client]:
     await until(lambda: len(scene.completions.open) == 2)
     yield client
     scene.engine.gate.allow(3)
-    await asyncio.wait_for(first.task, 30)
+    await ended(first.task)
     assert scene.engine.gate.begun == 3
 
 
@@ -260,7 +271,7 @@ async def sent(scene: Scene) -> AsyncIterator[Client]:
     client = scene.ask()
     client.takes.clear()
     scene.engine.gate.allow(3)
-    await asyncio.wait_for(client.blocked.wait(), 30)
+    await until(client.blocked.is_set)
     yield client
 
 
@@ -269,7 +280,7 @@ async def event_is_sent(scene: Scene) -> AsyncIterator[Client]:
     client = scene.ask(stream=True)
     client.takes.clear()
     scene.engine.gate.allow(1)
-    await asyncio.wait_for(client.blocked.wait(), 30)
+    await until(client.blocked.is_set)
     yield client
 
 
@@ -282,7 +293,7 @@ async def trace_waits(scene: Scene) -> AsyncIterator[Client]:
     await until(lambda: scene.retrace.lives.at["preparing"] == 2 and QUEUE in scene.clocks)
     yield client
     scene.engine.traced.set()
-    await asyncio.wait_for(first.task, 30)
+    await ended(first.task)
 
 
 @asynccontextmanager
@@ -323,7 +334,7 @@ def walk(
                 happen(scene, client)
                 if state in BEGUN:  # the engine takes effect between two tokens
                     scene.engine.gate.allow(1)
-                await asyncio.wait_for(client.task, 30)
+                await ended(client.task)
                 judge(client)
             await nothing_is_left(scene)
 
@@ -343,7 +354,7 @@ async def nothing_is_left(scene: Scene) -> None:
     completions.lives._ending = None  # as if the server had not ended
     scene.engine.gate.allow(20)
     client = scene.ask(prompt="c", max_tokens=1)
-    await asyncio.wait_for(client.task, 30)
+    await ended(client.task)
     assert client.status == 200
     completions.close()  # or its threads would wait a while for more, among those of the next scene
     scene.retrace.close()
@@ -459,7 +470,7 @@ def test_the_clocks_begin_with_the_head_and_with_the_whole_body(
         client.body = client.body[9:]
         client.give()
         scene.engine.gate.allow(1)
-        await asyncio.wait_for(client.task, 30)
+        await ended(client.task)
         seen.append(sorted(scene.clocks))
         return seen
 
@@ -473,7 +484,7 @@ def test_a_request_that_comes_when_the_server_has_ended_is_told_so(
         scene = Scene(tokenizer, monkeypatch, tmp_path)
         scene.completions.stop()
         client = scene.ask()
-        await asyncio.wait_for(client.task, 30)
+        await ended(client.task)
         return client
 
     refused(*ENDS)(asyncio.run(run()))
@@ -500,3 +511,26 @@ def test_as_many_short_bodies_are_prepared_at_a_time_as_there_are_processors() -
         return len(begun) - count, preparer.short_bodies._value - count
 
     assert asyncio.run(run()) == (1, 0)
+
+
+def test_a_turn_lasts_as_long_as_its_thread() -> None:
+    """Until then its memory is taken, whoever has left."""
+
+    async def run() -> list[bool]:
+        preparer, held, begun, seen = life.Preparer(), threading.Event(), threading.Event(), []
+
+        def work() -> None:
+            begun.set()
+            assert held.wait(30)
+
+        task = asyncio.create_task(preparer.prepare(life.LONG_BODY + 1, work))
+        await until(begun.is_set)
+        task.cancel()
+        await asyncio.wait((task,))
+        seen.append(preparer.long_bodies.locked())
+        held.set()
+        await until(lambda: not preparer.long_bodies.locked())
+        preparer.close()
+        return [*seen, preparer.long_bodies.locked()]
+
+    assert asyncio.run(run()) == [True, False]

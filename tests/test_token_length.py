@@ -64,7 +64,7 @@ BOUNDED: dict[str, Callable[[], tokenizers.Tokenizer]] = {
 }
 UNBOUNDED: dict[str, tuple[Callable[[], tokenizers.Tokenizer], str]] = {
     "unknown characters are dropped": (lambda: made(bpe(False)), "é"),
-    "unknown characters are one token": (lambda: made(bpe(False, unk_token="<unk>", fuse_unk=True)), "é"),
+    "unknown characters fused": (lambda: made(bpe(False, unk_token="<unk>", fuse_unk=True)), "é"),
     "a byte is missing": (lambda: made(models.BPE(vocab=LETTERS | dict([*BYTES.items()][:-1]), merges=MERGES)), "é"),
     "Unigram without bytes": (lambda: made(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0)), "é"),
     "WordPiece": (lambda: made(words(models.WordPiece)), "b"),
