@@ -1,7 +1,7 @@
 """Accepting connections, and what happens when the system has no descriptor left for one.
 
-    no descriptor   accepting pauses for a moment and is tried again; one line tells of it, and then one in QUIET_SECONDS.
-                    Whoever is not accepted waits in the kernel's queue. What is being answered goes on
+    no descriptor   accepting pauses for a moment and is tried again; one line tells of it, and then one in
+                    QUIET_SECONDS. Whoever is not accepted waits in the kernel's queue. What is being answered goes on
     no room         a connection beyond those that may be open or refused at a time is closed without a word: a TLS
                     handshake counts from its first byte, not from its end
 

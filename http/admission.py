@@ -6,10 +6,9 @@
                 with how long the queue will take at the pace of the last minute; 400 if it alone is more than may ever
                 wait
     4 place     first come, first served, for one of so many places at the engine
-    5 limits    too long in the queue, too long altogether: the run is closed, and its answer ends with a 503
 
-A request waits (in step 4, or then in the engine's own queue) until the engine begins with it. How an answer is read
-and sent is decided in completions.py.
+A request waits (in step 4, or then in the engine's own queue) until the engine begins with it. For how long is decided
+in life.py, how an answer is read and sent in completions.py.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from functools import partial
 
 from gnomon.http.errors import QueueFull, Unavailable
 from gnomon.http.settings import Settings
-from gnomon.reference.completion import Run, RunClosed
+from gnomon.reference.completion import MoreThanMayWait, Run, RunClosed
 from gnomon.reference.request import InvalidRequest, RequestError
 
 LONGEST_RETRY = 120  # seconds; beyond that an estimate is worth nothing
@@ -230,7 +229,6 @@ class Admission:
         self._settings = settings
         self._pace = Pace()
         self._waiting = Waiting()
-        self._ending: RequestError | None = None
 
     # ---- measures
 
@@ -282,16 +280,10 @@ class Admission:
         """
         answer, most = Answer(run), self._settings.max_queued_tokens
         if answer.tokens > most:
-            message = (
-                f"max_tokens: the request may come to {answer.tokens} tokens; at most {most} on this server: "
-                "lower max_tokens, n, best_of or the number of prompts"
-            )
-            raise InvalidRequest("max_tokens", message)
+            raise MoreThanMayWait(answer.tokens, most)
         check_alone(run, self._settings.max_queued_bytes)
         self.room()
         self.check_bytes(answer.bytes)
-        if self._ending is not None:
-            answer.end(self._ending)
         tokens = self.waiting_tokens()
         if tokens + answer.tokens > most:
             message = (
@@ -310,18 +302,3 @@ class Admission:
             usage = run.usage
             if run.started is not None:
                 self._pace.count(usage.prompt_tokens + usage.completion_tokens)
-
-    async def limits(self, answer: Answer) -> None:
-        """Ends the answer when its time is up."""
-        s = self._settings
-        await asyncio.sleep(min(s.queue_seconds, s.request_seconds))
-        if answer.run.started is None and s.queue_seconds <= s.request_seconds:
-            answer.end(QueueTimeout(s.queue_seconds, self.retry_after()))
-        await asyncio.sleep(max(answer.arrived + s.request_seconds - time.monotonic(), 0))
-        answer.end(RequestTimeout(s.request_seconds))
-
-    def end_all(self, error: RequestError) -> None:
-        """Every answer under way ends with this error, and so does every later one."""
-        self._ending = error
-        for answer in self.open:
-            answer.end(error)

@@ -2,25 +2,23 @@
 
     1 the body      its type, its size and its time; what is wrong with them is refused before it is parsed. Nothing of
                     it is kept once the run is there
-    2 prepare       read and held against the model in a thread, what is long one at a time; whatever can be refused is
-                    refused here
+    2 prepare       read and held against the model in a thread; whatever can be refused is refused here
     3 admission     is there room for it? admission.py
-    4 the answer    read from the engine in threads of our own number, for no longer than the client stays
+    4 the answer    read from the engine in threads of our own number
 
-What a field means is decided in `gnomon.reference`; how an error looks, in errors.py; the bytes of an event, in sse.py.
+What ends any of these before its time (the client leaves, a clock, the server ends) is decided in life.py; what a
+field means, in `gnomon.reference`; how an error looks, in errors.py; the bytes of an event, in sse.py.
 
 Decided here: headers are sent when the first chunk is there, so an engine that fails at once is still a 500; but a
 stream that has been silent for `ping_seconds` begins with a comment, which tells all that stand between that it is
-alive. A client that goes away, time that is up and a server that ends close the run: its engine stops within one token,
-whether or not it streams. Who the client is was asked before its body was read; a stream outlives its token.
+alive. Who the client is was asked before its body was read; a stream outlives its token.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Callable, Iterator
 from email.message import Message
 from functools import cached_property
 from typing import TypeVar
@@ -30,10 +28,11 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from gnomon.http import sse
-from gnomon.http.admission import Admission, Answer, Places, RequestTimeout
+from gnomon.http.admission import Admission, Answer, Places
 from gnomon.http.answer import send_json
 from gnomon.http.errors import BodyTooLarge, Draining, TooSlow, UnsupportedMedia, as_request_error, let_go
-from gnomon.http.record import Outcome, Record, record_of
+from gnomon.http.life import Life, Lives, Preparer
+from gnomon.http.record import Record, record_of
 from gnomon.http.service import Service
 from gnomon.http.settings import Settings
 from gnomon.http.threads import Threads
@@ -42,19 +41,10 @@ from gnomon.reference.engine import Engine
 from gnomon.reference.request import CompletionRequest, shown
 from gnomon.reference.response import json_bytes
 from gnomon.reference.tokenizer import Tokenizer
+from gnomon.reference.work import Work
 from gnomon.reference.writing import blocks
 
 T = TypeVar("T")
-
-OUTCOMES: dict[type[Exception], Outcome] = {Draining: "drained", RequestTimeout: "timed_out"}
-"""Of a request that was let in, by what ended it."""
-
-# A tokenizer needs some 300 times a text's size, whether or not the text then fits the model: 8 MiB become 2.5 GB. So
-# bodies of more than LONG_BODY are prepared one at a time, and those of more than SHORT_BODY a few at a time: 600 MB,
-# which is also what as many shorter ones as may wait would need together.
-LONG_BODY = 256 * 2**10
-SHORT_BODY = 4 * 2**10
-AT_A_TIME = 8
 
 LONGEST_MEDIA = 256  # characters of a Content-Type: a longer one takes its parser a time that grows with the square
 
@@ -69,77 +59,49 @@ class Completions:
         # at most one for every connection, so that no answer ever waits for a thread that waits for another
         self.threads = Threads("completions")
         self.writing = threading.Lock()
-        self.long_bodies = asyncio.Lock()
-        self.other_bodies = asyncio.Semaphore(AT_A_TIME)  # those that are neither long nor short
-        self.arriving = 0  # requests whose bodies are being read or prepared
-        self.preparing = 0  # those of them that are whole
+        self.preparer = Preparer()
+        self.lives = Lives(settings, self.admission.retry_after)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request, record = Request(scope, receive), record_of(scope)
         check_content_type(request.headers)
         engine, tokenizer = self.service.model()
         self.admission.room(self.arriving)
-        self.arriving += 1
-        try:
-            run = await self.arrive(request, engine, tokenizer)
-        finally:
-            self.arriving -= 1
+        with self.lives.begin(record) as life:
+            await life.live(self.answer(life, request, engine, tokenizer, send))
+
+    async def answer(self, life: Life, request: Request, engine: Engine, tokenizer: Tokenizer, send: Send) -> None:
+        record = life.record
+        run = await self.prepared(life, request, engine, tokenizer)
         describe(run, record)
         with self.admission.admitted(run) as answer:
-            record.queued = answer.arrived
+            life.is_let_in(answer)
             try:
                 if run.request.stream:
-                    await self.attend(answer, receive, self.stream(answer, record, send), record)
+                    await self.stream(answer, record, send)
                 else:
-                    await self.attend(answer, receive, self.whole(answer, record, scope, receive, send), record)
+                    await self.whole(answer, record, send)
             finally:
                 account(run, record)
-                if answer.error is not None and record.outcome in (None, "refused"):
-                    record.outcome = OUTCOMES.get(type(answer.error), record.outcome)
 
-    async def arrive(self, request: Request, engine: Engine, tokenizer: Tokenizer) -> Run:
-        """From the first byte of a body to its run. A call of its own, so that the body ends with it."""
+    async def prepared(self, life: Life, request: Request, engine: Engine, tokenizer: Tokenizer) -> Run:
+        """From the first byte of a body to its run. The body is let go here: what an answer needs of it is in its
+        run."""
         settings = self.settings
         with self.admission.arriving() as arrival:
             most = min(settings.max_body_bytes, settings.max_queued_bytes)
             body = await read_body(request, most, settings.body_seconds, arrival.grow)
-            self.preparing += 1
-            try:
-                async with self.turn(len(body)):
-                    return await asyncio.wrap_future(self.threads.submit(lambda: self.prepare(body, engine, tokenizer)))
-            finally:
-                self.preparing -= 1
+            life.is_whole(request.receive)
+            return await self.preparer.prepare(len(body), lambda: self.prepare(body, engine, tokenizer, life.work))
 
-    def turn(self, size: int) -> AbstractAsyncContextManager[None]:
-        """To be entered while a body of so many bytes is prepared."""
-        if size > LONG_BODY:
-            return self.long_bodies
-        return self.other_bodies if size > SHORT_BODY else nullcontext()
+    def prepare(self, body: bytes, engine: Engine, tokenizer: Tokenizer, work: Work) -> Run:
+        settings = self.settings
+        work.check()
+        limits, name = settings.limits, settings.served_model_name
+        request = CompletionRequest.from_json(body, limits)
+        return prepare(request, engine, tokenizer, name, limits, work, settings.max_queued_tokens)
 
-    def prepare(self, body: bytes, engine: Engine, tokenizer: Tokenizer) -> Run:
-        request = CompletionRequest.from_json(body, self.settings.limits)
-        return prepare(request, engine, tokenizer, self.settings.served_model_name, self.settings.limits)
-
-    async def attend(
-        self, answer: Answer, receive: Receive, sending: Coroutine[object, object, None], record: Record
-    ) -> None:
-        """Awaits the answer for no longer than the client is there to take it, and has it ended when its time is up."""
-        answering = asyncio.create_task(sending)
-        leaving = asyncio.create_task(disconnected(receive))
-        limits = asyncio.create_task(self.admission.limits(answer))
-        try:
-            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():
-                answering.result()
-            else:
-                record.outcome = "cancelled"
-        finally:
-            answer.run.close()  # before the reader is waited for: it is what it waits for
-            for task in (answering, leaving, limits):
-                task.cancel()
-            await asyncio.gather(answering, leaving, limits, return_exceptions=True)
-
-    async def whole(self, answer: Answer, record: Record, scope: Scope, receive: Receive, send: Send) -> None:
+    async def whole(self, answer: Answer, record: Record, send: Send) -> None:
         async with self.places.place(answer):
             pieces = await self.read(answer, answer.run.whole_bytes)
             body = await self.read(answer, lambda: self.written(pieces))
@@ -211,16 +173,21 @@ class Completions:
         return list(self.admission.open)
 
     @property
+    def arriving(self) -> int:
+        """Requests whose bodies are being read or prepared."""
+        return self.lives.at["reading"] + self.lives.at["preparing"]
+
+    @property
     def unfinished(self) -> int:
-        """Requests that have come whole and have yet to be answered."""
-        return len(self.admission.open) + self.preparing
+        return self.lives.unfinished
 
     def stop(self) -> None:
-        """The server ends: every answer under way ends with an error that says so, and so does every later one."""
-        self.admission.end_all(Draining())
+        """The server ends."""
+        self.lives.stop(Draining())
 
     def close(self) -> None:
         """Nothing is read any more."""
+        self.preparer.close()
         self.threads.close()
 
 
@@ -237,11 +204,6 @@ def account(run: Run, record: Record) -> None:
     """What the record can know at the end."""
     record.completion_tokens, record.cached_tokens = run.usage.completion_tokens, run.usage.cached_tokens
     record.finish_reasons, record.started = tuple(run.finish_reasons), run.started
-
-
-async def disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def check_content_type(headers: Headers) -> None:

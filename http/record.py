@@ -17,8 +17,9 @@ from starlette.types import Scope
 
 Outcome = Literal["answered", "refused", "cancelled", "timed_out", "drained", "failed"]
 """answered: a whole 200 · refused: any error that is not our fault, load and auth too · cancelled: the client went away
-· timed_out: let in, and ended by --request-seconds · drained: let in, and ended because draining was over before it was
-· failed: 500, an engine's fault, or an answer broken off. The status of a stream is 200 whatever ended it."""
+· timed_out: ended by --request-seconds · drained: ended because draining was over before it was, also while it was read
+or prepared · failed: 500, an engine's fault, or an answer broken off. The status of a stream is 200 whatever ended
+it."""
 
 SCOPE_KEY = "gnomon.record"
 
@@ -45,7 +46,7 @@ class Record:
     completion_tokens: int = 0
     cached_tokens: int = 0
     finish_reasons: tuple[str, ...] = ()  # one a candidate that ended
-    queued: float | None = None  # when it was put in the queue for the engine
+    queued: float | None = None  # when its body was whole: from then on it waits for the engine
     started: float | None = None  # when the engine began; None: it never did
     first_token: float | None = None
     ended: float | None = None  # when the last byte was sent, or the request was given up

@@ -4,8 +4,8 @@
     2 room       the line is short: who finds it full gets a 429
     3 prepare    read and held against the model, like a completion; whatever can be refused is refused here
     4 the turn   one at a time, first come, first served, in a thread of its own; the engine is not asked for anything
-    5 the end    a client that goes away, time that is up and a server that ends stop the work: between two layers of
-                 the model, or between two draws
+    5 the end    what ends a trace before its time (life.py) stops the work between two layers of the model, or between
+                 two draws
 
 What is computed is decided in reference/replay.py. The reference is loaded for the first trace, from the same files as
 the engine's weights; where the engine is the reference, it is that one, and costs no memory. The next turn comes when
@@ -17,19 +17,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gnomon.http.admission import LONGEST_RETRY, QueueTimeout, RequestTimeout
-from gnomon.http.completions import LONG_BODY, check_content_type, disconnected, read_body
+from gnomon.http.admission import LONGEST_RETRY
+from gnomon.http.completions import check_content_type, read_body
 from gnomon.http.errors import Draining, NotFound, QueueFull, Unavailable
+from gnomon.http.life import Life, Lives, Preparer
 from gnomon.http.record import record_of
 from gnomon.http.service import Service
 from gnomon.http.settings import Settings
@@ -41,6 +39,7 @@ from gnomon.reference.replay import Retracer, Task, TraceRequest, prepare_trace
 from gnomon.reference.request import parse_json
 from gnomon.reference.response import json_bytes
 from gnomon.reference.tokenizer import Tokenizer
+from gnomon.reference.work import Stopped, Work
 
 log = logging.getLogger("gnomon.http")
 
@@ -57,23 +56,17 @@ class NoLonger(Unavailable):
         super().__init__(message, "trace_not_offered", LONGEST_RETRY)
 
 
-class Stopped(Exception):
-    """Nobody waits for this work any more."""
-
-
 class Retrace:
-    """The endpoint, as an ASGI application. long_bodies: the lock that bodies of more than LONG_BODY are prepared
-    under, here and elsewhere."""
+    """The endpoint, as an ASGI application. preparer: the one of completions, as it is the same memory."""
 
-    def __init__(self, service: Service, settings: Settings, long_bodies: asyncio.Lock) -> None:
+    def __init__(self, service: Service, settings: Settings, preparer: Preparer) -> None:
         self.service = service
         self.settings = settings
-        self.long_bodies = long_bodies
+        self.preparer = preparer
+        self.lives = Lives(settings, self.retry_after)
         self.threads = Threads("trace")
         self.turn = asyncio.Lock()
-        self.open = 0
         self.seconds = 1.0  # that the last one took
-        self._answering: set[asyncio.Task[None]] = set()
         self._retracer: Retracer | None = None  # set in the thread alone
         self._told = False  # whether the log has why there are no traces any more
 
@@ -128,68 +121,38 @@ class Retrace:
             raise self.no_longer(lost)
         if self.open >= LINE:
             raise QueueFull(f"{self.open} traces are under way; send the request again later", self.retry_after())
-        self.open += 1
-        try:
-            reading = read_body(request, self.settings.max_body_bytes, self.settings.body_seconds)
-            answering = asyncio.create_task(self.answer(await reading, engine, tokenizer, scope, receive, send))
-            leaving = asyncio.create_task(disconnected(receive))
-            self._answering.add(answering)
-            try:
-                seconds = self.settings.request_seconds
-                await asyncio.wait((answering, leaving), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-                if answering.cancelled():
-                    record.outcome = "drained"
-                    raise Draining
-                if answering.done():
-                    answering.result()
-                elif leaving.done():
-                    record.outcome = "cancelled"
-                else:
-                    record.outcome = "timed_out"
-                    raise RequestTimeout(seconds)
-            finally:
-                self._answering.discard(answering)
-                answering.cancel()
-                leaving.cancel()
-                await asyncio.gather(answering, leaving, return_exceptions=True)
-        finally:
-            self.open -= 1
+        with self.lives.begin(record) as life:
+            await life.live(self.answer(life, request, engine, tokenizer, send))
 
-    async def answer(
-        self, body: bytes, engine: Engine, tokenizer: Tokenizer, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        async with self.long_bodies if len(body) > LONG_BODY else nullcontext():
-            task = await asyncio.wrap_future(self.threads.submit(partial(self.prepare, body, engine, tokenizer)))
-        del body  # the task has what is needed of it
-        seconds = self.settings.queue_seconds
-        try:
-            async with asyncio.timeout(seconds):
-                await self.turn.acquire()
-        except TimeoutError:
-            raise QueueTimeout(seconds, self.retry_after()) from None
+    async def answer(self, life: Life, request: Request, engine: Engine, tokenizer: Tokenizer, send: Send) -> None:
+        task = await self.prepared(life, request, engine, tokenizer)
+        await self.turn.acquire()
+        life.begun = True
         answer = await self.carry_out(task, tokenizer)
-        await Response(answer, media_type="application/json")(scope, receive, send)
+        await Response(answer, media_type="application/json")(request.scope, request.receive, send)
 
-    def prepare(self, body: bytes, engine: Engine, tokenizer: Tokenizer) -> Task:
+    async def prepared(self, life: Life, request: Request, engine: Engine, tokenizer: Tokenizer) -> Task:
+        body = await read_body(request, self.settings.max_body_bytes, self.settings.body_seconds)
+        life.is_whole(request.receive)
+        return await self.preparer.prepare(len(body), lambda: self.prepare(body, engine, tokenizer, life.work))
+
+    def prepare(self, body: bytes, engine: Engine, tokenizer: Tokenizer, work: Work) -> Task:
         settings = self.settings
+        work.check()
         limits = settings.limits
         asked = TraceRequest.from_fields(parse_json(body), limits)
-        return prepare_trace(asked, engine, tokenizer, settings.served_model_name, settings.trace_tokens, limits)
+        return prepare_trace(asked, engine, tokenizer, settings.served_model_name, settings.trace_tokens, limits, work)
 
     async def carry_out(self, task: Task, tokenizer: Tokenizer) -> bytes:
         """Takes the turn, and gives it back when the thread has ended: that may be after this was cancelled."""
-        stopped, begun = threading.Event(), time.monotonic()
-
-        def check() -> None:
-            if stopped.is_set():
-                raise Stopped
+        work, begun = Work(), time.monotonic()
 
         def ended(_: asyncio.Future[bytes]) -> None:
             self.seconds = time.monotonic() - begun
             self.turn.release()
 
         try:
-            working = asyncio.wrap_future(self.threads.submit(lambda: self.retrace(task, tokenizer, check)))
+            working = asyncio.wrap_future(self.threads.submit(lambda: self.retrace(task, tokenizer, work.check)))
         except BaseException:  # the system has no thread left
             self.turn.release()
             raise
@@ -199,7 +162,7 @@ class Retrace:
         except NonFiniteLogits as error:
             raise EngineFailed(str(error)) from None
         finally:
-            stopped.set()
+            work.stop()
 
     def retrace(self, task: Task, tokenizer: Tokenizer, check: Callable[[], None]) -> bytes:
         try:
@@ -219,19 +182,22 @@ class Retrace:
         assert checkpoint is not None  # `refusal` has been asked
         return ReferenceEngine(checkpoint)
 
+    @property
+    def open(self) -> int:
+        """Traces under way."""
+        return len(self.lives.open)
+
     def retry_after(self) -> int:
         """Seconds until what is under way should be done, each taking as long as the last."""
         return min(max(math.ceil(self.open * self.seconds), 1), LONGEST_RETRY)
 
     @property
     def unfinished(self) -> int:
-        """Traces that have come whole and have yet to be answered."""
-        return len(self._answering)
+        return self.lives.unfinished
 
     def stop(self) -> None:
-        """The server ends: every trace under way ends with an error that says so."""
-        for answering in self._answering:
-            answering.cancel()
+        """The server ends."""
+        self.lives.stop(Draining())
 
     def close(self) -> None:
         """Nothing is computed any more."""

@@ -178,9 +178,12 @@ class Settings:
 
     header_seconds: float = option(10, "Seconds for a request's headers to be whole; else 408.", TIMES, min=0.01)
     body_seconds: float = option(30, "Seconds for a request's body to be whole; else 408.", TIMES, min=0.01)
-    queue_seconds: float = option(60, "Seconds in the queue before the engine begins; else 503.", TIMES, min=0.01)
-    request_seconds: float = option(600, "Seconds for one request from first to last; then 503, or an error event.",
-                                    TIMES, min=0.01)  # fmt: skip
+    queue_seconds: float = option(
+        60, "Seconds from a request's whole body until the engine begins with it; else 503.", TIMES, min=0.01
+    )
+    request_seconds: float = option(
+        600, "Seconds for one request, from its head to its last byte; then 503, or an error event.", TIMES, min=0.01
+    )
     write_seconds: float = option(
         30, "Seconds for a client that does not read; then its connection is cut.", TIMES, min=0.01
     )

@@ -2,8 +2,8 @@
 
     1 compiler   $CXX, else the first of c++, g++, clang++; asked for its version and what it knows of this CPU
     2 name       a hash of all that decides the machine code; also the name of the call in compiled programs
-    3 build      into the cache directory, unless it is there and whole (see checked.py); a library that another user may
-                 have written is not loaded
+    3 build      into the cache directory, unless it is there and whole (see checked.py); a library that another user
+                 may have written is not loaded
     4 register   with XLA, for the platform cpu
 
 Where a step fails, `load` says why and XLA's own product is to be used. Whether a program contains the call is decided

@@ -21,6 +21,7 @@ from array import array
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import cached_property
 from typing import NamedTuple
 
 from gnomon.reference.answer_size import Size, check_size, text_bytes
@@ -39,7 +40,17 @@ from gnomon.reference.request import (
 )
 from gnomon.reference.response import Choice, Completion, FinishReason, Logprobs, Usage
 from gnomon.reference.sampler import SamplingParams
-from gnomon.reference.tokenizer import Decoder, Encoding, Tokenizer, TokenizerFailed, UnknownText
+from gnomon.reference.tokenizer import (
+    TO_ITS_END,
+    Decoder,
+    Effort,
+    Encoding,
+    Tokenizer,
+    TokenizerFailed,
+    TooLong,
+    UnknownText,
+)
+from gnomon.reference.work import Work
 from gnomon.reference.writing import Entries, Written, answer, choice, top_logprobs, written
 
 
@@ -67,12 +78,30 @@ class EncodedPrompt(NamedTuple):
         return KeptPrompt(array("I", self.ids), array("I", starts), self.text if request.echo else "", len(self.text))
 
 
-def prepare(
-    request: CompletionRequest, engine: Engine, tokenizer: Tokenizer, model: str, limits: Limits | None = None
-) -> Run:
-    """A run that is ready to start. Raises InvalidRequest for what this model cannot do, before anything is generated.
+class MoreThanMayWait(InvalidRequest):
+    """400: the request may come to more tokens than a server ever lets wait, so no waiting could cure it."""
 
-    model: the id under which this engine is served.
+    def __init__(self, tokens: int, most: int, at_least: bool = False) -> None:
+        message = (
+            f"max_tokens: the request may come to {'at least ' * at_least}{tokens} tokens; at most {most} on this "
+            "server: lower max_tokens, n, best_of or the number of prompts"
+        )
+        super().__init__("max_tokens", message)
+
+
+def prepare(
+    request: CompletionRequest,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    model: str,
+    limits: Limits | None = None,
+    work: Work | None = None,
+    most_tokens: int | None = None,
+) -> Run:
+    """A run that is ready to start. Raises InvalidRequest for what this model cannot do, before anything is generated;
+    Stopped if the work is stopped before.
+
+    model: the id under which this engine is served · most_tokens: that the run may come to (MoreThanMayWait).
     """
     if request.model != model:
         raise ModelNotFound(request.model, model)
@@ -82,14 +111,9 @@ def prepare(
                 f"logit_bias.{v}", f"logit_bias.{v}: no token of this model; ids are below {engine.vocab_size}"
             )
     ends = end_ids(engine, tokenizer) | stop_ids(request.stop, tokenizer)
+    prompts = encode_prompts(request, engine, tokenizer, Effort(engine.context, work), most_tokens)
     if request.suffix:
-        prompts = tuple(encode_infill(prompt, request, tokenizer).kept(request) for prompt in request.prompts)
         ends |= tokenizer.infill_ends
-    else:
-        ids = {j: prompt for j, prompt in enumerate(request.prompts) if not isinstance(prompt, str)}
-        _check_lengths(ids, request, engine.context)  # before a long one is decoded
-        prompts = tuple(encode_prompt(prompt, engine, tokenizer).kept(request) for prompt in request.prompts)
-    _check_lengths({j: prompt.ids for j, prompt in enumerate(prompts)}, request, engine.context)
     sizes = [Size(len(prompt.ids), text_bytes(prompt.text) if request.echo else 0) for prompt in prompts]
     check_size(request, sizes, (limits or Limits()).answer_bytes)
     params = SamplingParams(
@@ -117,12 +141,56 @@ def stop_ids(stops: Sequence[str], tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset(v for v, literal in tokenizer.special.items() if literal in stops)
 
 
-def encode_prompt(prompt: Prompt, engine: Engine, tokenizer: Tokenizer) -> EncodedPrompt:
+def encode_prompts(
+    request: CompletionRequest, engine: Engine, tokenizer: Tokenizer, effort: Effort, most_tokens: int | None
+) -> tuple[KeptPrompt, ...]:
+    """All prompts of a request. What cannot fit is refused as soon as it is known: a prompt by its bytes, before any
+    text is encoded; all of them together by what is known of those that are left, before each one.
+
+    effort: what is of no use is more than the model's context.
+    """
+    suffix = _Suffix(request, tokenizer, effort) if request.suffix else None
+    least = [least_tokens(prompt, tokenizer) + (suffix.least if suffix else 0) for prompt in request.prompts]
+    for j, tokens in enumerate(least):
+        is_known = not isinstance(request.prompts[j], str)
+        if tokens + (request.max_tokens if is_known else 0) > engine.context:
+            raise _exceeded(j, tokens, request, engine.context, at_least=not is_known)
+    sampled = len(least) * request.candidates * request.max_tokens
+    total, prompts = sum(least) + sampled, []
+    for j, prompt in enumerate(request.prompts):
+        if most_tokens is not None and total > most_tokens:
+            raise MoreThanMayWait(total, most_tokens, at_least=True)
+        if effort.work is not None:
+            effort.work.check()
+        try:
+            encoded = suffix.infill(prompt) if suffix else encode_prompt(prompt, engine, tokenizer, effort)
+        except TooLong as error:
+            raise _exceeded(j, error.count, request, engine.context, at_least=suffix is not None) from None
+        if len(encoded.ids) + request.max_tokens > engine.context:
+            raise _exceeded(j, len(encoded.ids), request, engine.context)
+        prompts.append(encoded.kept(request))
+        total += len(encoded.ids) - least[j]
+    if most_tokens is not None and total > most_tokens:
+        raise MoreThanMayWait(total, most_tokens)
+    return tuple(prompts)
+
+
+def least_tokens(prompt: Prompt, tokenizer: Tokenizer) -> int:
+    """How many tokens the prompt has at least, as far as is known without encoding it."""
+    return tokenizer.least_tokens(prompt) if isinstance(prompt, str) else len(prompt)
+
+
+def _exceeded(j: int, tokens: int, request: CompletionRequest, context: int, at_least: bool = False) -> ContextExceeded:
+    name = "the prompt" if len(request.prompts) == 1 else f"prompt[{j}]"
+    return ContextExceeded(name, tokens, request.max_tokens, context, at_least)
+
+
+def encode_prompt(prompt: Prompt, engine: Engine, tokenizer: Tokenizer, effort: Effort = TO_ITS_END) -> EncodedPrompt:
     """Section 2. A string: encoded, special tokens' literals parsed, spans from the tokenizer. Ids: used verbatim."""
     if isinstance(prompt, str):
         if not prompt:
             return EncodedPrompt((_beginning(engine, tokenizer),), (0,), "")
-        ids, starts = _encoded("prompt", tokenizer.encode, prompt)
+        ids, starts = _encoded("prompt", tokenizer.encode, prompt, effort)
         if not ids:
             raise InvalidRequest("prompt", f"prompt: {shown(prompt)} encodes to no tokens with this model's tokenizer")
         _check_ids("prompt", ids, engine.vocab_size, tokenizer)
@@ -153,47 +221,53 @@ def _beginning(engine: Engine, tokenizer: Tokenizer) -> int:
     raise InvalidRequest("prompt", "prompt: this model has no end-of-text token to begin from; give a text")
 
 
-def encode_infill(prompt: Prompt, request: CompletionRequest, tokenizer: Tokenizer) -> EncodedPrompt:
+class _Suffix:
     """Section 9: a BOS if there is one, then the markers and both texts in the model's order. The texts are encoded
-    literally; of all tokens only the prompt's own have a span."""
-    mark = tokenizer.infill
-    if mark is None:
-        raise InvalidRequest("suffix", f"suffix: {tokenizer.infill_note}; leave it out")
-    if not isinstance(prompt, str):
-        raise InvalidRequest("suffix", "suffix: only with prompts that are strings")
-    if request.echo:
-        raise InvalidRequest("suffix", "suffix: not together with echo")
-    before = _encoded("prompt", tokenizer.encode_literal, prompt)
-    after = _encoded("suffix", tokenizer.encode_following, request.suffix)
-    _check_ids("prompt", before.ids, tokenizer.vocab_size, tokenizer)
-    _check_ids("suffix", after.ids, tokenizer.vocab_size, tokenizer)
-    # some vocabularies hold the literals of special tokens as ordinary pieces too
-    if not tokenizer.special.keys().isdisjoint(before.ids + after.ids):
-        raise InvalidRequest(
-            "suffix", "suffix: this tokenizer cannot read the literals of special tokens as plain text"
-        )
-    ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    starts, at = [0] * len(ids), 0
-    for part in mark.parts:
-        if isinstance(part, int):
-            ids.append(part)
-            starts.append(at)
-        elif part == "prompt":
-            ids += before.ids
-            starts += before.starts
-            at = len(prompt)
-        else:
-            ids += after.ids
-            starts += [at] * len(after.ids)
-    return EncodedPrompt(tuple(ids), tuple(starts), prompt)
+    literally; of all tokens only the prompt's own have a span. The suffix is encoded once, whatever the prompts."""
 
+    def __init__(self, request: CompletionRequest, tokenizer: Tokenizer, effort: Effort) -> None:
+        if tokenizer.infill is None:
+            raise InvalidRequest("suffix", f"suffix: {tokenizer.infill_note}; leave it out")
+        if not all(isinstance(prompt, str) for prompt in request.prompts):
+            raise InvalidRequest("suffix", "suffix: only with prompts that are strings")
+        if request.echo:
+            raise InvalidRequest("suffix", "suffix: not together with echo")
+        self._text, self._tokenizer, self._effort = request.suffix, tokenizer, effort
+        self._parts = tokenizer.infill.parts
+        self.least = tokenizer.least_tokens(request.suffix)
 
-def _check_lengths(prompts: Mapping[int, Sequence[int]], request: CompletionRequest, context: int) -> None:
-    """prompts: ids by their place in the request."""
-    for j, ids in prompts.items():
-        if len(ids) + request.max_tokens > context:
-            name = "the prompt" if len(request.prompts) == 1 else f"prompt[{j}]"
-            raise ContextExceeded(name, len(ids), request.max_tokens, context)
+    @cached_property
+    def _after(self) -> Encoding:
+        return self._checked("suffix", self._tokenizer.encode_following, self._text)
+
+    def infill(self, prompt: Prompt) -> EncodedPrompt:
+        assert isinstance(prompt, str)
+        before = self._checked("prompt", self._tokenizer.encode_literal, prompt)
+        after = self._after
+        ids = [] if self._tokenizer.bos_id is None else [self._tokenizer.bos_id]
+        starts, at = [0] * len(ids), 0
+        for part in self._parts:
+            if isinstance(part, int):
+                ids.append(part)
+                starts.append(at)
+            elif part == "prompt":
+                ids += before.ids
+                starts += before.starts
+                at = len(prompt)
+            else:
+                ids += after.ids
+                starts += [at] * len(after.ids)
+        return EncodedPrompt(tuple(ids), tuple(starts), prompt)
+
+    def _checked(self, field: str, encode: Callable[[str, Effort], Encoding], text: str) -> Encoding:
+        encoding = _encoded(field, encode, text, self._effort)
+        _check_ids(field, encoding.ids, self._tokenizer.vocab_size, self._tokenizer)
+        # some vocabularies hold the literals of special tokens as ordinary pieces too
+        if not self._tokenizer.special.keys().isdisjoint(encoding.ids):
+            raise InvalidRequest(
+                "suffix", "suffix: this tokenizer cannot read the literals of special tokens as plain text"
+            )
+        return encoding
 
 
 def system_fingerprint(engine: Engine, tokenizer: Tokenizer) -> str:
@@ -260,9 +334,9 @@ class StopMatcher:
         return longest
 
 
-def _encoded(field: str, encode: Callable[[str], Encoding], text: str) -> Encoding:
+def _encoded(field: str, encode: Callable[[str, Effort], Encoding], text: str, effort: Effort) -> Encoding:
     try:
-        return encode(text)
+        return encode(text, effort)
     except UnknownText as error:
         raise InvalidRequest(
             field, f"{field}: {shown(text)} has characters that this model's tokenizer has no token for ({error})"

@@ -27,6 +27,7 @@ from gnomon.reference.checkpoint import Checkpoint
 from gnomon.reference.rankings import Ranking, Rankings
 from gnomon.reference.sampler import SamplingParams, report, sample
 from gnomon.reference.transformer import activate, hidden_states, unembed
+from gnomon.reference.work import Stopped
 
 T = TypeVar("T")
 
@@ -198,15 +199,15 @@ class ReferenceEngine:
     def load(self) -> Load:
         return Load(slots=1, busy_slots=int(self.turn.locked()), pages=0, held_pages=0)
 
-    def last_logits(self, tokens: Sequence[int]) -> NDArray[np.float64]:
-        """Raw logits [V] of the position after `tokens` [T]."""
+    def last_logits(self, tokens: Sequence[int], check: Callable[[], None] = go_on) -> NDArray[np.float64]:
+        """Raw logits [V] of the position after `tokens` [T]. check: as in `states`."""
         with self.turn:
-            return self.logits(self.states(tokens)[-1])
+            return self.logits(self.states(tokens, check)[-1])
 
-    def all_logits(self, tokens: Sequence[int]) -> NDArray[np.float64]:
+    def all_logits(self, tokens: Sequence[int], check: Callable[[], None] = go_on) -> NDArray[np.float64]:
         """Raw logits [T, V] of the position after each of `tokens` [T]."""
         with self.turn:
-            return self.logits(self.states(tokens))
+            return self.logits(self.states(tokens, check))
 
     def states(self, tokens: Sequence[int], check: Callable[[], None] = go_on) -> NDArray[np.float64]:
         """The last layer's output [T, D] at each of `tokens` [T], without waiting for a turn. `check` is called before
@@ -222,7 +223,7 @@ class ReferenceEngine:
 
 
 class ReferenceJob:
-    """Computes while it is read; `close` takes effect between two tokens."""
+    """Computes while it is read; `close` takes effect between two layers of the model."""
 
     cached_tokens = 0
 
@@ -264,6 +265,12 @@ class ReferenceJob:
                 yield from self._prompt_events(j, prompt_ids)
         except NonFiniteLogits as error:
             yield Failed(str(error))
+        except Stopped:
+            return
+
+    def _check(self) -> None:
+        if self._closed.is_set():
+            raise Stopped
 
     def _prompt_events(self, j: int, prompt_ids: tuple[int, ...]) -> Iterator[Event]:
         """One prompt: its own scores if wanted, then its candidates, a token each in turn."""
@@ -290,7 +297,7 @@ class ReferenceJob:
                     yield Done(j, c)
 
     def _sample(self, j: int, c: int, prompt_ids: tuple[int, ...], sampled: list[int]) -> Token:
-        logits = self._engine.last_logits([*prompt_ids, *sampled])
+        logits = self._engine.last_logits([*prompt_ids, *sampled], self._check)
         counts = np.bincount(np.array(sampled, np.int64), minlength=len(logits))
         token, logprobs = sample(logits, counts, self._params, self._seeds[j], c, step=len(sampled))
         return Token(j, c, token, reported(logprobs[token]), ranking(logits, logprobs, self._top))
@@ -299,7 +306,7 @@ class ReferenceJob:
         lps: list[float | None] = [None]
         tops = Rankings([None])
         if len(prompt_ids) > 1:
-            logits = self._engine.all_logits(prompt_ids[:-1])
+            logits = self._engine.all_logits(prompt_ids[:-1], self._check)
             logprobs = report(logits)
             for i, v in enumerate(prompt_ids[1:]):
                 lps.append(reported(logprobs[i, v]))

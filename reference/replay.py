@@ -38,6 +38,7 @@ from gnomon.reference.request import (
 )
 from gnomon.reference.sampler import F64, SamplingParams, Trace, trace
 from gnomon.reference.tokenizer import Tokenizer
+from gnomon.reference.work import Work
 
 FIELDS = ("request", "index", "tokens", "step")
 BLOCK = 2**22  # logits computed together: 32 MiB
@@ -116,11 +117,12 @@ def prepare_trace(
     model: str,
     most_tokens: int,
     limits: Limits | None = None,
+    work: Work | None = None,
 ) -> Task:
     """Raises InvalidRequest. most_tokens: of prompt and tokens together, as many as this server traces."""
     request, count = asked.request, len(asked.tokens)
     with inside("request"):
-        run = prepare(request, engine, tokenizer, model, limits)
+        run = prepare(request, engine, tokenizer, model, limits, work)
     choices = len(request.prompts) * request.n
     if asked.index >= choices:
         allowed = f"the request has {choices} choice{'s' * (choices > 1)}, so give at most {choices - 1}"

@@ -67,15 +67,15 @@ class ContextExceeded(InvalidRequest):
     """400: prompt and max_tokens together are more than the model's context. Its code, and the words around its
     numbers, are those by which clients know that a shorter prompt would do."""
 
-    def __init__(self, prompt: str, prompt_tokens: int, max_tokens: int, context: int) -> None:
-        """prompt: how the message calls it."""
-        param, cure = "prompt", ""
+    def __init__(self, prompt: str, prompt_tokens: int, max_tokens: int, context: int, at_least: bool = False) -> None:
+        """prompt: how the message calls it · at_least: it was not encoded to its end, since it cannot fit."""
+        param, cure, least = "prompt", "", "at least " if at_least else ""
         if prompt_tokens <= context:
             param, cure = "max_tokens", f", or give max_tokens of at most {context - prompt_tokens}"
         message = (
             f"{param}: This model's maximum context length is {context} tokens. However, you requested "
-            f"{shown(prompt_tokens + max_tokens)} tokens ({prompt_tokens} in {prompt}, {shown(max_tokens)} in the "
-            f"completion). Please reduce the length of the prompt{cure}."
+            f"{least}{shown(prompt_tokens + max_tokens)} tokens ({least}{prompt_tokens} in {prompt}, "
+            f"{shown(max_tokens)} in the completion). Please reduce the length of the prompt{cure}."
         )
         super().__init__(param, message, "context_length_exceeded")
 

@@ -1,6 +1,7 @@
 """Text ↔ token ids ↔ bytes: the `tokenizers` library, and what the law needs on top of it (LAW.md, section 6).
 
     encode        a string → ids and their spans in the string, in code points
+    least_tokens  how many there will be at least, known before: a text that cannot fit is not encoded at all
     token_bytes   the bytes that every id stands for; special tokens and ids without an entry have none
     labels        a name for every id, no two alike, by construction
     Decoder       bytes → text piece by piece, never showing a character before all of its bytes are there
@@ -16,6 +17,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,14 +27,17 @@ from gnomon.reference import added_tokens
 from gnomon.reference.added_tokens import content as _content
 from gnomon.reference.checkpoint import CheckpointError, UnsupportedModel, read_json
 from gnomon.reference.decoders import TokenDecoder, read_decoder
+from gnomon.reference.encode_apart import PANIC, encode_apart
 from gnomon.reference.entries import flag
 from gnomon.reference.infill import DECLARED, NOTHING_TOLD, Family, Infill, InfillError, Told, decide
 from gnomon.reference.request import shown
+from gnomon.reference.token_length import TokenLength, token_length
+from gnomon.reference.work import Work
 
 KINDS = ("BPE", "Unigram", "WordPiece", "WordLevel")
 RESERVED = ("bytes:", "token_id:")
 NAMED = ("bos_token", "eos_token")  # not pad_token: some files name an ordinary "!" there
-PANIC = "pyo3_runtime"  # the module of what the library raises where its Rust code panics; it is no Exception
+LONG_TEXT = 512 * 2**10  # characters; half a second's work, and a process costs as much where a vocabulary is large
 OTHER_FORMATS = ("tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "tiktoken.model")
 
 
@@ -49,6 +54,25 @@ class UnknownText(ValueError):
 
 class TokenizerFailed(ValueError):
     """A text that the tokenizer fails on: its library has panicked, as at a pattern that would take it for ever."""
+
+
+class TooLong(Exception):
+    """A text has more tokens than are of any use: `count` of them."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.count = count
+
+
+class Effort(NamedTuple):
+    """How far encoding is to go: `most` tokens are of any use (TooLong), and only while `work` is not stopped
+    (Stopped)."""
+
+    most: int | None = None
+    work: Work | None = None
+
+
+TO_ITS_END = Effort()
 
 
 @dataclass(frozen=True)
@@ -72,30 +96,40 @@ class Tokenizer:
     infill_note: str  # which tokens, in which order and why; or why there are none
     infill_ends: frozenset[int]  # they end a middle as end-of-sequence ids do; the markers are among them
     fingerprint: str  # of its files and of the library: part of what decides an answer's bytes
+    token_length: TokenLength | None  # None: one token may stand for a text of any length
+    source: str  # the tokenizer.json of `literal` and `parsing`, and that of `following`
+    following_source: str
 
     @cached_property
     def ids(self) -> Mapping[str, int]:
         """Label → id: the way back, since no two labels are equal."""
         return {label: v for v, label in enumerate(self.labels)}
 
-    def encode(self, text: str) -> Encoding:
+    def least_tokens(self, text: str) -> int:
+        """How many tokens a text has at least, as far as is known without encoding it."""
+        return 0 if self.token_length is None else self.token_length.least_tokens(text)
+
+    def encode(self, text: str, effort: Effort = TO_ITS_END) -> Encoding:
         """A prompt: special tokens' literals are parsed; a BOS the tokenizer adds is there, with an empty span.
 
         What a tokenizer would append (an end-of-sequence token) is left out: a prompt is there to be continued.
         """
-        encoding = _encode(self.parsing, text)
+        try:
+            encoding = _encode(self.parsing, self.source, text, effort)
+        except TooLong as error:
+            raise TooLong(error.count + (self.bos_id is not None)) from None
         if self.bos_id is None:
             return encoding
         return Encoding((self.bos_id, *encoding.ids), (0, *encoding.starts))
 
-    def encode_literal(self, text: str) -> Encoding:
+    def encode_literal(self, text: str, effort: Effort = TO_ITS_END) -> Encoding:
         """A text in which nothing is special and to which nothing is added."""
-        return _encode(self.literal, text)
+        return _encode(self.literal, self.source, text, effort)
 
-    def encode_following(self, text: str) -> Encoding:
+    def encode_following(self, text: str, effort: Effort = TO_ITS_END) -> Encoding:
         """The same for a text that follows another one, as a suffix does: SentencePiece puts a space before texts,
         which here would stand between the two."""
-        return _encode(self.following, text)
+        return _encode(self.following, self.following_source, text, effort)
 
     def prompt_bytes(self, v: int) -> bytes:
         """The bytes of id v in a prompt of ids: there a special token shows its literal."""
@@ -121,7 +155,11 @@ class Tokenizer:
             is_first = is_first and token is None
 
 
-def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> Encoding:
+def _encode(tokenizer: tokenizers.Tokenizer, source: str, text: str, effort: Effort) -> Encoding:
+    if effort.work is not None:
+        effort.work.check()
+        if len(text) > LONG_TEXT:
+            return _encode_apart(tokenizer, source, text, effort, effort.work)
     # a batch of one: unlike `encode` it lets other threads run while it works on a long text
     try:
         encoded = tokenizer.encode_batch([text], add_special_tokens=False)[0]
@@ -131,10 +169,24 @@ def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> Encoding:
         if type(error).__module__ != PANIC:
             raise
         raise TokenizerFailed(str(error)) from None
-    starts: list[int] = []
-    for start, _ in encoded.offsets:
-        starts.append(max(start, starts[-1] if starts else 0))
-    return Encoding(tuple(encoded.ids), tuple(starts))
+    if effort.most is not None and len(encoded) > effort.most:  # before lists of them are made
+        raise TooLong(len(encoded))
+    return Encoding(tuple(encoded.ids), _non_decreasing(start for start, _ in encoded.offsets))
+
+
+def _encode_apart(tokenizer: tokenizers.Tokenizer, source: str, text: str, effort: Effort, work: Work) -> Encoding:
+    apart = encode_apart(source, tokenizer.encode_special_tokens, text, effort.most, work)
+    if apart.refusal is not None:
+        raise UnknownText(apart.refusal)
+    if apart.panic is not None:
+        raise TokenizerFailed(apart.panic)
+    if effort.most is not None and apart.count > effort.most:
+        raise TooLong(apart.count)
+    return Encoding(apart.ids, _non_decreasing(apart.starts))
+
+
+def _non_decreasing(starts: Iterable[int]) -> tuple[int, ...]:
+    return tuple(accumulate(starts, max))
 
 
 # ---- loading
@@ -159,11 +211,11 @@ def load_tokenizer(path: str | Path, vocab_size: int, told: Told = NOTHING_TOLD)
         family, note = decide(ids, vocab_size, declared, _names(directory, config), told)
         _complete(spec, config, ids, family)
         _keep_spaces(spec.get("post_processor"))
-        text = json.dumps(spec)
+        text, joined = json.dumps(spec), json.dumps(_without_prefix_space(spec))
         parsing, literal = tokenizers.Tokenizer.from_str(text), tokenizers.Tokenizer.from_str(text)
-        joined = _without_prefix_space(spec)
-        following = literal if joined == spec else tokenizers.Tokenizer.from_str(json.dumps(joined))
+        following = literal if joined == text else tokenizers.Tokenizer.from_str(joined)
         decoder = read_decoder(spec, ids)
+        length = token_length(spec, parsing)
     except InfillError as error:
         raise CheckpointError(f"{directory}: {error}") from None
     except CheckpointError as error:
@@ -214,6 +266,9 @@ def load_tokenizer(path: str | Path, vocab_size: int, told: Told = NOTHING_TOLD)
         infill_note=note,
         infill_ends=ends,
         fingerprint=_digest(tokenizers.__version__, config, text, infill, sorted(ends)),
+        token_length=length,
+        source=text,
+        following_source=text if joined == text else joined,
     )
 
 

@@ -54,7 +54,8 @@ COMPLETION, REQUEST, TOKENIZER = "reference/completion.py", "reference/request.p
 DECODERS, ADDED = "reference/decoders.py", "reference/added_tokens.py"
 GOLDEN_JUDGE, INFILL = "reference/golden/judge.py", "reference/infill.py"
 REPLAY, EXPLAIN, PICTURE = "reference/replay.py", "reference/explain.py", "reference/picture.py"
-RETRACE = "http/retrace.py"
+RETRACE, LIFE = "http/retrace.py", "http/life.py"
+TOKEN_LENGTH = "reference/token_length.py"
 
 ARRIVAL = "http/verify/cases/arrival.py"
 ROOTS = "http/verify/roots.py"
@@ -1409,10 +1410,102 @@ BREAKS = (
     ),
     Break(
         "a drained stream is logged as refused",
-        "http/completions.py",
+        LIFE,
         '{Draining: "drained", RequestTimeout',
         "{RequestTimeout",
         "test_cli.py::test_what_is_not_finished_when_the_draining_is_over_ends_with_an_error",
+    ),
+    # ---- the life of a request
+    Break(
+        "life: a client that leaves is not heard",
+        LIFE,
+        "            self.is_alone = True\n            self._wake()\n",
+        "            self.is_alone = True\n",
+        "test_life.py::test_a_client_that_leaves_ends_whatever_is_done_for_it[behind_a_long_body]",
+    ),
+    Break(
+        "life: what works for a request that has ended works on",
+        LIFE,
+        "        self.work.stop()\n",
+        "",
+        "test_life.py::test_a_client_that_leaves_ends_whatever_is_done_for_it[between_two_prompts]",
+    ),
+    Break(
+        "life: the queue's clock does not count what is prepared",
+        LIFE,
+        "(self.answer is None or self.answer.run.started is None)",
+        "self.answer is not None and self.answer.run.started is None",
+        "test_life.py::test_who_waits_too_long_before_the_engine_begins_is_told_so[behind_a_long_body]",
+    ),
+    Break(
+        "life: the end of the server is told to those alone that were let in",
+        LIFE,
+        "        for life in list(self.open):\n",
+        "        for life in [one for one in self.open if one.answer is not None]:\n",
+        "test_life.py::test_a_server_that_ends_says_so_whatever_a_request_waits_for[body_comes]",
+    ),
+    Break(
+        "life: who takes nothing of an ended answer is waited for",
+        LIFE,
+        "timeout=self._settings.write_seconds, ",
+        "",
+        "test_life.py::test_who_takes_nothing_of_an_ended_answer_is_cut_off[clock-sent]",
+    ),
+    Break(
+        "life: a turn to be prepared ends when its client leaves, not with its thread",
+        LIFE,
+        "        await asyncio.wait((preparing,))  # which leaves it alone when it is cancelled itself\n",
+        "        await preparing\n",
+        "test_life.py::test_a_turn_lasts_as_long_as_its_thread",
+    ),
+    Break(
+        "a text that cannot fit is encoded",
+        COMPLETION,
+        "        if tokens + (request.max_tokens if is_known else 0) > engine.context:\n",
+        "        if is_known and tokens + request.max_tokens > engine.context:\n",
+        "test_cannot_fit.py::test_a_text_that_cannot_fit_is_refused_before_any_is_encoded",
+    ),
+    Break(
+        "prompts that together may never wait are encoded",
+        COMPLETION,
+        "            raise MoreThanMayWait(total, most_tokens, at_least=True)\n",
+        "            pass\n",
+        "test_cannot_fit.py::test_prompts_that_together_are_more_than_may_wait_are_refused_unencoded",
+    ),
+    Break(
+        "white space that a token swallows counts",
+        TOKEN_LENGTH,
+        'not any(token.get("lstrip") or token.get("rstrip") for token in added)',
+        "True",
+        "test_token_length.py::test_a_token_that_strips_takes_any_white_space_and_only_that_is_not_counted",
+    ),
+    Break(
+        "NFC is thought to shorten nothing",
+        TOKEN_LENGTH,
+        "        longest *= shrink or 1\n",
+        "",
+        "test_token_length.py::test_no_text_has_fewer_tokens_than_are_known_before[NFC]",
+    ),
+    Break(
+        "a run of unknown characters is thought to be a token each",
+        TOKEN_LENGTH,
+        ' and not model.get("fuse_unk")',
+        "",
+        "test_token_length.py::test_where_one_token_may_be_a_whole_text_nothing_is_known[unknown characters fused]",
+    ),
+    Break(
+        "the process that encodes a long text outlives its request",
+        "reference/encode_apart.py",
+        "with work.ended_by(process.kill):",
+        "with work.ended_by(lambda: None):",
+        "test_token_length.py::test_stopping_the_work_ends_the_process",
+    ),
+    Break(
+        "a pass of the reference goes on when its job is closed",
+        ENGINE,
+        "self._engine.last_logits([*prompt_ids, *sampled], self._check)",
+        "self._engine.last_logits([*prompt_ids, *sampled])",
+        "test_engine.py::test_closing_a_job_ends_its_pass_between_two_layers[False]",
     ),
     Break(
         "a variable of a Kubernetes Service is an option",
@@ -1644,14 +1737,14 @@ BREAKS = (
     Break(
         "trace: several are computed at a time",
         RETRACE,
-        "                await self.turn.acquire()\n",
-        "                self.turn = asyncio.Lock()\n                await self.turn.acquire()\n",
+        "        await self.turn.acquire()\n",
+        "        self.turn = asyncio.Lock()\n        await self.turn.acquire()\n",
         "test_retrace.py::test_one_is_computed_at_a_time_and_who_finds_the_line_full_is_told_when",
     ),
     Break(
         "trace: work goes on that nobody waits for",
         RETRACE,
-        "            stopped.set()\n",
+        "            work.stop()\n",
         "            pass\n",
         "test_retrace.py::test_a_client_that_goes_away_ends_its_work_or_its_waiting",
     ),

@@ -18,14 +18,16 @@ from starlette.applications import Starlette
 
 from gnomon.http.admission import Admission, Answer, Pace, Places
 from gnomon.http.app import create_app
-from gnomon.http.completions import LONG_BODY, Completions
+from gnomon.http.completions import Completions
 from gnomon.http.errors import Draining, QueueFull
+from gnomon.http.life import LONG_BODY
 from gnomon.http.settings import Settings
 from gnomon.reference.completion import Run, prepare
 from gnomon.reference.engine import Engine
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import Usage
 from gnomon.reference.tokenizer import Tokenizer
+from gnomon.reference.work import Work
 from helpers.fake import EOT, FakeEngine, always, fake_tokenizer
 from helpers.live import MODEL, Gate, check_error, connection, events, eventually, post, request_body, serving
 
@@ -411,17 +413,17 @@ def test_long_bodies_are_prepared_one_at_a_time_and_short_ones_beside_them(
     preparing, at_work, most = Completions.prepare, 0, 0
     short_beside: list[int] = []
 
-    def counted(self: Completions, body: bytes, engine: Engine, tokenizer: Tokenizer) -> Run:
+    def counted(self: Completions, body: bytes, engine: Engine, tokenizer: Tokenizer, work: Work) -> Run:
         nonlocal at_work, most
         if len(body) <= LONG_BODY:
             short_beside.append(at_work)
-            return preparing(self, body, engine, tokenizer)
+            return preparing(self, body, engine, tokenizer, work)
         at_work += 1
         most = max(most, at_work)
         assert eventually(lambda: bool(short_beside))
         time.sleep(0.01)
         at_work -= 1
-        return preparing(self, body, engine, tokenizer)
+        return preparing(self, body, engine, tokenizer, work)
 
     monkeypatch.setattr(Completions, "prepare", counted)
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from gnomon.reference import engine as engine_module
 from gnomon.reference.checkpoint import load_checkpoint
 from gnomon.reference.completion import Run, RunClosed, prepare
 from gnomon.reference.engine import Done, Engine, Event, Failed, Job, PromptScored, ReferenceEngine, Token
@@ -112,6 +113,30 @@ def test_a_job_can_be_closed_before_it_is_read(engine: FakeEngine | ReferenceEng
     job.close()
     job.close()
     assert list(job.events()) == []
+
+
+@pytest.mark.parametrize("score", [False, True])
+def test_closing_a_job_ends_its_pass_between_two_layers(
+    model_directory: Path, monkeypatch: pytest.MonkeyPatch, score: bool
+) -> None:
+    """A pass over a long prompt takes many seconds, and nobody waits for it any more."""
+    engine, passed = ReferenceEngine(load_checkpoint(model_directory)), []
+    job = engine.submit([[1, 2, 3]], [0], greedy(2), candidates=1, top=0, score=score)
+    real = engine_module.hidden_states
+
+    def counted(config: Any, params: Any, tokens: Sequence[int]) -> NDArray[np.float64]:
+        def layers() -> Iterator[Any]:
+            for layer in params["layers"]:
+                passed.append(layer)
+                job.close()
+                yield layer
+
+        return real(config, {**params, "layers": layers()}, tokens)
+
+    assert len(engine.params["layers"]) > 1
+    monkeypatch.setattr(engine_module, "hidden_states", counted)
+    assert list(job.events()) == []
+    assert len(passed) == 1
 
 
 def test_no_event_of_a_closed_candidate_follows(engine: FakeEngine | ReferenceEngine) -> None:

@@ -198,8 +198,8 @@ def breakable(request: pytest.FixtureRequest, model: tuple[Checkpoint, Tokenizer
     reference = ReferenceEngine(model[0])
     parts = {"prefill": reference.last_logits, "score": reference.all_logits}
     parts["decode"] = lambda tokens: parts["prefill"](tokens)
-    reference.last_logits = lambda tokens: parts["decode" if len(tokens) > 1 else "prefill"](tokens)  # type: ignore[method-assign]
-    reference.all_logits = lambda tokens: parts["score"](tokens)  # type: ignore[method-assign]
+    reference.last_logits = lambda tokens, *_: parts["decode" if len(tokens) > 1 else "prefill"](tokens)  # type: ignore[method-assign]
+    reference.all_logits = lambda tokens, *_: parts["score"](tokens)  # type: ignore[method-assign]
     return Breakable(reference, parts)
 
 

@@ -409,11 +409,11 @@ def test_a_draining_server_finishes_its_traces(held: Held, tokenizer: Tokenizer)
 
 def test_a_long_body_is_prepared_under_the_lock_of_completions(app: Starlette) -> None:
     """A tokenizer needs some 300 times a text's size, whichever endpoint it works for."""
-    assert app.state.retrace.long_bodies is app.state.completions.long_bodies
+    assert app.state.retrace.preparer is app.state.completions.preparer
 
     async def run() -> bool:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gnomon") as client:
-            async with app.state.completions.long_bodies:
+            async with app.state.completions.preparer.long_bodies:
                 body = trace_body(request=request_body(seed=1, user="a" * 300_000))
                 long = asyncio.create_task(client.post(TRACE, json=body))
                 short = await client.post(TRACE, json=trace_body())

@@ -23,6 +23,7 @@ from gnomon.http.settings import Settings
 from gnomon.reference.completion import Run
 from gnomon.reference.engine import Engine
 from gnomon.reference.tokenizer import Tokenizer
+from gnomon.reference.work import Work
 from helpers.fake import FakeEngine, always, fake_tokenizer
 from helpers.live import call, check_error, eventually, post, request_body
 
@@ -144,10 +145,10 @@ def test_a_request_that_is_being_prepared_when_the_server_is_to_end_is_finished(
     begun, go_on, prepare = threading.Event(), threading.Event(), Completions.prepare
     ready, answers = threading.Event(), []
 
-    def slow(self: Completions, body: bytes, engine: Engine, tokenizer: Tokenizer) -> Run:
+    def slow(self: Completions, body: bytes, engine: Engine, tokenizer: Tokenizer, work: Work) -> Run:
         begun.set()
         assert go_on.wait(20)
-        return prepare(self, body, engine, tokenizer)
+        return prepare(self, body, engine, tokenizer, work)
 
     monkeypatch.setattr(Completions, "prepare", slow)
     settings = Settings(shutdown_seconds=0.1)

@@ -232,6 +232,25 @@ def test_ids_of_every_kind_are_those_of_transformers(shelf: Shelf, theirs: Any, 
         assert list(tokenizer.encode(text).ids) == judge(text).input_ids, text
 
 
+def check_least(tokenizer: Tokenizer, literals: Sequence[str]) -> int:
+    """No text has fewer tokens than are known before; how many of them are known to have ten at least."""
+    rng, longest, known = random.Random(3), sorted(tokenizer.token_bytes, key=len)[-20:], 0
+    pieces = (*TEXTS, *MARKED, *literals, *(content.decode(errors="ignore") for content in longest), " " * 300)
+    for _ in range(150):
+        text = "".join(rng.choices(pieces, k=rng.randint(1, 4))) * rng.choice((1, 1, 20))
+        least = tokenizer.least_tokens(text)
+        for encode in (tokenizer.encode, tokenizer.encode_literal, tokenizer.encode_following):
+            assert least <= len(encode(text).ids), text
+        known += least >= 10
+    return known
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_text_has_fewer_tokens_than_are_known_before(shelf: Shelf, kind: str) -> None:
+    tokenizer = shelf.open(kind)
+    assert check_least(tokenizer, list(tokenizer.special.values())) > 2
+
+
 def normalised(kind: str, text: str) -> str:
     """What a kind is known to do to a text before it is cut: NFC; a space before it; ▁ taken for a space."""
     if kind == "qwen2":
@@ -520,6 +539,12 @@ def test_ids_of_real_files_are_those_of_transformers(real: Any, theirs: Any, nam
     literals = list(tokenizer.special.values())
     for text in (*TEXTS, *MARKED, *(f"a {literal} b{literal}" for literal in literals[:40] + literals[-5:])):
         assert list(tokenizer.encode(text).ids) == judge(text).input_ids, text
+
+
+@pytest.mark.parametrize("name", list(REAL))
+def test_no_text_has_fewer_tokens_in_a_real_file_than_are_known_before(real: Any, name: str) -> None:
+    _, tokenizer = real(name)
+    assert check_least(tokenizer, list(tokenizer.special.values())[:40]) > 2
 
 
 @pytest.mark.parametrize("name", list(REAL))

@@ -268,7 +268,7 @@ def encoded(change: Any) -> Make:
         patch.setattr(
             completion,
             "encode_prompt",
-            lambda prompt, engine, tokenizer: change(prompt, original(prompt, engine, tokenizer)),
+            lambda prompt, *others: change(prompt, original(prompt, *others)),
         )
 
     return make

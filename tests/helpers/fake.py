@@ -42,13 +42,13 @@ class FakeEngine(ReferenceEngine):
         self.turn = threading.Lock()
         self.calls = 0
 
-    def last_logits(self, tokens: Sequence[int]) -> NDArray[np.float64]:
+    def last_logits(self, tokens: Sequence[int], check: Callable[[], None] = go_on) -> NDArray[np.float64]:
         with self.turn:
             self.calls += 1
         return _finite(self.logits_of(tokens))
 
-    def all_logits(self, tokens: Sequence[int]) -> NDArray[np.float64]:
-        return self.logits(self.states(tokens))
+    def all_logits(self, tokens: Sequence[int], check: Callable[[], None] = go_on) -> NDArray[np.float64]:
+        return self.logits(self.states(tokens, check))
 
     def states(self, tokens: Sequence[int], check: Callable[[], None] = go_on) -> NDArray[np.float64]:
         """The logits themselves: there is no layer that they would come from."""

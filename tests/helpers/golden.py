@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gnomon.reference.checkpoint import Checkpoint
-from gnomon.reference.engine import ReferenceEngine
+from gnomon.reference.engine import ReferenceEngine, go_on
 from gnomon.reference.golden import MODEL, Case
 
 
@@ -29,15 +29,15 @@ class Foresight(ReferenceEngine):
         for sequence in sorted(sequences, key=len, reverse=True):
             self.all_logits(sequence)
 
-    def all_logits(self, tokens: Sequence[int]) -> NDArray[np.float64]:
+    def all_logits(self, tokens: Sequence[int], check: Callable[[], None] = go_on) -> NDArray[np.float64]:
         begun = [tuple(tokens[: i + 1]) for i in range(len(tokens))]
         if not all(prefix in self._rows for prefix in begun):
-            self._rows.update(zip(begun, super().all_logits(tokens), strict=True))
+            self._rows.update(zip(begun, super().all_logits(tokens, check), strict=True))
         return np.stack([self._rows[prefix] for prefix in begun])
 
-    def last_logits(self, tokens: Sequence[int]) -> NDArray[np.float64]:
+    def last_logits(self, tokens: Sequence[int], check: Callable[[], None] = go_on) -> NDArray[np.float64]:
         row = self._rows.get(tuple(tokens))
-        return super().last_logits(tokens) if row is None else row
+        return super().last_logits(tokens, check) if row is None else row
 
 
 def right_answer(case: Case) -> Any:
