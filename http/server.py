@@ -48,8 +48,11 @@ from gnomon.reference.tokenizer import Tokenizer
 
 log = logging.getLogger("gnomon.http")
 
-AT_FIRST_USE = ("concurrent.futures.thread", "netrc")
-"""What asyncio and the collector's client import when they need it: later there may be no descriptor to read it by."""
+AT_FIRST_USE = (
+    *("concurrent.futures.thread", "netrc"),
+    *(f"encodings.{name}" for name in ("ascii", "idna", "latin_1", "unicode_escape", "utf_8_sig")),
+)
+"""What Python, asyncio and the collector's client import when they need it: later there may be no descriptor left."""
 
 Loader = Callable[[], tuple[ServedEngine, Tokenizer, Checkpoint | None]]
 
@@ -197,7 +200,7 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().create_server = self.listen  # type: ignore[method-assign, assignment]
         for name in AT_FIRST_USE:
             importlib.import_module(name)
-        await run_in_threadpool("a".encode, "idna")  # which imports anyio's threads and that encoding
+        await run_in_threadpool(AT_FIRST_USE.count, "")  # anyio's threads
         await super().startup(sockets)
         if self.load is None:
             self.ready()

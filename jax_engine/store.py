@@ -21,6 +21,7 @@ from pathlib import Path
 
 from gnomon.jax_engine.backend import one_line
 from gnomon.reference.atomic import PARTIAL
+from gnomon.reference.files import absolute
 
 PROBE_BYTES = 2**20  # more than the library or one of the embedded model's programs takes
 ABANDONED_SECONDS = 3600  # nothing is being written for so long
@@ -54,7 +55,7 @@ def is_new(directory: str | None, environment: Mapping[str, str]) -> bool:
 
 
 def _place(directory: str | None, environment: Mapping[str, str]) -> Path:
-    return (default_directory(environment) if directory is None else Path(directory).absolute()) / "jax"
+    return (default_directory(environment) if directory is None else absolute(Path(directory))) / "jax"
 
 
 @contextmanager

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
+import os
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +28,9 @@ from gnomon.http.openapi import document
 from gnomon.http.retrace import LINE
 from gnomon.http.settings import AuthMode, AuthSettings, Settings
 from gnomon.reference import load
-from gnomon.reference.checkpoint import Checkpoint, load_checkpoint
+from gnomon.reference.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from gnomon.reference.engine import Load, ReferenceEngine, ReferenceJob, go_on
+from gnomon.reference.files import Opened
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
 from helpers.fake import FAKE_VOCAB, FakeEngine, fake_tokenizer, hashed_logits
@@ -438,16 +442,20 @@ def test_logits_that_are_not_finite_are_a_500_and_the_next_trace_works(
     assert trace(app).status_code == 200
 
 
-def test_weights_that_cannot_be_read_are_a_500_with_the_cause_in_the_log(
-    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_weights_that_cannot_be_read_are_a_503_with_the_cause_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny_llama(tmp_path)
-    app, _ = beside(model, Settings())
-    (model / "model.safetensors").unlink()
-    message = check_error(trace(app), 500)
+    def fails(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    app, _ = beside(tiny_llama(tmp_path), Settings())
+    monkeypatch.setattr(Opened, "read_into", fails)
+    message = check_error(trace(app), 503, code="trace_not_offered")
     assert "safetensors" not in message
-    assert "model.safetensors" in caplog.text
-    check_error(trace(app), 500)  # and not a turn that nobody gives back
+    assert "model.safetensors: Input/output error" in caplog.text
+    check_error(trace(app), 503, code="trace_not_offered")  # and not a turn that nobody gives back
+    monkeypatch.undo()
+    assert trace(app).status_code == 200
 
 
 def test_it_is_logged_and_counted_and_is_no_completion(app: Starlette, caplog: pytest.LogCaptureFixture) -> None:
@@ -470,3 +478,63 @@ def test_the_settings_say_how_long_a_sequence_may_be(tokenizer: Tokenizer) -> No
     for tokens, most in ((5, 5), (1024, 64)):
         app = create_app(FakeEngine(hashed_logits), tokenizer, replace(Settings(), trace_tokens=tokens))
         assert call(app, "GET", "/v1/capabilities").json()["trace"] == {"tokens": most}
+
+
+# ---- the model's files while it is served
+
+
+@pytest.mark.parametrize("harm", ["replaced", "removed"])
+def test_a_model_whose_directory_is_replaced_is_traced_as_it_was_served(tmp_path: Path, harm: str) -> None:
+    model = tiny_llama(tmp_path / "model", seed=1)
+    app, _ = beside(model, Settings())
+    app.state.retrace.loaded()
+    expected = trace(beside(tiny_llama(tmp_path / "same", seed=1), Settings())[0]).json()
+    if harm == "replaced":
+        model.rename(tmp_path / "old")
+        tiny_llama(model, seed=2)
+    else:
+        shutil.rmtree(model)
+    answer = trace(app)
+    assert (answer.status_code, answer.json()["steps"]) == (200, expected["steps"])
+    assert offered(app)
+
+
+def test_files_written_to_in_place_end_traces_in_words_and_capabilities_have_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a file that stays open that cannot be helped, and must be seen: a trace of other weights would accuse the
+    engine. Completions go on, and a client is not told where the files are."""
+    model = tiny_llama(tmp_path / "model")
+    app, checkpoint = beside(model, Settings())
+    app.state.retrace.loaded()
+    assert offered(app)
+    os.truncate(model / "model.safetensors", 1000)
+    assert not offered(app)
+    for _ in range(2):
+        answer = trace(app)
+        message = check_error(answer, 503, code="trace_not_offered")
+        assert "no longer offered here" in message
+        assert str(tmp_path) not in answer.text
+    assert [str(model / "model.safetensors") in record.getMessage() for record in caplog.records] == [True]
+    assert post(app).status_code == 200
+    assert not is_read(checkpoint)
+
+
+def test_a_reference_that_was_made_needs_no_file_any_more(tmp_path: Path) -> None:
+    model = tiny_llama(tmp_path / "model")
+    app, _ = beside(model, Settings())
+    first = trace(app)
+    os.truncate(model / "model.safetensors", 1000)
+    assert (trace(app).content, offered(app)) == (first.content, True)
+
+
+@pytest.mark.parametrize("settings", [Settings(trace_memory=0), Settings()])
+def test_files_that_no_trace_will_read_are_closed_when_the_model_is_there(tmp_path: Path, settings: Settings) -> None:
+    checkpoint = load_checkpoint(tiny_llama(tmp_path / "model"))
+    engine = ReferenceEngine(load_checkpoint(tmp_path / "model"))
+    tokenizer = load_tokenizer(tmp_path / "model", checkpoint.config.vocab_size)
+    app = create_app(None, None, settings)
+    app.state.service.open(Other(engine) if settings.trace_memory == 0 else engine, tokenizer, checkpoint)
+    app.state.retrace.loaded()
+    with pytest.raises(CheckpointError, match="Bad file descriptor"):
+        _ = checkpoint.params
