@@ -62,6 +62,7 @@ from gnomon.reference.checkpoint import default_model_path, read_config
 ORDINARY = 4  # clients
 TURNS = 4  # of each kind
 LIVEZ_EVERY = 0.05  # seconds
+SETTLE_SECONDS = 15.0  # between a hostile turn and the next calm one at most
 LOST_SECONDS = 60.0  # after which an ordinary client's answer counts as lost
 REST_SECONDS = 90.0  # for the server to be quiet, after it has been attacked
 PATIENCE = 15.0  # seconds that a hostile client waits for its answer at most
@@ -369,6 +370,7 @@ async def turns(plan: Plan, at: Server, tally: Tally) -> Seen:
                 attackers.begin(plan.seconds / (2 * TURNS))
                 await one_turn(plan, at, requests, hostile, tally)
                 await asyncio.to_thread(attackers.end)
+                await settled(at, start)
     finally:
         attackers.close()
     faults = list(probe.faults)
@@ -382,6 +384,14 @@ async def turns(plan: Plan, at: Server, tally: Tally) -> Seen:
         end = Rest(held(at.process.pid), {})
     peak = peak_memory(at.process.pid)
     return Seen(calm, hostile, start, end, attackers.told, attackers.cpu, probe.late, faults, samples, peak)
+
+
+async def settled(at: Server, start: Rest) -> None:
+    """Waits a while for the server to have nothing left of the hostile turn, so that a calm one is calm."""
+    with suppress(OSError, TimeoutError):
+        async with asyncio.timeout(SETTLE_SECONDS):
+            while (await rest(at)).load != start.load:
+                await asyncio.sleep(0.25)
 
 
 def run(plan: Plan) -> Report:

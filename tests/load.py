@@ -35,6 +35,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -595,6 +596,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    import load  # as hostile.py does: one module, not two
-
-    sys.exit(load.main())
+    sys.exit(import_module("load").main())  # as hostile.py imports it: one module, not two
