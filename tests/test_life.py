@@ -221,7 +221,7 @@ async def between_two_prompts(scene: Scene) -> AsyncIterator[Client]:
     await until(begun.is_set)
     yield client
     may_go_on.set()
-    await until(lambda: scene.completions.preparer.short_bodies._value >= 2)
+    await until(lambda: scene.completions.preparer.other_bodies._value >= 2)
     assert encoded == ["first"]
     scene.patch.setattr(completion, "encode_prompt", real)
 
@@ -490,25 +490,26 @@ def test_a_request_that_comes_when_the_server_has_ended_is_told_so(
     refused(*ENDS)(asyncio.run(run()))
 
 
-def test_as_many_short_bodies_are_prepared_at_a_time_as_there_are_processors() -> None:
-    """Who has left meanwhile is never begun."""
+def test_as_many_bodies_of_middle_size_are_prepared_at_a_time_as_there_are_processors() -> None:
+    """Who has left meanwhile is never begun, and a short body waits for none of them."""
 
     async def run() -> tuple[int, int]:
         preparer, held, begun = life.Preparer(), threading.Event(), []
-        count = preparer.short_bodies._value
+        count = preparer.other_bodies._value
 
         def work() -> None:
             begun.append(1)
             assert held.wait(30)
 
-        tasks = [asyncio.create_task(preparer.prepare(1, work)) for _ in range(count + 3)]
+        tasks = [asyncio.create_task(preparer.prepare(life.SHORT_BODY + 1, work)) for _ in range(count + 3)]
         await until(lambda: len(begun) == count)
+        assert await preparer.prepare(life.SHORT_BODY, lambda: 7) == 7
         for task in tasks[count : count + 2]:
             task.cancel()
         held.set()
         await asyncio.gather(*tasks, return_exceptions=True)
         preparer.close()
-        return len(begun) - count, preparer.short_bodies._value - count
+        return len(begun) - count, preparer.other_bodies._value - count
 
     assert asyncio.run(run()) == (1, 0)
 

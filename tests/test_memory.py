@@ -18,10 +18,9 @@ import pytest
 from starlette.applications import Starlette
 from starlette.types import Message
 
-from gnomon.http import completions
 from gnomon.http.admission import BETWEEN_CHECKS, Admission
 from gnomon.http.app import create_app
-from gnomon.http.completions import AT_A_TIME, LONG_BODY, SHORT_BODY, Completions
+from gnomon.http.completions import Completions
 from gnomon.http.settings import Settings
 from gnomon.reference.completion import Run, StopMatcher, prepare
 from gnomon.reference.request import CompletionRequest
@@ -404,42 +403,3 @@ def test_bodies_that_are_arriving_count_among_the_bytes_that_wait(tokenizer: Tok
             assert httpx.post(url, json=request_body(max_tokens=1), timeout=60).status_code == 200
         assert eventually(lambda: admission.arriving_bytes == 0)
         assert httpx.post(url, content=body, headers=JSON, timeout=60).status_code == 200
-
-
-def test_bodies_neither_long_nor_short_are_prepared_a_few_at_a_time(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each needs some 300 times its size while it is prepared: all of those that may wait would be 40 GB together."""
-    size = (SHORT_BODY + LONG_BODY) // 2
-    at_once: list[int] = [0, 0]
-    original = completions.prepare
-
-    async def scene() -> list[httpx.Response]:
-        app = create_app(FakeEngine(always(*b"abc")), tokenizer, Settings())
-        transport = httpx.ASGITransport(app)
-        release = asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def slow(*arguments: Any) -> Run:
-            at_once[0] += 1
-            at_once[1] = max(at_once)
-            asyncio.run_coroutine_threadsafe(release.wait(), loop).result(60)
-            at_once[0] -= 1
-            return original(*arguments)
-
-        monkeypatch.setattr(completions, "prepare", slow)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gnomon", timeout=60) as client:
-            content = body_of({}) + b" " * size
-            asked = [
-                asyncio.create_task(client.post("/v1/completions", content=content, headers=JSON))
-                for _ in range(3 * AT_A_TIME)
-            ]
-            while app.state.completions.preparing < len(asked) or at_once[0] < AT_A_TIME:
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(0.1)
-            assert at_once[0] == AT_A_TIME
-            release.set()
-            return await asyncio.gather(*asked)
-
-    assert {answer.status_code for answer in asyncio.run(scene())} == {200}
-    assert at_once[1] == AT_A_TIME

@@ -195,9 +195,7 @@ def test_a_file_of_a_model_that_is_none_is_one_line_with_its_name(
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[31mb", "\udcff", "x" * 300, "é"])
 @pytest.mark.parametrize("option", READ)
-def test_a_name_of_any_characters_is_one_printable_line(
-    gnomon: Gnomon, tmp_path: Path, option: str, name: str
-) -> None:
+def test_a_name_of_any_characters_is_one_printable_line(gnomon: Gnomon, tmp_path: Path, option: str, name: str) -> None:
     result = gnomon(*(argument.format(f"{tmp_path}/{name}") for argument in READ[option]))
     assert (result.code in (1, 2), result.out) == (True, "")
     assert result.err.endswith("\n")
