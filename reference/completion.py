@@ -149,7 +149,7 @@ def encode_prompts(
 
     effort: what is of no use is more than the model's context.
     """
-    suffix = _Suffix(request, tokenizer, effort) if request.suffix else None
+    suffix = InfillEncoder(request, tokenizer, effort) if request.suffix else None
     least = [least_tokens(prompt, tokenizer) + (suffix.least if suffix else 0) for prompt in request.prompts]
     for j, tokens in enumerate(least):
         is_known = not isinstance(request.prompts[j], str)
@@ -221,11 +221,11 @@ def _beginning(engine: Engine, tokenizer: Tokenizer) -> int:
     raise InvalidRequest("prompt", "prompt: this model has no end-of-text token to begin from; give a text")
 
 
-class _Suffix:
+class InfillEncoder:
     """Section 9: a BOS if there is one, then the markers and both texts in the model's order. The texts are encoded
     literally; of all tokens only the prompt's own have a span. The suffix is encoded once, whatever the prompts."""
 
-    def __init__(self, request: CompletionRequest, tokenizer: Tokenizer, effort: Effort) -> None:
+    def __init__(self, request: CompletionRequest, tokenizer: Tokenizer, effort: Effort = TO_ITS_END) -> None:
         if tokenizer.infill is None:
             raise InvalidRequest("suffix", f"suffix: {tokenizer.infill_note}; leave it out")
         if not all(isinstance(prompt, str) for prompt in request.prompts):
@@ -436,7 +436,7 @@ def ranked(candidates: Sequence[Candidate], n: int) -> list[Candidate]:
 class Stretch(NamedTuple):
     """What of a choice is sent together: some of its tokens and their text; the first one, after the echoed prompt."""
 
-    index: int
+    choice: int  # its index
     prompt: int
     candidate: Candidate
     text: str
@@ -693,7 +693,7 @@ class Run:
             )
         own = written(stretch.text, entries, stretch.tokens, self._tokenizer.labels)
         stretches = [self._echo(stretch.prompt), own] if stretch.first and request.echo else [own]
-        return choice(stretch.index, stretches, request.logprobs is not None, candidate.finish_reason)
+        return choice(stretch.choice, stretches, request.logprobs is not None, candidate.finish_reason)
 
     def _echo(self, j: int) -> Written:
         if j not in self._echoes:

@@ -28,7 +28,7 @@ class Apart(NamedTuple):
     """What came of it: how many tokens there are; their ids and starts, if they are no more than were wanted; or the
     library's own words, if it refused the text, or panicked over it."""
 
-    count: int
+    tokens: int
     ids: tuple[int, ...] = ()
     starts: tuple[int, ...] = ()
     refusal: str | None = None
@@ -63,7 +63,8 @@ def main() -> None:
     tokenizer = tokenizers.Tokenizer.from_str(sys.stdin.buffer.read(told["spec"]).decode())
     tokenizer.encode_special_tokens = told["encode_special_tokens"]
     text = sys.stdin.buffer.read().decode()
-    numbers, head = array("I"), {"count": 0, "refusal": None, "panic": None}
+    numbers = array("I")
+    head: dict[str, int | str | None] = {"count": 0, "refusal": None, "panic": None}
     try:
         encoded = tokenizer.encode(text, add_special_tokens=False)
     except Exception as error:  # the library raises a bare Exception

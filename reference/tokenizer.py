@@ -180,8 +180,8 @@ def _encode_apart(tokenizer: tokenizers.Tokenizer, source: str, text: str, effor
         raise UnknownText(apart.refusal)
     if apart.panic is not None:
         raise TokenizerFailed(apart.panic)
-    if effort.most is not None and apart.count > effort.most:
-        raise TooLong(apart.count)
+    if effort.most is not None and apart.tokens > effort.most:
+        raise TooLong(apart.tokens)
     return Encoding(apart.ids, _non_decreasing(apart.starts))
 
 

@@ -17,7 +17,7 @@ from tokenizers import models, normalizers, processors
 
 from gnomon.http.cli import main
 from gnomon.reference.checkpoint import CheckpointError, load_checkpoint
-from gnomon.reference.completion import encode_infill, prepare
+from gnomon.reference.completion import InfillEncoder, prepare
 from gnomon.reference.engine import ReferenceEngine
 from gnomon.reference.infill import FAMILIES, Family, Infill, Order, Told, decide
 from gnomon.reference.request import CompletionRequest, InvalidRequest
@@ -303,7 +303,7 @@ def test_in_every_order_offsets_count_from_the_prompts_text(tmp_path: Path, orde
     request = CompletionRequest.from_fields({"model": "fake", "prompt": "aé", "suffix": "bcd", "logprobs": 0})
     script = always(ord("x"), ord("y"), FIRST + 3, vocab_size=300, prompt=9)
     run = prepare(request, FakeEngine(script, 300, eos_ids=frozenset()), tokenizer, "fake")
-    prompt = encode_infill("aé", request, tokenizer)
+    prompt = InfillEncoder(request, tokenizer).infill("aé")
     assert prompt.text == "aé"
     assert list(prompt.starts) == sorted(prompt.starts)
     assert [start for v, start in zip(prompt.ids, prompt.starts, strict=True) if v in (ord("a"), 0xC3)] == [0, 1]

@@ -237,17 +237,16 @@ def keeping_the_stop(patch: Patch) -> None:
 
 def from_the_prompt_on(patch: Patch) -> None:
     """The matcher has read the prompt."""
-    new = Run._new_candidates
+    of = Run._candidate
 
-    def reading_on(self: Run) -> list[list[Candidate]]:
-        made = new(self)
-        for prompt, candidates in zip(self.prompts, made, strict=True):
-            for candidate in candidates:
-                for char in prompt.text:
-                    candidate._matcher.push(char)
-        return made
+    def reading_on(self: Run, j: int, c: int) -> Candidate:
+        is_new = (j, c) not in self._candidates
+        candidate = of(self, j, c)
+        for char in self.prompts[j].text if is_new else "":
+            candidate._matcher.push(char)
+        return candidate
 
-    patch.setattr(Run, "_new_candidates", reading_on)
+    patch.setattr(Run, "_candidate", reading_on)
 
 
 def ranked(order: Any) -> Make:

@@ -125,7 +125,7 @@ def prepared(sent: CompletionRequest, engine: FakeEngine, tokenizer: Tokenizer) 
     run.request, prompts = sent, []
     for prompt in sent.prompts:
         if sent.suffix:
-            whole = completion.encode_infill(prompt, sent, tokenizer)
+            whole = completion.InfillEncoder(sent, tokenizer).infill(prompt)
         else:
             whole = completion.encode_prompt(prompt, engine, tokenizer)
         prompts.append(KeptPrompt(array("I", whole.ids), array("I", whole.starts), whole.text, len(whole.text)))
