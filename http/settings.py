@@ -162,7 +162,7 @@ class Settings:
         "Bytes of memory that waiting requests may take, bodies that are still arriving included; more get a 429, one "
         "that alone is more a 400 or 413.",
         LIMITS,
-        min=1024,
+        min=4096,  # of which the smallest request takes more than half
     )
     trace_memory: int = option(
         2048,

@@ -648,7 +648,7 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_defaul
     gnomon: Gnomon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {row.name: 7 if row.type in (int, int | None) else 7.5 for row in ROWS if row.group in (LIMITS, TIMES)}
-    given["openai_limits"], given["max_header_bytes"] = True, 2048
+    given["openai_limits"], given["max_header_bytes"], given["max_queued_bytes"] = True, 2048, 8192
     variables = {**given, "cors_origins": ["https://a.example", "https://b.example"], "log_format": "json"}
     for name, value in variables.items():
         text = " ".join(value) if isinstance(value, list) else str(value)

@@ -656,7 +656,7 @@ def test_300_pipelined_requests_beyond_every_buffer_are_answered_in_order(base: 
     lengths = [i % 5 + 1 for i in range(300)]
     with client_of(base) as client:
         sending = threading.Thread(
-            target=client.send, args=(b"".join(completion(max_tokens=n, user="x" * 3000) for n in lengths),)
+            target=client.send, args=(b"".join(completion(max_tokens=n, stop=["x" * 1000] * 3) for n in lengths),)
         )
         sending.start()
         assert [client.next().text for _ in lengths] == ["abcab"[:n] for n in lengths]
