@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -20,7 +19,7 @@ from gnomon.reference.checkpoint import default_model_path, load_checkpoint
 from gnomon.reference.engine import ReferenceEngine
 
 ONE_CPU = "ONE_CPU"  # a variable of this file's: the affinity, which a cpuset sets too
-THREADS = (  # what it may be started with, to no effect
+THREADS: tuple[dict[str, str], ...] = (  # what it may be started with, to no effect
     {},
     {ONE_CPU: "first"},
     {ONE_CPU: "last"},
@@ -257,9 +256,9 @@ def test_a_pass_of_the_model_is_within(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(threads) == {1}
     unembed = ReferenceEngine.__init__.__globals__["unembed"]
 
-    def noted(*arguments: object) -> np.ndarray:  # type: ignore[type-arg]
+    def noted(*arguments: object) -> object:
         threads.append(library.num_threads)
-        return unembed(*arguments)  # type: ignore[no-any-return]
+        return unembed(*arguments)
 
     monkeypatch.setattr("gnomon.reference.engine.unembed", noted)
     engine.logits(states)

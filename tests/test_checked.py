@@ -40,8 +40,9 @@ def test_what_was_kept_is_found_and_nothing_is_said(tmp_path: Path) -> None:
 def test_what_is_damaged_is_removed_with_one_line_that_names_it(tmp_path: Path, damage: Damage) -> None:
     path = keep(tmp_path, "name", ".so", CONTENT)
     damage.do(path)
-    content, [line] = found(tmp_path)
-    assert content is None
+    content, said = found(tmp_path)
+    assert (content, len(said)) == (None, 1)
+    [line] = said
     assert line.startswith(f"{path} is damaged: ")
     assert damage.wrong in line
     assert line.endswith("; it is removed and made anew")
@@ -59,8 +60,8 @@ def test_what_cannot_be_read_is_made_anew_too(tmp_path: Path) -> None:
 
 
 def test_a_whole_file_is_used_beside_a_damaged_one(tmp_path: Path) -> None:
-    for content in (CONTENT, b"another build"):
-        keep(tmp_path, "name", ".so", content)
+    for build in (CONTENT, b"another build"):
+        keep(tmp_path, "name", ".so", build)
     os.truncate(min(tmp_path.iterdir()), 3)
     content, [_] = found(tmp_path)
     assert content in (CONTENT, b"another build")
