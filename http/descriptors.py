@@ -1,10 +1,10 @@
 """How many files this process may have open, and how many of them are left for connections.
 
-    1 the limit   the soft one is raised as far as it has to be, at most to the hard one
-    2 ours        what the server itself has open, and what it may have to open at any moment: files of the model, of
-                  keys and certificates, the log, connections to the identity service and to a collector
-    3 refused     connections beyond the bound that are told so with a 503
-    4 the bound   what is left; a bound of connections that is more than that is lowered to it, and a line says so
+1 the limit   the soft one is raised as far as it has to be, at most to the hard one
+2 ours        what the server itself has open, and what it may have to open at any moment: files of the model, of
+              keys and certificates, the log, connections to the identity service and to a collector
+3 refused     connections beyond the bound that are told so with a 503
+4 the bound   what is left; a bound of connections that is more than that is lowered to it, and a line says so
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from gnomon.http.settings import Settings
 from gnomon.http.wire import REFUSED_AT_ONCE
 
 OURS = 40
-"""Open at one time at most: standard streams, the loop, the listener, what jax keeps, the model's files, and 16 more for
-what is opened for a moment."""
+"""Open at one time at most: standard streams, the loop, the listener, what jax keeps, the model's files, and some more
+for what is opened for a moment. Seven are open at rest."""
 COLLECTOR = 4
 UNLIMITED = 2**31
 

@@ -552,6 +552,8 @@ def protocol(
             app_state: dict[str, Any],
             _loop: asyncio.AbstractEventLoop | None = None,
         ) -> None:
-            super().__init__(config, server_state, app_state, _loop, settings, refused, on_refusal, is_ending, refused_at_once)
+            super().__init__(
+                config, server_state, app_state, _loop, settings, refused, on_refusal, is_ending, refused_at_once
+            )
 
     return Configured

@@ -60,6 +60,91 @@ ARRIVAL = "http/verify/cases/arrival.py"
 ROOTS = "http/verify/roots.py"
 
 BREAKS = (
+    # ---- starts, files and descriptors
+    Break(
+        "accepting: no pause without a descriptor",
+        "http/accept.py",
+        "        self.retry = self.loop.call_later(PAUSE_SECONDS, self.start)\n",
+        "        self.retry = None\n",
+        "test_descriptors.py::test_without_a_descriptor_accepting_pauses_in_one_line_and_goes_on_later",
+    ),
+    Break(
+        "accepting: a line for every pause",
+        "http/accept.py",
+        "if self.told is None or now - self.told >= QUIET_SECONDS:",
+        "if True:",
+        "test_descriptors.py::test_a_line_about_pauses_comes_once_in_a_while_with_their_number",
+    ),
+    Break(
+        "descriptors: the bound of connections ignores what the server needs",
+        "http/descriptors.py",
+        "left = limit - own",
+        "left = limit",
+        "test_descriptors.py::test_the_bound_is_what_the_system_gives_less_what_the_server_needs",
+    ),
+    Break(
+        "descriptors: something is imported at first use",
+        "http/server.py",
+        "            importlib.import_module(name)\n",
+        "            assert name\n",
+        "test_descriptors.py::test_nothing_is_imported_once_the_server_answers",
+    ),
+    Break(
+        "descriptors: a hangup without one ends the server",
+        "http/server.py",
+        "return error.errno in (errno.EMFILE, errno.ENFILE)",
+        "return False",
+        "test_descriptors.py::test_a_hangup_without_a_descriptor_is_not_taken_for_the_end_of_the_terminal",
+    ),
+    Break(
+        "files: a pipe is waited for",
+        "reference/files.py",
+        "    if not stat.S_ISREG(found.st_mode):\n",
+        "    if False:\n",
+        "test_files.py::test_what_is_no_regular_file_is_refused_at_once_by_what_it_is",
+    ),
+    Break(
+        "files: a file is read without an end",
+        "reference/files.py",
+        "content = file.read(most + 1)",
+        "content = file.read(most)",
+        "test_files.py::test_a_link_to_a_regular_file_is_read_to_its_bound_and_no_further",
+    ),
+    Break(
+        "trace: files that were written to still make traces",
+        RETRACE,
+        "        return checkpoint.changed\n",
+        "        return None\n",
+        "test_retrace.py::test_files_written_to_in_place_end_traces_in_words_and_capabilities_have_none",
+    ),
+    Break(
+        "memory: a pool is not held against what is free",
+        "jax_engine/device.py",
+        "    if pool + weights + slots > free:\n",
+        "    if pool + weights + slots > whole:\n",
+        "test_memory.py::test_pool_weights_and_slots_together_are_held_against_the_free_memory",
+    ),
+    Break(
+        "memory: a control group above allows what it does not",
+        "jax_engine/memory.py",
+        "for one in (folder, *folder.parents):",
+        "for one in (folder,):",
+        "test_memory.py::test_the_least_that_a_group_or_the_machine_allows_is_there",
+    ),
+    Break(
+        "locale: bytes that an ASCII locale could not read stay surrogates",
+        "http/console.py",
+        "    return UNDECODED.sub(_decoded, text)\n",
+        "    return text\n",
+        "test_starts.py::test_texts_of_an_ascii_locale_are_read_as_utf8",
+    ),
+    Break(
+        "locale: a character that an output does not have is a traceback",
+        "http/console.py",
+        '            stream.reconfigure(errors="backslashreplace")\n',
+        "            pass\n",
+        "test_starts.py::test_what_every_command_prints_fits_an_ascii_output",
+    ),
     # ---- the sampler's stages
     Break(
         "the bias is dropped",

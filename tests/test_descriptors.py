@@ -1,4 +1,4 @@
-"""A process that is short of file descriptors: how many connections it takes, and what it does when there is none left."""
+"""A process short of file descriptors: how many connections it takes, and what it does when there is none left."""
 
 from __future__ import annotations
 
@@ -152,7 +152,9 @@ def test_what_talks_to_others_needs_descriptors_of_its_own() -> None:
     assert ours(Settings(otlp_endpoint="http://127.0.0.1:1/v1/traces")) == OURS + COLLECTOR
 
 
-@pytest.mark.parametrize("hard", [64, pytest.param(256, marks=pytest.mark.slow), pytest.param(1024, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "hard", [64, pytest.param(256, marks=pytest.mark.slow), pytest.param(1024, marks=pytest.mark.slow)]
+)
 def test_a_flood_of_silent_connections_stops_no_stream_and_fills_no_log(tmp_path: Path, model: Path, hard: int) -> None:
     with serving(hard, tmp_path, model) as server, ExitStack() as stack:
         stream = Stream(server.base)
@@ -208,9 +210,19 @@ def test_without_a_descriptor_accepting_pauses_in_one_line_and_goes_on_later(tmp
             late = httpx.Client(base_url=server.base, timeout=60)
             waiting = threading.Thread(target=lambda: late.get("/livez"))
             waiting.start()
-            assert eventually(lambda: "no connection can be accepted: Too many open files" in server.log.read_text(), 30)
+            assert eventually(
+                lambda: "no connection can be accepted: Too many open files" in server.log.read_text(), 30
+            )
             assert all(stream.goes_on() for _ in range(3))
-            for path in ("/livez", "/readyz", "/version", "/metrics", "/openapi.json", "/v1/capabilities", "/v1/models"):
+            for path in (
+                "/livez",
+                "/readyz",
+                "/version",
+                "/metrics",
+                "/openapi.json",
+                "/v1/capabilities",
+                "/v1/models",
+            ):
                 assert client.get(path).status_code == 200, path
             assert client.get("/nowhere").status_code == 404
             body = {"model": "tiny", "prompt": "a", "max_tokens": 2, "seed": 1, "logprobs": 0}
@@ -303,7 +315,14 @@ def test_nothing_is_imported_once_the_server_answers(tmp_path: Path, model: Path
     away = ("--auth-issuer", "http://localhost:1", "--auth-userinfo-url", "http://localhost:1/me")
     options = {
         "none": (),
-        "api-key": ("--auth-api-key-file", str(tmp_path / "keys"), "--cors-origins", "http://a", "--log-format", "json"),
+        "api-key": (
+            "--auth-api-key-file",
+            str(tmp_path / "keys"),
+            "--cors-origins",
+            "http://a",
+            "--log-format",
+            "json",
+        ),
         "userinfo": (*away, "--auth-allow-http-issuer", "--otlp-endpoint", "http://localhost:1/v1/traces"),
     }[mode]
     with serving(400, tmp_path, model, "--auth-mode", mode, *options, code=IMPORTS_NOTHING + COMMAND) as server:
@@ -341,11 +360,13 @@ def test_a_hangup_without_a_descriptor_is_not_taken_for_the_end_of_the_terminal(
 ) -> None:
     from gnomon.http import server
 
+    failing = [0]
+
     def fails(*_: object) -> int:
-        raise OSError(number, os.strerror(number))
+        raise OSError(failing[0], os.strerror(failing[0]))
 
     monkeypatch.setattr(server.os, "open", fails)
-    for number, expected in ((24, True), (23, True), (6, False), (2, False)):
+    for failing[0], expected in ((24, True), (23, True), (6, False), (2, False)):
         assert server.has_terminal() is expected
 
 
