@@ -1,12 +1,12 @@
 """Accepting connections, and what happens when the system has no descriptor left for one.
 
-    no descriptor   accepting pauses for a moment and is tried again; one line tells of it, and then one in
-                    QUIET_SECONDS. Whoever is not accepted waits in the kernel's queue. What is being answered goes on
+    no descriptor   accepting pauses for a moment and is tried again; a line tells of it, at most one in QUIET_SECONDS.
+                    Whoever is not accepted waits in the kernel's queue. What is being answered goes on
     no room         a connection beyond those that may be open or refused at a time is closed without a word: a TLS
                     handshake counts from its first byte, not from its end
 
-asyncio's own server logs a traceback for each attempt of which it makes as many as its queue is long, and only then
-pauses. How many connections there may be is decided in descriptors.py, what one beyond the bound is told in wire.py.
+asyncio's own server makes as many attempts as its queue is long, each with a traceback, and only then pauses. How many
+connections there may be is decided in descriptors.py, what one beyond the bound is told in wire.py.
 """
 
 from __future__ import annotations

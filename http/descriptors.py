@@ -18,8 +18,8 @@ from gnomon.http.settings import Settings
 from gnomon.http.wire import REFUSED_AT_ONCE
 
 OURS = 40
-"""Open at one time at most: standard streams, the loop, the listener, what jax keeps, the model's files, and 16 more
-for what is opened for a moment."""
+"""Open at one time at most: standard streams, the loop, the listener, what jax keeps, the model's files, and some more
+for what is opened for a moment. Seven are open at rest."""
 COLLECTOR = 4
 UNLIMITED = 2**31
 

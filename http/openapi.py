@@ -32,6 +32,7 @@ from gnomon.http.errors import (
     Unavailable,
     UnsupportedMedia,
 )
+from gnomon.http.retrace import NoLonger
 from gnomon.http.settings import AuthMode, Settings
 from gnomon.reference.completion import end_ids
 from gnomon.reference.engine import LOWEST_LOGPROB, Engine
@@ -278,6 +279,7 @@ def _trace(server: Server, credentials: Sequence[RequestError]) -> dict[str, Any
         UnsupportedMedia("the header Content-Type is missing; it must be application/json, with charset=utf-8 or none"),
         QueueFull("8 traces are under way; send the request again later", 3),
         _FAULT,
+        NoLonger("the model's files cannot be read as they were when the server started"),
         Unavailable("the model is loading", "loading"),
         Draining(),
         QueueTimeout(settings.queue_seconds, 3),

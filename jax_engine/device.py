@@ -96,8 +96,8 @@ def memory_bytes(devices: int = 1) -> Memory:
 
 
 def check_memory(checkpoint: Checkpoint, settings: EngineSettings, pool_tokens: int) -> None:
-    """Raises ValueError, with the numbers, if the memory that is free does not hold the pool, the weights and what
-    every slot has. Asked before any of it is made: a system that is out of memory ends the process without a word."""
+    """Raises ValueError, with the numbers, if the memory that is free does not hold the pool, the weights and what each
+    slot has. Asked before any of it is made: a system that is out of memory ends the process without a word."""
     config = checkpoint.config
     weights = checkpoint.parameter_count * jnp.dtype(settings.dtype).itemsize
     slots = settings.slots * config.vocab_size * SLOT_BYTES

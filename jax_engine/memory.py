@@ -1,5 +1,4 @@
-"""The memory that a CPU has for a model and its key/value pool: the machine's, or less where a control group allows
-less.
+"""The memory that a CPU has for a model and its key/value pool: the machine's, or what a control group allows of it.
 
 A container's limit is its control group's, in version 1 or 2 of them; any group above it may allow less still. Files
 that the system only keeps to read them quicker count as free, in a group as in the machine.

@@ -1,4 +1,4 @@
-"""A process that is short of file descriptors: how many connections it takes, and what it does when there is none left."""
+"""A process short of file descriptors: how many connections it takes, and what it does when there is none left."""
 
 from __future__ import annotations
 
@@ -360,11 +360,13 @@ def test_a_hangup_without_a_descriptor_is_not_taken_for_the_end_of_the_terminal(
 ) -> None:
     from gnomon.http import server
 
+    failing = [0]
+
     def fails(*_: object) -> int:
-        raise OSError(number, os.strerror(number))
+        raise OSError(failing[0], os.strerror(failing[0]))
 
     monkeypatch.setattr(server.os, "open", fails)
-    for number, expected in ((24, True), (23, True), (6, False), (2, False)):
+    for failing[0], expected in ((24, True), (23, True), (6, False), (2, False)):
         assert server.has_terminal() is expected
 
 
