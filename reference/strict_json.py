@@ -7,7 +7,8 @@ thousand integers, and there is an end to how many values a body may have:
     integers in a list      any number: ids of prompts
     any other value         counts one, a list or an object eight; more than MOST_VALUES of them are refused
 
-So a list may have a quarter of a million strings, and an object as many members: far more than a request's. What is not JSON is refused as `json.loads` refuses it, at the same place.
+So a list may have a quarter of a million strings, and an object as many members: far more than a request's. What is
+not JSON is refused as `json.loads` refuses it, at the same place.
 """
 
 from __future__ import annotations

@@ -131,18 +131,12 @@ ENTRY = 32 * (20 + 3)  # bytes that answer_size.py counts for an entry of 20 lab
 TEXT = 3  # and for each byte of the prompt's text, which is a character of the fake tokenizer
 
 ANSWERS: dict[str, Callable[[], bytes]] = {
-    "n choices that echo": lambda: body(
-        prompt=[ids(MOST // 128 // (ENTRY + TEXT) - 3)], n=128, echo=True, logprobs=20
-    ),
+    "n choices that echo": lambda: body(prompt=[ids(MOST // 128 // (ENTRY + TEXT) - 3)], n=128, echo=True, logprobs=20),
     "whole contexts that echo": lambda: body(
         prompt=[ids(CONTEXT - 1)] * (MOST // CONTEXT // (ENTRY + TEXT)), echo=True, logprobs=20
     ),
-    "many prompts, no n": lambda: body(
-        prompt=[ids(3)] * 2048, logprobs=20, max_tokens=(MOST // 2048 - 160) // ENTRY
-    ),
-    "many prompts that echo": lambda: body(
-        prompt=[ids(MOST // 2048 // (96 + TEXT) - 3)] * 2048, echo=True, logprobs=0
-    ),
+    "many prompts, no n": lambda: body(prompt=[ids(3)] * 2048, logprobs=20, max_tokens=(MOST // 2048 - 160) // ENTRY),
+    "many prompts that echo": lambda: body(prompt=[ids(MOST // 2048 // (96 + TEXT) - 3)] * 2048, echo=True, logprobs=0),
     "text alone": lambda: body(prompt="é" * (CONTEXT // 2 - 1), n=128, echo=True),
     "many tokens, one choice": lambda: body(logprobs=20, max_tokens=CONTEXT - 1),
 }
@@ -178,7 +172,9 @@ def check(server: Watched, send: Callable[[], Any]) -> None:
     worst = server.slowest(lambda: not sending.is_alive())
     sending.join()
     held, lost = server.held()
-    print(f"held {held:.3f} s, /livez {worst:.3f} s, calm {calm:.3f} s, lost {lost:.3f} s, peak {server.peak():.0f} MiB")
+    print(
+        f"held {held:.3f} s, /livez {worst:.3f} s, calm {calm:.3f} s, lost {lost:.3f} s, peak {server.peak():.0f} MiB"
+    )
     assert held <= LIMIT
     assert worst <= LIMIT + calm + lost
 

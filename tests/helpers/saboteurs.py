@@ -33,6 +33,7 @@ from gnomon.http.verify.verdict import Case, Finding
 from gnomon.reference import completion
 from gnomon.reference.completion import Candidate, EncodedPrompt, Run, prepare
 from gnomon.reference.engine import PromptScored, ReferenceJob, Token, ranking
+from gnomon.reference.rankings import Ranking
 from gnomon.reference.request import CompletionRequest, Limits, RequestError, parse_json
 from gnomon.reference.response import Choice, Completion, Logprobs, json_bytes
 from gnomon.reference.tokenizer import Tokenizer
