@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from json import JSONDecodeError
-from json.decoder import scanstring
+from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed leaves it out
 from typing import Any
 
 MOST_VALUES = 2**18
@@ -91,6 +91,7 @@ class Reader:
     def _begun(self, i: int) -> tuple[Any, int]:
         """The value at i and the place after it; or OPENED, and the place of the first value of a list or object."""
         text = self.text
+        empty: list[Any] | Object
         if text.startswith("{", i):
             empty, closing = Object(), "}"
         elif text.startswith("[", i):
