@@ -7,8 +7,8 @@ thousand integers, and there is an end to how many values a body may have:
     integers in a list      any number: ids of prompts
     any other value         counts one, a list or an object eight; more than MOST_VALUES of them are refused
 
-So a list may have a quarter of a million strings, and an object as many members: far more than a request's. What is not
-JSON is refused as `json.loads` refuses it, at the same place.
+So a list may have a quarter of a million strings, and an object as many members: far more than a request's. What is
+not JSON is refused as `json.loads` refuses it, at the same place.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from json import JSONDecodeError
-from json.decoder import scanstring  # type: ignore[attr-defined]  # the standard library documents it nowhere
+from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed leaves it out
 from typing import Any
 
 MOST_VALUES = 2**18
@@ -91,7 +91,7 @@ class Reader:
     def _begun(self, i: int) -> tuple[Any, int]:
         """The value at i and the place after it; or OPENED, and the place of the first value of a list or object."""
         text = self.text
-        empty: Object | list[Any]
+        empty: list[Any] | Object
         if text.startswith("{", i):
             empty, closing = Object(), "}"
         elif text.startswith("[", i):

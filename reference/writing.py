@@ -26,8 +26,7 @@ BLOCK = 2**16  # bytes
 
 
 class Entries(NamedTuple):
-    """Tokens in a row: ids, log-probabilities, rankings of `top` ids, and offsets, to each of which `shift` is
-    added."""
+    """Tokens in a row: ids, log-probabilities, rankings of `top` ids, offsets to each of which `shift` is added."""
 
     top: int
     ids: Sequence[int]

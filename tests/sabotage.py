@@ -51,6 +51,7 @@ class Break(NamedTuple):
 
 SAMPLER, PRNG, ENGINE, MODEL = "reference/sampler.py", "reference/prng.py", "reference/engine.py", "reference/model.py"
 COMPLETION, REQUEST, TOKENIZER = "reference/completion.py", "reference/request.py", "reference/tokenizer.py"
+WRITING, SIZE, STRICT = "reference/writing.py", "reference/answer_size.py", "reference/strict_json.py"
 DECODERS, ADDED = "reference/decoders.py", "reference/added_tokens.py"
 GOLDEN_JUDGE, INFILL = "reference/golden/judge.py", "reference/infill.py"
 REPLAY, EXPLAIN, PICTURE = "reference/replay.py", "reference/explain.py", "reference/picture.py"
@@ -596,7 +597,7 @@ BREAKS = (
     ),
     Break(
         "the sampled token is missing from top_logprobs",
-        "reference/writing.py",
+        WRITING,
         "for u, value in top} | {labels[v]: lp}",
         "for u, value in top}",
         "test_logprobs.py::test_every_token_has_the_k_most_probable_ids_and_itself",
@@ -1679,6 +1680,63 @@ BREAKS = (
         "                await self.write(PING)",
         "                self._since = time.monotonic()",
         "test_admission.py::test_a_stream_that_waits_for_its_turn_is_kept_alive_too_and_ends_with_an_error_event",
+    ),
+    # ---- one interpreter for all
+    Break(
+        "the size of an answer is not looked at",
+        COMPLETION,
+        "    check_size(request, sizes, (limits or Limits()).answer_bytes)\n",
+        "",
+        "test_answer_size.py::test_by_default_a_request_of_44_kilobytes_gets_no_406_megabytes",
+    ),
+    Break(
+        "the server's own bound on answers does not reach its requests",
+        "http/settings.py",
+        "            answer_bytes=self.max_answer_bytes,\n",
+        "",
+        "test_answer_size.py::test_a_server_refuses_it_before_the_engine_is_asked_for_anything",
+    ),
+    Break(
+        "discarded candidates do not count for the size of an answer",
+        SIZE,
+        "return request.candidates * (len(prompts)",
+        "return request.n * (len(prompts)",
+        "test_answer_size.py::test_the_count_is_the_one_that_the_documents_give",
+    ),
+    Break(
+        "an echo is encoded for every choice",
+        COMPLETION,
+        "        if j not in self._echoes:\n",
+        "        if True:\n",
+        "test_writing.py::test_what_is_echoed_is_encoded_once_a_prompt",
+    ),
+    Break(
+        "the entries of a choice are encoded by one call",
+        WRITING,
+        "    step = max(1, VALUES // (entries.top + 1))\n",
+        "    step = max(1, at.stop)\n",
+        "test_writing.py::test_no_call_encodes_more_than_some_thousand_numbers",
+    ),
+    Break(
+        "an answer is sent in one piece",
+        "http/completions.py",
+        "        made = blocks(pieces)\n",
+        '        made = iter([b"".join(blocks(pieces))])\n',
+        "test_writing.py::test_no_call_encodes_more_than_some_thousand_numbers",
+    ),
+    Break(
+        "a body may have any number of values",
+        STRICT,
+        "        if self._left < 0:\n",
+        "        if self._left is None:\n",
+        "test_strict_json.py::test_values_have_an_end_that_names_the_member_they_are_in",
+    ),
+    Break(
+        "a list of millions is written out for an error's message",
+        REQUEST,
+        "    elif isinstance(value, list | dict):\n        return _shown_in_part(value)\n",
+        "",
+        "test_strict_json.py::test_a_list_of_millions_is_shown_without_being_written",
     ),
     # ---- the golden vectors
     Break(

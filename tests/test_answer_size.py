@@ -1,4 +1,4 @@
-"""How large an answer may be: counted from the request alone, refused by the field to lower, before it is made."""
+"""How large an answer may be: counted from the request alone, and refused by the field to lower before it is made."""
 
 from __future__ import annotations
 

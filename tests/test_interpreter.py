@@ -172,8 +172,9 @@ def check(server: Watched, send: Callable[[], Any]) -> None:
     worst = server.slowest(lambda: not sending.is_alive())
     sending.join()
     held, lost = server.held()
-    seconds = f"held {held:.3f} s, /livez {worst:.3f} s, calm {calm:.3f} s, lost {lost:.3f} s"
-    print(f"{seconds}, peak {server.peak():.0f} MiB")
+    print(
+        f"held {held:.3f} s, /livez {worst:.3f} s, calm {calm:.3f} s, lost {lost:.3f} s, peak {server.peak():.0f} MiB"
+    )
     assert held <= LIMIT
     assert worst <= LIMIT + calm + lost
 

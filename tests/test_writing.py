@@ -45,15 +45,11 @@ PROMPTS = st.one_of(
 
 @settings(max_examples=60, deadline=None)
 @given(
-    prompt=PROMPTS,
-    n=st.integers(1, 3),
-    best_of=st.integers(0, 4),
-    max_tokens=st.integers(0, 6),
-    logprobs=st.one_of(st.none(), st.integers(0, 20)),
-    echo=st.booleans(),
+    prompt=PROMPTS, n=st.integers(1, 3), best_of=st.integers(0, 4), max_tokens=st.integers(0, 6),
+    logprobs=st.one_of(st.none(), st.integers(0, 20)), echo=st.booleans(),
     stop=st.sampled_from([None, "e", ["a", "\n"]]),
     values=st.sampled_from([1, 3, 1024]),
-)
+)  # fmt: skip
 def test_the_pieces_are_the_bytes_of_the_whole_and_of_every_chunk(
     tokenizer: Tokenizer, values: int, **fields: Any
 ) -> None:
