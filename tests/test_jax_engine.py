@@ -423,9 +423,9 @@ def test_what_is_left_to_arrive_of_a_job_that_failed_is_dropped(
         return prefill(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr("gnomon.jax_engine.engine.WORKS_A_STEP", 3)
         patch.setitem(engine._device.compiled, "prefill", broken_at_first)
-        job = engine.submit([[7]] * 20, [0] * 20, SamplingParams(max_tokens=2), 1, 0, False)
+        many = 2 * WORKS_A_STEP  # the second half arrives after the step that fails
+        job = engine.submit([[7]] * many, [0] * many, SamplingParams(max_tokens=1), 1, 0, False)
         assert [type(event) for event in job.events()] == [Failed]
         settle(engine)
     assert len(calls) == 1
