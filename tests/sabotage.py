@@ -2058,6 +2058,13 @@ BREAKS = (
         "test_verify_roots.py::test_a_root_that_is_not_in_the_report_hides_nothing",
     ),
     Break(
+        "verify: half a character at a text's start is blamed on the server",
+        ARRIVAL,
+        "if not all(one.text and",
+        "if not all(True or",
+        "test_verify_arrival.py::test_a_first_token_that_is_no_character_yet_could_not_be_sent_sooner",
+    ),
+    Break(
         "verify: a model that ends at once is blamed on the server",
         "http/verify/cases/text.py",
         "    if one.has_ended and not (isinstance(billed, int) and billed > 1):\n        return None\n",

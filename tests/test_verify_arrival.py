@@ -118,14 +118,21 @@ def test_comments_and_events_without_text_are_not_the_first_event() -> None:
     """A server that says at once that it is alive, and holds back what it has to say."""
     event = b'data: {"choices": [{"index": 0, "text": "%s"}]}\n\n'
     pieces = [(0.1, b": alive\n\n" + event % b""), (4.0, event % b"a"), (5.0, event % b"b"), (9.0, b"data: [DONE]\n\n")]
-    assert timed(exchange(pieces)) == Timed(4.0, 5.0)
+    assert timed(exchange(pieces)) == Timed(4.0, 5.0, "ab")
     assert timed(exchange(pieces)).spread == pytest.approx(0.2)
 
 
 def test_an_event_has_come_when_its_last_piece_has() -> None:
     event = b'data: {"choices": [{"index": 0, "text": "a"}]}\r\n\r\n'
     pieces = [(1.0, event[:20]), (2.0, event[20:] + event[:9]), (3.0, event[9:])]
-    assert timed(exchange(pieces)) == Timed(2.0, 3.0)
+    assert timed(exchange(pieces)) == Timed(2.0, 3.0, "aa")
+
+
+@pytest.mark.parametrize(("first", "blamed"), [("a", True), ("\ufffd", False), ("", False)])
+def test_a_first_token_that_is_no_character_yet_could_not_be_sent_sooner(first: str, blamed: bool) -> None:
+    """What ends a text as U+FFFD waits for the bytes after it, in a long stream until its end."""
+    long, short = Timed(1.0, 1.0, f"{first}b"), Timed(0.1, 0.1, first)
+    assert arrival.Tries(16, [long] * arrival.TRIES, [short] * arrival.TRIES).is_held_back is blamed
 
 
 def test_orders_as_odd_as_the_bound_allows_are_2_in_184756() -> None:
