@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from gnomon.http.errors import Draining, Unavailable
+from gnomon.http.threads import NoThread, start
 from gnomon.reference.checkpoint import Checkpoint
 from gnomon.reference.completion import system_fingerprint
 from gnomon.reference.engine import Failed, Load, ServedEngine
@@ -127,8 +128,8 @@ class Service:
         if time.monotonic() - self._probed >= PROBE_SECONDS and not still_trying:
             self._probed = time.monotonic()
             self._probing = threading.Thread(target=self._try_one_token, args=[engine], name="probe", daemon=True)
-            with suppress(RuntimeError):  # the system has no thread left: the next look tries again
-                self._probing.start()
+            with suppress(NoThread):  # the next look tries again
+                start(self._probing)
 
     def _try_one_token(self, engine: ServedEngine) -> None:
         try:

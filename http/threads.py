@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 IDLE_SECONDS = 2.0
+START_SECONDS = 1.0
 
 
 class NoThread(Exception):
@@ -24,6 +25,14 @@ class NoThread(Exception):
 class Broken(Exception):
     """A call raised what is no Exception (a library in Rust that panicked, a SystemExit). An event loop that is handed
     such a thing ends, or passes it by everything that makes an answer of an error."""
+
+
+class Started(threading.Event):
+    """What `Thread.start` waits for, but not for ever: a thread that has no memory left dies before it says that it has
+    started, and the event loop would wait for it until the process is killed. (Thread._started is a private name.)"""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return super().wait(START_SECONDS if timeout is None else timeout)
 
 
 class Threads:
@@ -50,9 +59,10 @@ class Threads:
         # Not by the queue: where the system has no thread left, the call would stay there and be taken for a later one.
         thread = threading.Thread(target=self._work, args=[[(future, call)]], name=self._name)
         try:
-            thread.start()
-        except (RuntimeError, MemoryError) as error:
-            raise NoThread(str(error) or "no memory for one") from None
+            start(thread)
+        except NoThread:
+            if future.cancel():  # if the thread comes to life yet, it does nothing
+                raise
         return future
 
     def close(self) -> None:
@@ -77,6 +87,17 @@ class Threads:
                 return self._calls.popleft()
             self._spare -= 1
             return None
+
+
+def start(thread: threading.Thread) -> None:
+    """Starts a thread from the event loop. Raises NoThread, for one too that has not begun within START_SECONDS."""
+    thread._started = Started()  # type: ignore[attr-defined]
+    try:
+        thread.start()
+    except (RuntimeError, MemoryError) as error:
+        raise NoThread(str(error) or "no memory for one") from None
+    if thread.ident is None:
+        raise NoThread("one was started and did not begin, as where there is no memory for it")
 
 
 def _carry_out(future: Future[T], call: Callable[[], T]) -> None:

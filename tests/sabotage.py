@@ -2009,6 +2009,13 @@ BREAKS = (
         "test_faults.py::test_where_the_system_has_no_thread_left_a_request_is_a_503_and_the_engine_is_not_blamed",
     ),
     Break(
+        "the event loop waits for a thread that died at its birth",
+        "http/threads.py",
+        "super().wait(START_SECONDS if timeout is None else timeout)",
+        "super().wait(timeout)",
+        "test_threads.py::test_a_thread_that_dies_before_its_first_line_is_not_waited_for",
+    ),
+    Break(
         "draining takes longer than Kubernetes waits",
         "http/settings.py",
         "drain_seconds: float = option(20,",

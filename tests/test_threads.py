@@ -11,7 +11,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from gnomon.http.threads import Broken, NoThread, Threads
+from gnomon.http.threads import START_SECONDS, Broken, NoThread, Threads
 from helpers.live import eventually
 
 
@@ -101,6 +101,27 @@ def test_a_thread_that_cannot_be_started_costs_its_own_call_and_no_later_one(mon
         assert eventually(lambda: alive("t6") == 0)
         assert threads._spare == 0
     assert carried_out == []
+
+
+def test_a_thread_that_dies_before_its_first_line_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where there is no memory for it: Python's own `start` waits for its word for ever."""
+    threads, told = Threads("t9"), []
+
+    def submit() -> None:
+        with pytest.raises(NoThread, match="did not begin") as raised:
+            threads.submit(lambda: None)
+        told.append(raised.value)
+
+    patched = threading.Event()
+    submitting = threading.Thread(target=lambda: patched.wait() and submit(), daemon=True)
+    submitting.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "_start_new_thread", lambda *arguments: 1)
+        patched.set()
+        submitting.join(START_SECONDS + 30)
+        assert len(told) == 1
+    assert threads.submit(lambda: 1).result(10) == 1
+    threads.close()
 
 
 def test_closing_ends_those_at_work_with_their_work_and_a_late_call_is_carried_out() -> None:
