@@ -414,7 +414,7 @@ def test_bodies_neither_long_nor_short_are_prepared_a_few_at_a_time(
     """Each needs some 300 times its size while it is prepared: all of those that may wait would be 40 GB together."""
     size = (SHORT_BODY + LONG_BODY) // 2
     at_once: list[int] = [0, 0]
-    original = completions.prepare
+    original = prepare
 
     async def scene() -> list[httpx.Response]:
         app = create_app(FakeEngine(always(*b"abc")), tokenizer, Settings())
