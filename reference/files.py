@@ -84,7 +84,7 @@ class Opened:
     def read_into(self, memory: NDArray[np.uint8], start: int) -> int:
         """Fills the memory from the byte `start` on; how many bytes there were."""
         filled = 0
-        while filled < len(memory) and (count := os.preadv(self._descriptor, [memory[filled:]], start + filled)):
+        while filled < len(memory) and (count := os.preadv(self._descriptor, [memory[filled:].data], start + filled)):
             filled += count
         return filled
 
