@@ -365,7 +365,7 @@ def test_a_hangup_without_a_descriptor_is_not_taken_for_the_end_of_the_terminal(
     def fails(*_: object) -> int:
         raise OSError(failing[0], os.strerror(failing[0]))
 
-    monkeypatch.setattr(server.os, "open", fails)
+    monkeypatch.setattr(os, "open", fails)
     for failing[0], expected in ((24, True), (23, True), (6, False), (2, False)):
         assert server.has_terminal() is expected
 

@@ -51,7 +51,7 @@ def gnomon(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     return run
 
 
-def process(*arguments: object, cwd: Path | None = None, **variables: str) -> Result:
+def process(*arguments: object, cwd: Path | None = None, **variables: Any) -> Result:
     """The command by itself, with its bytes as they are."""
     done = subprocess.run(
         [*COMMAND, *map(str, arguments)], env=os.environ | variables, cwd=cwd, stdin=subprocess.DEVNULL,
