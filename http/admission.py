@@ -187,15 +187,19 @@ class Waiting:
 
     @property
     def answers(self) -> Collection[Answer]:
-        for answer in list(self._given):
-            if answer.run.started is not None:
-                self.discard(answer)
+        self._pass_over_begun()
         return self._answers.keys()
 
     @property
     def tokens(self) -> int:
         """That they may come to."""
-        return self._tokens if self.answers else 0
+        self._pass_over_begun()
+        return self._tokens
+
+    def _pass_over_begun(self) -> None:
+        for answer in list(self._given):
+            if answer.run.started is not None:
+                self.discard(answer)
 
     @property
     def bytes(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -125,10 +126,10 @@ calls = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(calls, st.integers(1, 40))
-def test_what_is_given_up_is_what_a_look_at_every_chunk_chooses(plan: list[tuple[object, ...]], size: int) -> None:
+def test_what_is_given_up_is_what_a_look_at_every_chunk_chooses(plan: list[tuple[Any, ...]], size: int) -> None:
     both = Both.of(size)
     for name, *arguments in plan:
-        first, second, third = (*map(int, arguments), 0, 0)[:3]  # type: ignore[call-overload]
+        first, second, third = (*map(int, arguments), 0, 0)[:3]
         if name == "prefill":
             both.prefill(chain(first, second), bool(third))
         elif name == "touch":
