@@ -167,8 +167,9 @@ class Settings:
     queue_seconds: float = option(
         60, "Seconds from a request's whole body until the engine begins with it; else 503.", TIMES, min=0.01
     )
-    request_seconds: float = option(600, "Seconds for one request, from its head to its last byte; then 503, or an error event.",
-                                    TIMES, min=0.01)  # fmt: skip
+    request_seconds: float = option(
+        600, "Seconds for one request, from its head to its last byte; then 503, or an error event.", TIMES, min=0.01
+    )
     write_seconds: float = option(
         30, "Seconds for a client that does not read; then its connection is cut.", TIMES, min=0.01
     )

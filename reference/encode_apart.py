@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 from array import array
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import tokenizers
 
@@ -23,11 +23,18 @@ if TYPE_CHECKING:
 SCRIPT = __file__
 
 
+class Head(TypedDict):
+    """The line that comes from it: as in Apart."""
+
+    tokens: int
+    refusal: str | None
+
+
 class Apart(NamedTuple):
     """What came of it: how many tokens there are; their ids and starts, if they are no more than were wanted; or the
     library's own words, if it refused the text."""
 
-    count: int
+    tokens: int
     ids: tuple[int, ...] = ()
     starts: tuple[int, ...] = ()
     refusal: str | None = None
@@ -50,10 +57,10 @@ def encode_apart(source: str, encode_special_tokens: bool, text: str, most: int 
     if process.returncode:
         raise OSError(f"the process that encodes a long text ended with status {process.returncode}")
     line, _, data = answer.partition(b"\n")
-    head = json.loads(line)
+    head: Head = json.loads(line)
     numbers = array("I", data)
     half = len(numbers) // 2
-    return Apart(head["count"], tuple(numbers[:half]), tuple(numbers[half:]), head["refusal"])
+    return Apart(head["tokens"], tuple(numbers[:half]), tuple(numbers[half:]), head["refusal"])
 
 
 def main() -> None:
@@ -61,13 +68,13 @@ def main() -> None:
     tokenizer = tokenizers.Tokenizer.from_str(sys.stdin.buffer.read(told["spec"]).decode())
     tokenizer.encode_special_tokens = told["encode_special_tokens"]
     text = sys.stdin.buffer.read().decode()
-    numbers, head = array("I"), {"count": 0, "refusal": None}
+    numbers, head = array("I"), Head(tokens=0, refusal=None)
     try:
         encoded = tokenizer.encode(text, add_special_tokens=False)
     except Exception as error:  # the library raises a bare Exception
         head["refusal"] = str(error)
     else:
-        head["count"] = len(encoded)
+        head["tokens"] = len(encoded)
         if told["most"] is None or len(encoded) <= told["most"]:
             numbers.extend(encoded.ids)
             numbers.extend(start for start, _ in encoded.offsets)

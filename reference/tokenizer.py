@@ -170,8 +170,8 @@ def _encode_apart(tokenizer: tokenizers.Tokenizer, source: str, text: str, effor
     apart = encode_apart(source, tokenizer.encode_special_tokens, text, effort.most, work)
     if apart.refusal is not None:
         raise UnknownText(apart.refusal)
-    if effort.most is not None and apart.count > effort.most:
-        raise TooLong(apart.count)
+    if effort.most is not None and apart.tokens > effort.most:
+        raise TooLong(apart.tokens)
     return Encoding(apart.ids, _non_decreasing(apart.starts))
 
 
