@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 from array import array
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import tokenizers
 
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 SCRIPT = __file__
 PANIC = "pyo3_runtime"  # the module of what the library raises where its Rust code panics; it is no Exception
+
+
+class Head(TypedDict):
+    """The line that comes from it: as in Apart."""
+
+    tokens: int
+    refusal: str | None
+    panic: str | None
 
 
 class Apart(NamedTuple):
@@ -52,10 +60,10 @@ def encode_apart(source: str, encode_special_tokens: bool, text: str, most: int 
     if process.returncode:
         raise OSError(f"the process that encodes a long text ended with status {process.returncode}")
     line, _, data = answer.partition(b"\n")
-    head = json.loads(line)
+    head: Head = json.loads(line)
     numbers = array("I", data)
     half = len(numbers) // 2
-    return Apart(head["count"], tuple(numbers[:half]), tuple(numbers[half:]), head["refusal"], head["panic"])
+    return Apart(head["tokens"], tuple(numbers[:half]), tuple(numbers[half:]), head["refusal"], head["panic"])
 
 
 def main() -> None:
@@ -63,8 +71,7 @@ def main() -> None:
     tokenizer = tokenizers.Tokenizer.from_str(sys.stdin.buffer.read(told["spec"]).decode())
     tokenizer.encode_special_tokens = told["encode_special_tokens"]
     text = sys.stdin.buffer.read().decode()
-    numbers = array("I")
-    head: dict[str, int | str | None] = {"count": 0, "refusal": None, "panic": None}
+    numbers, head = array("I"), Head(tokens=0, refusal=None, panic=None)
     try:
         encoded = tokenizer.encode(text, add_special_tokens=False)
     except Exception as error:  # the library raises a bare Exception
@@ -74,7 +81,7 @@ def main() -> None:
             raise
         head["panic"] = str(error)
     else:
-        head["count"] = len(encoded)
+        head["tokens"] = len(encoded)
         if told["most"] is None or len(encoded) <= told["most"]:
             numbers.extend(encoded.ids)
             numbers.extend(start for start, _ in encoded.offsets)

@@ -88,11 +88,11 @@ def test_what_is_refused_by_its_size_is_refused_after_encoding_too(
     tokenizer: Tokenizer, piece: str, times: int, max_tokens: int, suffix: str
 ) -> None:
     """Exact: the same request, with and without what is known before."""
-    outcomes = []
+    outcomes: list[tuple[str | None, str | None]] = []
     for one in (tokenizer, replace(tokenizer, token_length=None)):
         try:
             run = prepared(one, prompt=piece * times, max_tokens=max_tokens, suffix=suffix)
-            outcomes.append((run.prompts, None))
+            outcomes.append(("fits", str(run.prompts)))
         except InvalidRequest as error:
             outcomes.append((error.code, error.param))
     assert outcomes[0] == outcomes[1]
@@ -114,7 +114,7 @@ def test_a_suffix_is_encoded_once_for_all_prompts(tokenizer: Tokenizer, encoded:
 def test_prompts_that_together_are_more_than_may_wait_are_refused_unencoded(
     tokenizer: Tokenizer, encoded: list[str]
 ) -> None:
-    texts = ["a" * LONGEST * 10] * 20  # at least 200 tokens
+    texts = ["<|fim_prefix|>" * 10] * 20  # 200 tokens, and no fewer by their bytes
     with pytest.raises(MoreThanMayWait, match="at least 220 tokens; at most 219 on this server") as error:
         prepared(tokenizer, 219, prompt=texts)
     assert error.value.param == "max_tokens"

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gnomon.reference import engine as engine_module
+from gnomon.reference import transformer
 from gnomon.reference.checkpoint import load_checkpoint
 from gnomon.reference.completion import Run, RunClosed, prepare
 from gnomon.reference.engine import Done, Engine, Event, Failed, Job, PromptScored, ReferenceEngine, Token
@@ -122,7 +123,7 @@ def test_closing_a_job_ends_its_pass_between_two_layers(
     """A pass over a long prompt takes many seconds, and nobody waits for it any more."""
     engine, passed = ReferenceEngine(load_checkpoint(model_directory)), []
     job = engine.submit([[1, 2, 3]], [0], greedy(2), candidates=1, top=0, score=score)
-    real = engine_module.hidden_states
+    real = transformer.hidden_states
 
     def counted(config: Any, params: Any, tokens: Sequence[int]) -> NDArray[np.float64]:
         def layers() -> Iterator[Any]:

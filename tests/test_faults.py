@@ -196,7 +196,7 @@ def breakable(request: pytest.FixtureRequest, model: tuple[Checkpoint, Tokenizer
         engine = request.getfixturevalue("jax")
         return Breakable(engine, engine._device.compiled)
     reference = ReferenceEngine(model[0])
-    parts = {"prefill": reference.last_logits, "score": reference.all_logits}
+    parts: dict[str, Any] = {"prefill": reference.last_logits, "score": reference.all_logits}
     parts["decode"] = lambda tokens: parts["prefill"](tokens)
     reference.last_logits = lambda tokens, *_: parts["decode" if len(tokens) > 1 else "prefill"](tokens)  # type: ignore[method-assign]
     reference.all_logits = lambda tokens, *_: parts["score"](tokens)  # type: ignore[method-assign]

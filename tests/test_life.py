@@ -309,7 +309,9 @@ WAITING = (behind_a_long_body, encoded_apart, between_two_prompts, waits_for_a_p
 BEGUN = (computed, streamed, trace_computed)
 SENDING = (sent, event_is_sent)
 
-CLOCK, ENDS = ("request_timeout", "timed_out"), ("draining", "drained")
+Told = tuple[str, Outcome]
+CLOCK: Told = ("request_timeout", "timed_out")
+ENDS: Told = ("draining", "drained")
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -205,23 +206,15 @@ def test_a_text_that_the_library_refuses_is_refused_both_ways(tmp_path: Path, mo
 
 def test_stopping_the_work_ends_the_process(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is stopped in the moment in which it has begun: a text of this length takes seconds."""
-    processes: list[Any] = []
+    processes: list[subprocess.Popen[bytes]] = []
+    work, real = Work(), subprocess.Popen.communicate
 
-    class Stopping(Work):
-        def ended_by(self, end: Any) -> Any:
-            processes.append(end.__self__)
-            inside = super().ended_by(end)
-            self.after = end
-            return inside
-
-    work = Stopping()
-    real = encode_apart.__globals__["subprocess"].Popen.communicate
-
-    def communicate(process: Any, *of: Any) -> Any:
+    def communicate(process: subprocess.Popen[bytes], *of: Any) -> Any:
+        processes.append(process)
         work.stop()
         return real(process, *of)
 
-    monkeypatch.setattr(encode_apart.__globals__["subprocess"].Popen, "communicate", communicate)
+    monkeypatch.setattr(subprocess.Popen, "communicate", communicate)
     with pytest.raises(Stopped):
         tokenizer.encode("a b " * 10**6, Effort(1000, work))
     assert [process.returncode for process in processes] == [-9]
@@ -241,9 +234,10 @@ def test_a_process_that_dies_is_an_error_of_ours(tokenizer: Tokenizer) -> None:
 
 
 def test_the_vocabularies_special_tokens_count_as_tokens_too(tmp_path: Path) -> None:
-    long = {"id": FAKE_VOCAB, "content": "<" + "x" * 500 + ">", **FLAGS}
+    literal = "<" + "x" * 500 + ">"
+    long = {"id": FAKE_VOCAB, "content": literal, **FLAGS}
     spec = json.loads((tokenizer_files(tmp_path) / "tokenizer.json").read_text())
     assert len(SPECIALS) == len(spec["added_tokens"])
     tokenizer = fake_tokenizer(tmp_path, FAKE_VOCAB + 1, added_tokens=[*spec["added_tokens"], long])
     assert tokenizer.token_length == TokenLength(502, True)
-    assert tokenizer.least_tokens(long["content"] * 3) == 3 == len(tokenizer.encode(long["content"] * 3).ids)
+    assert tokenizer.least_tokens(literal * 3) == 3 == len(tokenizer.encode(literal * 3).ids)
