@@ -101,6 +101,8 @@ def _cache(files: Files) -> Iterator[None]:
         "jax_persistent_cache_min_entry_size_bytes": 0,
         "jax_raise_persistent_cache_errors": True,
     }
+    if jax.default_backend() == "cpu":  # GPUs' caches, whose path is a part of the key: a directory could not be moved
+        options["jax_persistent_cache_enable_xla_caches"] = "none"
     try:
         with pinned(options):
             yield

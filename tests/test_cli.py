@@ -429,13 +429,14 @@ def test_serve_says_where_and_its_example_works_and_ctrl_c_ends_it(model: Path) 
         assert (served["id"], served["max_model_len"]) == ("tiny", 4096)
         assert "server" not in response.headers
         log = interrupt(server.process)
-    first, infill, weights, started, post, get, draining, stopped = log.splitlines()
+    first, infill, weights, products, started, post, get, draining, stopped = log.splitlines()
     assert re.fullmatch(r"\S+ INFO starting tiny with --engine reference", first)
     assert infill.partition(" INFO ")[2] == (
         "fill-in-the-middle: <|fim_prefix|> prompt <|fim_suffix|> suffix <|fim_middle|> "
         "(order psm: as the embedded model's MODEL_CARD.md says of these tokens; --fim-order changes it)"
     )
     assert re.fullmatch(r"\S+ INFO weights: 21 tensors, 0\.\d MiB, read in [\d.]+ s, placed in [\d.]+ s", weights)
+    assert re.fullmatch(r"\S+ INFO products by .+", products)
     assert re.fullmatch(r"\S+ INFO started in [\d.]+ s", started)
     assert re.fullmatch(r'\S+ INFO 127.0.0.1 "POST /v1/completions" 200 \d+B .* answered id=\w{32} .*', post)
     assert re.fullmatch(r'\S+ INFO 127.0.0.1 "GET /v1/models" 200 .*', get)

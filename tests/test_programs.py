@@ -92,6 +92,14 @@ def test_what_is_whole_and_yet_no_program_is_removed_with_jaxs_reason(tmp_path: 
     assert len(compilations) == 2
 
 
+def test_a_program_is_found_wherever_its_directory_is(tmp_path: Path, compilations: list[str]) -> None:
+    """So what lies in one that can only be read is used from the private one that links to it."""
+    assert compiled(tmp_path / "here") == []
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert compiled(tmp_path / "there") == []
+    assert len(compilations) == 1
+
+
 def test_programs_of_other_models_and_versions_are_left_alone(tmp_path: Path) -> None:
     others = [tmp_path / f"jit_triple-{64 * '0'}-{64 * '1'}.program", tmp_path / f"jit_triple-{64 * '0'}-cache"]
     for path in others:
