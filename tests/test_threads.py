@@ -105,15 +105,15 @@ def test_a_thread_that_cannot_be_started_costs_its_own_call_and_no_later_one(mon
 
 def test_a_thread_that_dies_before_its_first_line_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where there is no memory for it: Python's own `start` waits for its word for ever."""
-    threads, told = Threads("t9"), []
+    threads, told, patched = Threads("t9"), [], threading.Event()
 
     def submit() -> None:
+        patched.wait(30)
         with pytest.raises(NoThread, match="did not begin") as raised:
             threads.submit(lambda: None)
         told.append(raised.value)
 
-    patched = threading.Event()
-    submitting = threading.Thread(target=lambda: patched.wait() and submit(), daemon=True)
+    submitting = threading.Thread(target=submit, daemon=True)
     submitting.start()
     with monkeypatch.context() as patch:
         patch.setattr(threading, "_start_new_thread", lambda *arguments: 1)
