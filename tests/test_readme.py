@@ -79,6 +79,7 @@ def test_every_option_that_a_document_names_exists() -> None:
         "--check",
         "--golden",
         "--dry-run",
+        "--ulimit",
         "--from-literal",
         "--from-file",
     }
