@@ -504,7 +504,7 @@ FIELDS: tuple[Field, ...] = (
            _prompt, "prompts"),
     _field("suffix", "string", None, "a string; \"\" means none; needs a model with fill-in-the-middle tokens",
            "the text after the gap: the completion is what goes between prompt and suffix",
-           "9", "completion.encode_infill", {"type": "string"}, _optional_string),
+           "9", "completion.InfillEncoder", {"type": "string"}, _optional_string),
     _field("max_tokens", "integer", 16, "0 or more; prompt and max_tokens must fit the context",
            "how many tokens to sample at most; 0 samples nothing; never clamped",
            "1, 3", "engine.ReferenceJob", {"type": "integer", "minimum": 0}, integer(0, None)),

@@ -194,10 +194,10 @@ def test_the_cache_costs_the_same_whatever_is_in_it(size: int) -> None:
 class WaitingRequest:
     """What admission knows of an answer, and no more."""
 
-    __slots__ = ("has_place", "run", "tokens")
+    __slots__ = ("bytes", "has_place", "run", "tokens")
 
     def __init__(self, run: Any) -> None:
-        self.run, self.tokens, self.has_place = run, 7, False
+        self.run, self.tokens, self.bytes, self.has_place = run, 7, 100, False
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -207,11 +207,14 @@ class WaitingRequest:
 
 def run_that_waits() -> Any:
     usage = SimpleNamespace(prompt_tokens=1, completion_tokens=2)
-    return SimpleNamespace(started=None, largest_tokens=5, usage=usage, on_submit=None, close=lambda: None)
+    held = {"prompt": 100}
+    return SimpleNamespace(
+        started=None, largest_tokens=5, held_bytes=held, usage=usage, on_submit=None, close=lambda: None
+    )
 
 
 def costs_of_admission(size: int) -> dict[str, int]:
-    admission = Admission(Settings(max_queue=10**9, max_queued_tokens=10**12))
+    admission = Admission(Settings(max_queue=10**9, max_queued_tokens=10**12, max_queued_bytes=10**12))
     shared = run_that_waits()
     for _ in range(size):
         answer: Any = WaitingRequest(shared)
