@@ -562,7 +562,8 @@ class Wire(H11Protocol):
 
     def close_now(self) -> None:
         self.closing = True
-        self.inner.close()
+        if not self.inner.is_closing():  # asyncio's TLS transport cannot be asked anything more once it is closed twice
+            self.inner.close()
         if "write" not in self.timers:
             self.watch()
 
