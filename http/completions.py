@@ -161,7 +161,7 @@ class Completions:
         """All pieces, in blocks for the socket. One answer at a time gets on with it: of any number of threads that
         write, only one keeps the loop waiting for the interpreter."""
         made = blocks(pieces)
-        body = []
+        body: list[bytes] = []
         while True:
             with self.writing:
                 block = next(made, None)

@@ -341,7 +341,7 @@ def ranked(candidates: Sequence[Candidate], n: int) -> list[Candidate]:
 class Stretch(NamedTuple):
     """What of a choice is sent together: some of its tokens and their text; the first one, after the echoed prompt."""
 
-    index: int
+    number: int
     prompt: int
     candidate: Candidate
     text: str
@@ -574,7 +574,7 @@ class Run:
             )
         own = written(stretch.text, entries, stretch.tokens, self._tokenizer.labels)
         stretches = [self._echo(stretch.prompt), own] if stretch.first and request.echo else [own]
-        return choice(stretch.index, stretches, request.logprobs is not None, candidate.finish_reason)
+        return choice(stretch.number, stretches, request.logprobs is not None, candidate.finish_reason)
 
     def _echo(self, j: int) -> Written:
         if j not in self._echoes:
