@@ -253,10 +253,10 @@ class Admission:
 
     # ---- in and out
 
-    def room(self, arriving: int = 0) -> None:
-        """Raises QueueFull if not even the smallest request could wait. arriving: those that are being read already,
-        since their bodies take memory too."""
-        if len(self.waiting()) + arriving >= self._settings.max_queue:
+    def room(self, preparing: int = 0) -> None:
+        """Raises QueueFull if not even the smallest request could wait. preparing: those that have come whole already,
+        and wait too."""
+        if len(self.waiting()) + preparing >= self._settings.max_queue:
             message = f"the queue is full, with {self._settings.max_queue} waiting; send the request again later"
             raise QueueFull(message, self.retry_after())
 

@@ -63,7 +63,7 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
     service = Service(engine, tokenizer, lambda: auth.ready, metrics.engine_fault)
     completions = Completions(service, settings)
     page = Page(FILE.read_bytes())
-    retrace = Retrace(service, settings, completions.preparer)
+    retrace = Retrace(service, settings, completions.admission, completions.preparer)
 
     async def livez(request: Request) -> Response:
         return _json({"status": "ok"})

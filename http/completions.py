@@ -66,7 +66,7 @@ class Completions:
         request, record = Request(scope, receive), record_of(scope)
         check_content_type(request.headers)
         engine, tokenizer = self.service.model()
-        self.admission.room(self.arriving)
+        self.admission.room(self.preparing)  # before its body is read, and again when it is
         with self.lives.begin(record) as life:
             await life.live(self.answer(life, request, engine, tokenizer, send))
 
@@ -91,6 +91,7 @@ class Completions:
         with self.admission.arriving() as arrival:
             most = min(settings.max_body_bytes, settings.max_queued_bytes)
             body = await read_body(request, most, settings.body_seconds, arrival.grow)
+            self.admission.room(self.preparing)
             life.is_whole(request.receive)
             return await self.preparer.prepare(len(body), lambda: self.prepare(body, engine, tokenizer, life.work))
 
@@ -173,9 +174,10 @@ class Completions:
         return list(self.admission.open)
 
     @property
-    def arriving(self) -> int:
-        """Requests whose bodies are being read or prepared."""
-        return self.lives.at["reading"] + self.lives.at["preparing"]
+    def preparing(self) -> int:
+        """Requests that have come whole and are not admitted yet. One whose body is still being read waits for nothing
+        of ours: it counts as a connection, and by its bytes."""
+        return self.lives.at["preparing"]
 
     @property
     def unfinished(self) -> int:

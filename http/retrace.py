@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gnomon.http.admission import LONGEST_RETRY
+from gnomon.http.admission import LONGEST_RETRY, Admission
 from gnomon.http.completions import check_content_type, read_body
 from gnomon.http.errors import Draining, NotFound, QueueFull, Unavailable
 from gnomon.http.life import Life, Lives, Preparer
@@ -57,11 +57,12 @@ class NoLonger(Unavailable):
 
 
 class Retrace:
-    """The endpoint, as an ASGI application. preparer: the one of completions, as it is the same memory."""
+    """The endpoint, as an ASGI application. admission, preparer: those of completions, as it is the same memory."""
 
-    def __init__(self, service: Service, settings: Settings, preparer: Preparer) -> None:
+    def __init__(self, service: Service, settings: Settings, admission: Admission, preparer: Preparer) -> None:
         self.service = service
         self.settings = settings
+        self.admission = admission
         self.preparer = preparer
         self.lives = Lives(settings, self.retry_after)
         self.threads = Threads("trace")
@@ -119,8 +120,7 @@ class Retrace:
         lost = self.lost()
         if lost is not None:
             raise self.no_longer(lost)
-        if self.open >= LINE:
-            raise QueueFull(f"{self.open} traces are under way; send the request again later", self.retry_after())
+        self.room()  # before its body is read, and again when it is
         with self.lives.begin(record) as life:
             await life.live(self.answer(life, request, engine, tokenizer, send))
 
@@ -132,9 +132,18 @@ class Retrace:
         await Response(answer, media_type="application/json")(request.scope, request.receive, send)
 
     async def prepared(self, life: Life, request: Request, engine: Engine, tokenizer: Tokenizer) -> Task:
-        body = await read_body(request, self.settings.max_body_bytes, self.settings.body_seconds)
-        life.is_whole(request.receive)
-        return await self.preparer.prepare(len(body), lambda: self.prepare(body, engine, tokenizer, life.work))
+        settings = self.settings
+        with self.admission.arriving() as arrival:
+            most = min(settings.max_body_bytes, settings.max_queued_bytes)
+            body = await read_body(request, most, settings.body_seconds, arrival.grow)
+            self.room()
+            life.is_whole(request.receive)
+            return await self.preparer.prepare(len(body), lambda: self.prepare(body, engine, tokenizer, life.work))
+
+    def room(self) -> None:
+        """Raises QueueFull if the line is. Who is still sending a body is not in it."""
+        if self.unfinished >= LINE:
+            raise QueueFull(f"{self.unfinished} traces are under way; send the request again later", self.retry_after())
 
     def prepare(self, body: bytes, engine: Engine, tokenizer: Tokenizer, work: Work) -> Task:
         settings = self.settings
@@ -189,7 +198,7 @@ class Retrace:
 
     def retry_after(self) -> int:
         """Seconds until what is under way should be done, each taking as long as the last."""
-        return min(max(math.ceil(self.open * self.seconds), 1), LONGEST_RETRY)
+        return min(max(math.ceil(self.unfinished * self.seconds), 1), LONGEST_RETRY)
 
     @property
     def unfinished(self) -> int:

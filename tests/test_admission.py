@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from gnomon.http.app import create_app
 from gnomon.http.completions import Completions
 from gnomon.http.errors import Draining, QueueFull
 from gnomon.http.life import LONG_BODY
+from gnomon.http.retrace import LINE
 from gnomon.http.settings import Settings
 from gnomon.reference.completion import Run, prepare
 from gnomon.reference.engine import Engine
@@ -441,18 +443,21 @@ def test_long_bodies_are_prepared_one_at_a_time_and_short_ones_beside_them(
     assert short_beside == [1]
 
 
-def test_bodies_that_are_being_read_count_as_waiting(gate: Gate, tokenizer: Tokenizer) -> None:
-    """Each may hold megabytes before anybody knows what it asks for."""
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/completions/trace"])
+def test_clients_that_are_slow_to_send_their_bodies_take_nobodys_place(
+    gate: Gate, tokenizer: Tokenizer, path: str
+) -> None:
+    """A few bytes a second would refuse everybody else for --body-seconds; what they hold is bounded by its bytes."""
     app = app_of(gate, tokenizer, max_queue=2)
-    head = (
-        "POST /v1/completions HTTP/1.1\r\nHost: gnomon\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
-    )
-    with serving(app) as base, connection(base) as first, connection(base) as second:
-        for client in (first, second):
-            client.sendall(f"{head}{{".encode())
-        assert eventually(lambda: app.state.completions.arriving == 2)
-        check_error(httpx.post(f"{base}/v1/completions", json=request_body()), 429, code="queue_full")
-        first.close()
-        assert eventually(lambda: app.state.completions.arriving == 1)
+    head = f"POST {path} HTTP/1.1\r\nHost: gnomon\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+    endpoint = app.state.retrace if path.endswith("trace") else app.state.completions
+    with serving(app) as base, ExitStack() as slow:
+        for _ in range(LINE + 2):
+            slow.enter_context(connection(base)).sendall(f"{head}{{".encode())
+        assert eventually(lambda: endpoint.lives.at["reading"] == LINE + 2)
+        assert app.state.completions.admission.arriving_bytes == LINE + 2
         gate.allow(100)
-        assert httpx.post(f"{base}/v1/completions", json=request_body(max_tokens=1)).status_code == 200
+        asked = request_body(max_tokens=1)
+        body = {"request": asked | {"seed": 1}, "index": 0, "tokens": [1]} if path.endswith("trace") else asked
+        answer = httpx.post(f"{base}{path}", json=body)
+        assert answer.status_code != 429, answer.text

@@ -349,7 +349,7 @@ async def nothing_is_left(scene: Scene) -> None:
     completions, preparer = scene.completions, scene.completions.preparer
     await until(lambda: not preparer.long_bodies.locked() and not scene.retrace.turn.locked())
     assert {state: n for lives in (completions.lives, scene.retrace.lives) for state, n in lives.at.items() if n} == {}
-    assert (completions.arriving, completions.unfinished, completions.open) == (0, 0, [])
+    assert (completions.preparing, completions.unfinished, completions.open) == (0, 0, [])
     assert (completions.lives.open, scene.retrace.open, scene.engine.traces) == (set(), 0, 0)
     assert scene.engine.load().busy_slots == 0
     await until(lambda: not at_work(preparer.threads) and not at_work(completions.threads))
