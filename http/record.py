@@ -17,7 +17,7 @@ from starlette.types import Scope
 
 Outcome = Literal["answered", "refused", "cancelled", "timed_out", "drained", "failed"]
 """answered: a whole 200 · refused: any error that is not our fault, load and auth too · cancelled: the client went away
-· timed_out: ended by --request-seconds · drained: ended because draining was over before it was, in whatever state it was
+· timed_out: ended by --request-seconds · drained: ended because draining was over first, in whatever state it was
 · failed: 500, an engine's fault, or an answer broken off. The status of a stream is 200 whatever ended it."""
 
 SCOPE_KEY = "gnomon.record"

@@ -253,8 +253,8 @@ BREAKS = (
     Break(
         "max_tokens is clamped",
         COMPLETION,
-        "if len(ids) + request.max_tokens > context:",
-        "if len(ids) > context:",
+        "if len(encoded.ids) + request.max_tokens > engine.context:",
+        "if len(encoded.ids) > engine.context:",
         "test_prompt.py::test_prompt_and_max_tokens_beyond_the_context_are_refused_never_clamped",
     ),
     Break(
