@@ -436,11 +436,7 @@ def ranked(candidates: Sequence[Candidate], n: int) -> list[Candidate]:
 class Stretch(NamedTuple):
     """What of a choice is sent together: some of its tokens and their text; the first one, after the echoed prompt."""
 
-<<<<<<< HEAD
     choice: int  # its index
-=======
-    number: int
->>>>>>> h/out
     prompt: int
     candidate: Candidate
     text: str
@@ -697,11 +693,7 @@ class Run:
             )
         own = written(stretch.text, entries, stretch.tokens, self._tokenizer.labels)
         stretches = [self._echo(stretch.prompt), own] if stretch.first and request.echo else [own]
-<<<<<<< HEAD
         return choice(stretch.choice, stretches, request.logprobs is not None, candidate.finish_reason)
-=======
-        return choice(stretch.number, stretches, request.logprobs is not None, candidate.finish_reason)
->>>>>>> h/out
 
     def _echo(self, j: int) -> Written:
         if j not in self._echoes:
