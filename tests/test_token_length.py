@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
@@ -55,6 +55,7 @@ BOUNDED: dict[str, Callable[[], tokenizers.Tokenizer]] = {
     "byte fallback": lambda: made(bpe()),
     "one unknown token for each character": lambda: made(bpe(False, unk_token="<unk>", fuse_unk=False)),
     "NFC": lambda: made(bpe(), normalizers.NFC()),
+    "NFC of unknown characters": lambda: made(bpe(False, unk_token="<unk>", fuse_unk=False), normalizers.NFC()),
     "spaces that grow": lambda: made(bpe(), normalizers.Replace(" ", "▁")),
     "a space put first": lambda: made(bpe(), normalizers.Sequence([normalizers.Prepend("▁")])),
     "a split": lambda: made(bpe(), None, SPLIT),
@@ -89,6 +90,7 @@ TEXT = st.lists(st.sampled_from(PIECES) | st.characters(codec="utf-8"), max_size
 @pytest.mark.parametrize("name", BOUNDED)
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(text=TEXT, times=st.integers(1, 200))
+@example(text="\u1fbe\u0308\u0301", times=100)  # what NFC shortens most
 def test_no_text_has_fewer_tokens_than_are_known_before(name: str, text: str, times: int) -> None:
     """Exact: no example may fail."""
     tokenizer = made_once(name)
