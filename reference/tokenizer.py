@@ -123,7 +123,8 @@ def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> Encoding:
     except Exception as error:  # the library raises a bare Exception
         raise UnknownText(str(error)) from None
     starts: list[int] = []
-    for start, _ in encoded.offsets:
+    for i in range(len(encoded)):  # not `offsets`: a million pairs made, and freed, by one call that stops every thread
+        start, _ = encoded.token_to_chars(i)
         starts.append(max(start, starts[-1] if starts else 0))
     return Encoding(tuple(encoded.ids), tuple(starts))
 
