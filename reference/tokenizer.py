@@ -124,7 +124,9 @@ def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> Encoding:
         raise UnknownText(str(error)) from None
     starts: list[int] = []
     for i in range(len(encoded)):  # not `offsets`: a million pairs made, and freed, by one call that stops every thread
-        start, _ = encoded.token_to_chars(i)
+        span = encoded.token_to_chars(i)
+        assert span is not None  # it is None beyond the last token only
+        start, _ = span
         starts.append(max(start, starts[-1] if starts else 0))
     return Encoding(tuple(encoded.ids), tuple(starts))
 
