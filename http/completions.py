@@ -35,7 +35,7 @@ from gnomon.http.life import Life, Lives, Preparer
 from gnomon.http.record import Record, record_of
 from gnomon.http.service import Service
 from gnomon.http.settings import Settings
-from gnomon.http.threads import Threads
+from gnomon.http.threads import NoThread, Threads
 from gnomon.reference.completion import Run, prepare
 from gnomon.reference.engine import Engine
 from gnomon.reference.request import CompletionRequest, shown
@@ -153,9 +153,10 @@ class Completions:
 
     async def read(self, answer: Answer, step: Callable[[], T]) -> T:
         """One step of reading the engine. Raises what ended the answer, or the engine's fault, which is counted."""
-        reading = self.threads.submit(step)  # that the system has no thread left is no fault of the engine
         try:
-            return await asyncio.wrap_future(reading)
+            return await asyncio.wrap_future(self.threads.submit(step))
+        except NoThread:
+            raise  # no fault of the engine
         except Exception:
             if answer.error is not None:
                 raise answer.error from None

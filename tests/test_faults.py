@@ -23,7 +23,6 @@ from load import Connection, Plan, Received, Server, choices_of, server
 from gnomon.http.app import create_app
 from gnomon.http.service import FAULTS
 from gnomon.http.settings import Settings
-from gnomon.http.threads import Threads
 from gnomon.jax_engine.engine import EngineSettings, JaxEngine
 from gnomon.reference.checkpoint import Checkpoint, load_checkpoint
 from gnomon.reference.engine import Done, Failed, Load, ReferenceEngine, Token
@@ -110,33 +109,33 @@ class Sometimes:
 
 
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("missing", ["prepare", "completions"])
 def test_where_the_system_has_no_thread_left_a_request_is_a_503_and_the_engine_is_not_blamed(
-    model: tuple[Checkpoint, Tokenizer], stream: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    model: tuple[Checkpoint, Tokenizer],
+    missing: str,
+    stream: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Of a request's threads the first one prepares it, and those after it read the engine."""
+    """A request has two kinds of threads: one prepares it, and others read the engine."""
     start = threading.Thread.start
-    left: list[None] = []
 
     def none_left(thread: threading.Thread) -> None:
-        if thread.name == "completions":
-            if not left:
-                raise RuntimeError("can't start new thread")
-            left.pop()
+        if thread.name == missing:
+            raise RuntimeError("can't start new thread")
         start(thread)
 
     app = create_app(ReferenceEngine(model[0]), model[1], Settings())
-    app.state.completions.threads = Threads("completions", idle_seconds=0)
-    monkeypatch.setattr(threading.Thread, "start", none_left)
     with serving(app) as base:
-        for allowed in [0, 1] * FAULTS:
-            left[:] = [None] * allowed
-            assert "no thread left" in check_error(post(base, stream=stream), 503, code="too_busy")
-            assert httpx.get(f"{base}/readyz").status_code == 200
-        left[:] = [None] * 1000
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", none_left)
+            for _ in range(FAULTS + 1):
+                assert "no thread left" in check_error(post(base, stream=stream), 503, code="too_busy")
+                assert httpx.get(f"{base}/readyz").status_code == 200
         assert post(base, stream=stream).status_code == 200
     assert "the system starts no further thread" in caplog.text
     assert "Traceback" not in caplog.text
-    assert app.state.completions.admission.open == []
+    assert not app.state.completions.admission.open
 
 
 def test_a_readiness_probe_that_gets_no_thread_is_a_503_like_any_other(

@@ -185,6 +185,7 @@ async def body_comes(scene: Scene) -> AsyncIterator[Client]:
 
 @asynccontextmanager
 async def behind_a_long_body(scene: Scene) -> AsyncIterator[Client]:
+    scene.patch.setattr(life, "SHORT_BODY", 0)
     scene.patch.setattr(life, "LONG_BODY", 1)
     async with scene.completions.preparer.long_bodies:
         client = scene.ask()
