@@ -165,14 +165,13 @@ def _encode(tokenizer: tokenizers.Tokenizer, source: str, text: str, effort: Eff
         encoded = tokenizer.encode_batch([text], add_special_tokens=False)[0]
     except Exception as error:  # the library raises a bare Exception
         raise UnknownText(str(error)) from None
-<<<<<<< HEAD
     except BaseException as error:
         if type(error).__module__ != PANIC:
             raise
         raise TokenizerFailed(str(error)) from None
     if effort.most is not None and len(encoded) > effort.most:  # before lists of them are made
         raise TooLong(len(encoded))
-    return Encoding(tuple(encoded.ids), _non_decreasing(start for start, _ in encoded.offsets))
+    return Encoding(tuple(encoded.ids), _non_decreasing(_starts(encoded)))
 
 
 def _encode_apart(tokenizer: tokenizers.Tokenizer, source: str, text: str, effort: Effort, work: Work) -> Encoding:
@@ -186,17 +185,16 @@ def _encode_apart(tokenizer: tokenizers.Tokenizer, source: str, text: str, effor
     return Encoding(apart.ids, _non_decreasing(apart.starts))
 
 
-def _non_decreasing(starts: Iterable[int]) -> tuple[int, ...]:
-    return tuple(accumulate(starts, max))
-=======
-    starts: list[int] = []
-    for i in range(len(encoded)):  # not `offsets`: a million pairs made, and freed, by one call that stops every thread
+def _starts(encoded: tokenizers.Encoding) -> Iterator[int]:
+    """Not by `offsets`: a million pairs are made, and freed, by one call that stops every thread."""
+    for i in range(len(encoded)):
         span = encoded.token_to_chars(i)
         assert span is not None  # it is None beyond the last token only
-        start, _ = span
-        starts.append(max(start, starts[-1] if starts else 0))
-    return Encoding(tuple(encoded.ids), tuple(starts))
->>>>>>> h/out
+        yield span[0]
+
+
+def _non_decreasing(starts: Iterable[int]) -> tuple[int, ...]:
+    return tuple(accumulate(starts, max))
 
 
 # ---- loading
