@@ -157,8 +157,9 @@ def encode_prompts(
             raise _exceeded(j, tokens, request, engine.context, at_least=not is_known)
     sampled = len(least) * request.candidates * request.max_tokens
     total, prompts = sum(least) + sampled, []
+    may_fit = max(least) + request.max_tokens <= engine.context  # or the context is what is exceeded
     for j, prompt in enumerate(request.prompts):
-        if most_tokens is not None and total > most_tokens:
+        if most_tokens is not None and total > most_tokens and may_fit:
             raise MoreThanMayWait(total, most_tokens, at_least=True)
         if effort.work is not None:
             effort.work.check()

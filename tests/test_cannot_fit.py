@@ -134,3 +134,8 @@ def test_the_server_refuses_them_by_its_own_bound(tokenizer: Tokenizer, encoded:
     message = check_error(post(app, prompt=TOO_LONG), 400, "prompt", "context_length_exceeded")
     assert "at least" in message
     assert encoded == []
+
+
+def test_a_completion_beyond_the_context_is_told_of_the_context_first(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ContextExceeded, match=r"max_tokens: .* \(1 in the prompt, 1000 in the completion\)"):
+        prepared(tokenizer, 500, prompt="a", max_tokens=1000)
