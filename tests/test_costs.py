@@ -10,6 +10,7 @@ import asyncio
 import gc
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType, SimpleNamespace
 from typing import Any
 
@@ -250,21 +251,21 @@ def costs_of_places(size: int) -> dict[str, int]:
         async with places.place(_answer()):
             others: Any = [WaitingRequest(None) for _ in range(size)]
             first = places.place(_answer()).__aenter__()
-            first.send(None)  # type: ignore[attr-defined]  # a coroutine, up to where it waits
+            first.send(None)  # a coroutine, up to where it waits
             for other in others:
                 places._line[other] = None
             last = places.place(_answer()).__aenter__()
-            last.send(None)  # type: ignore[attr-defined]
+            last.send(None)
 
             def leave() -> None:
                 with pytest.raises(asyncio.CancelledError):
-                    last.throw(asyncio.CancelledError)  # type: ignore[attr-defined]
+                    last.throw(asyncio.CancelledError)
 
             leaving = operations(leave)
             giving = operations(places._give)
             assert len(places._line) == size
             places._line.clear()
-            first.close()  # type: ignore[attr-defined]
+            first.close()
         return {"leaving the line": leaving, "giving a place": giving}
 
     return asyncio.run(scene())
@@ -287,5 +288,5 @@ def test_the_pace_costs_the_same_whatever_was_done_in_the_last_minute(monkeypatc
         for _ in range(size):
             pace.count(3)
         assert pace.tokens_per_second() == 3 * size
-        seen.append(operations(pace.tokens_per_second) + operations(lambda pace=pace: pace.count(3)))
+        seen.append(operations(pace.tokens_per_second) + operations(partial(pace.count, 3)))
     assert seen[0] == seen[1] == seen[2]

@@ -21,7 +21,7 @@ from gnomon.http.toml import fitting
 from helpers.models import tiny_llama
 
 COMMAND = (sys.executable, "-c", "from gnomon.http.main import main; main()")
-ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+ASCII: dict[str, Any] = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
 class Result(NamedTuple):
@@ -262,7 +262,8 @@ def test_texts_of_an_ascii_locale_are_read_as_utf8(model: Path) -> None:
 
 @pytest.mark.slow
 def test_bytes_that_are_no_utf8_are_refused_in_any_locale(model: Path) -> None:
-    for variables in (ASCII, {"PYTHONUTF8": "1"}):
+    utf8: dict[str, Any] = {"PYTHONUTF8": "1"}
+    for variables in (ASCII, utf8):
         result = process("complete", b"a\xff".decode(errors="surrogateescape"), "--model", model, **variables)
         assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
         assert result.err.startswith('gnomon: prompt: "a\\udcff" is not allowed')
