@@ -854,7 +854,7 @@ def doctor(
         if file is not None:
             check_writable(file)  # minutes later would be a bad time to find that it cannot be
     except OSError as error:
-        fail(f"--json: {as_utf8(str(file))!r}: {error.strerror}", 1)
+        fail(f"--json: {as_utf8(str(json_file))!r}: {error.strerror}", 1)
     say("starting the examination: importing jax")
     _require_devices(warn)
     from gnomon.jax_engine import store

@@ -42,6 +42,9 @@ class Rankings(Sequence[Ranking | None]):
         part._packed = self._packed[at]
         return part
 
+    def __repr__(self) -> str:
+        return f"Rankings({list(self)!r})"
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and tuple(self) == tuple(other)
 

@@ -21,13 +21,15 @@ from helpers.odd_models import ODD
 from helpers.saboteurs import Break, Wireless, judged
 
 QUICK = ("ends at once", "no text", "half of a character, whatever the bias", "SentencePiece")
-"""Of each kind one; the others are slow ones."""
+"""Of each kind one; of the others every sixth is a slow one, and all of them a long run."""
 
 NOTHING_TO_SEE = "form that this case cannot read"
 
 
 def _models() -> list[object]:
-    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ODD]
+    others = [name for name in ODD if name not in QUICK]
+    marks = {name: pytest.mark.long if i % 6 else pytest.mark.slow for i, name in enumerate(others)}
+    return [pytest.param(name, marks=marks.get(name, ())) for name in ODD]
 
 
 @pytest.mark.parametrize("name", _models())
@@ -44,7 +46,7 @@ def test_no_case_accuses_a_sound_server_of_its_model(tmp_path: Path, name: str) 
     assert honoured >= ODD[name].least, {case: found.outcome.reason for case, found in findings.items()}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("salt", [1, 2, 3])
 @pytest.mark.parametrize("name", ODD)
 def test_no_case_accuses_a_sound_server_of_other_weights(tmp_path: Path, name: str, salt: int) -> None:
@@ -65,7 +67,7 @@ def test_no_case_accuses_our_own_server_of_a_model_that_ends_at_once(tmp_path: P
 # ---- a fault is not acquitted
 
 BREAKS = (*test_verify_cases.BREAKS, *test_verify_logprobs.BREAKS)
-EVERY = 12  # of the breaks, in the default run
+EVERY = 12  # of the breaks, in the default run; the others are a long one
 UNSEEN = (
     "values of the place before",  # texts of one token have one place: `echo.scores` sees it
     "another completion with echo",  # a fault that a request with a bias does not have
@@ -76,7 +78,7 @@ def _broken() -> list[object]:
     rows = []
     for name in ("ends at once", "no text", "one token"):
         for i, broken in enumerate(broken for broken in BREAKS if broken.name not in UNSEEN):
-            marks = [pytest.mark.slow] if i % EVERY else []
+            marks = [pytest.mark.long] if i % EVERY else []
             rows.append(pytest.param(name, broken, id=f"{name}: {broken.red}: {broken.name}", marks=marks))
     return list(rows)
 

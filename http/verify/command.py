@@ -232,7 +232,7 @@ def _files(options: Options) -> Iterator[Files]:
         try:
             check_writable(path)
         except OSError as error:
-            raise CannotRun(f"--{name}: {as_utf8(str(path))!r}: {error.strerror}") from None
+            raise CannotRun(f"--{name}: {as_utf8(str(given[name]))!r}: {error.strerror}") from None
         if new:
             made.append(path)
     try:
