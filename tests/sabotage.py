@@ -193,14 +193,14 @@ BREAKS = (
         "jax_engine/device.py",
         "    if pool + weights + slots > free:\n",
         "    if pool + weights + slots > whole:\n",
-        "test_memory.py::test_pool_weights_and_slots_together_are_held_against_the_free_memory",
+        "test_pool_memory.py::test_pool_weights_and_slots_together_are_held_against_the_free_memory",
     ),
     Break(
         "memory: a control group above allows what it does not",
         "jax_engine/memory.py",
         "for one in (folder, *folder.parents):",
         "for one in (folder,):",
-        "test_memory.py::test_the_least_that_a_group_or_the_machine_allows_is_there",
+        "test_pool_memory.py::test_the_least_that_a_group_or_the_machine_allows_is_there",
     ),
     Break(
         "locale: bytes that an ASCII locale could not read stay surrogates",
