@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -24,6 +25,7 @@ from gnomon.reference.completion import Candidate, EncodedPrompt, Run, StopMatch
 from gnomon.reference.engine import ReferenceJob
 from gnomon.reference.request import CompletionRequest, InvalidRequest, RequestError
 from gnomon.reference.response import Completion
+from gnomon.reference.strict_json import Object
 from helpers import saboteurs
 from helpers.fake import EOT
 from helpers.live import MODEL, serving
@@ -338,22 +340,29 @@ def no_check(patch: Patch) -> None:
 
 
 def parsed(**loose: Any) -> Make:
-    """json.loads with one of its hooks as it comes."""
+    """Bodies are read by json.loads, with one of its hooks as it comes."""
+    strict: dict[str, Any] = {
+        "parse_int": reading._parse_int,
+        "parse_float": reading._parse_float,
+        "parse_constant": reading._Unreadable,
+        "object_pairs_hook": reading_twice,
+    }
 
-    def make(patch: Patch) -> None:
-        loads = json.loads
+    class Lax:
+        def __init__(self, text: str, *hooks: object) -> None:
+            self.text = text
 
-        def lax(text: str, **hooks: Any) -> Any:
-            return loads(text, **{**hooks, **loose})
+        def document(self) -> Any:
+            return json.loads(self.text, **strict | loose)
 
-        class Json:
-            loads = staticmethod(lax)
-            dumps = staticmethod(json.dumps)
-            JSONDecodeError = json.JSONDecodeError
+    return lambda patch: patch.setattr(reading, "Reader", Lax)
 
-        patch.setattr(reading, "json", Json)
 
-    return make
+def reading_twice(members: list[tuple[str, Any]]) -> Object:
+    """An object that knows a key that stands twice in it."""
+    made = Object(members)
+    made.repeated = next((key for key, times in Counter(key for key, _ in members).items() if times > 1), None)
+    return made
 
 
 def own_error(words: str) -> Make:
