@@ -218,6 +218,7 @@ async def between_two_prompts(scene: Scene) -> AsyncIterator[Client]:
         return real(prompt, *others)
 
     scene.patch.setattr(completion, "encode_prompt", encode_prompt)
+    scene.patch.setattr(life, "SHORT_BODY", 0)  # so that it takes a turn, which ends with its thread
     client = scene.ask(prompt=["first", "second"])
     await until(begun.is_set)
     yield client
