@@ -1,11 +1,13 @@
 """Who runs when: prompts waiting and prefilling, candidates in slots, and the pages they hold. Plain Python; no jax
 here.
 
-The rule is first come, first served, and nothing ever overtakes: prompts are admitted in the order of their arrival,
-the candidates of a prompt in the order of their numbers, and all candidates of a prompt before the next prompt's. A
-candidate is admitted when a slot is free and the pages for its whole length, `m + max_tokens`, can be reserved; so
-nothing is ever preempted or computed twice. At most one chunk of one prompt is prefilled between two decode steps:
-that bounds what a long prompt costs the running streams.
+The rule is first come, first served, a prompt at a time: jobs take turns in the order of their arrival, and one that
+has had a prompt admitted and has more goes to the end of the line, so that a batch of thousands keeps no other job
+waiting for more than one of its prompts. A job's prompts are admitted in their order, the candidates of a prompt in the
+order of their numbers, and all candidates of a prompt before the next prompt's. A candidate is admitted when a slot is
+free and the pages for its whole length, `m + max_tokens`, can be reserved; so nothing is ever preempted or computed
+twice. At most one chunk of one prompt is prefilled between two decode steps: that bounds what a long prompt costs the
+running streams.
 
     Work (one prompt of a job) ─ waiting ─▶ prefilling, a chunk a step ─▶ ready: its candidates enter slots ─▶ done
 
@@ -80,7 +82,8 @@ class Scheduler:
         self.chunk = chunk
         self.pool = PagePool(pages)
         self.prefixes = PrefixCache(self.pool, chunk)
-        self.waiting: OrderedDict[Work, None] = OrderedDict()  # the line, first come first
+        self.waiting: OrderedDict[Work, None] = OrderedDict()  # in the order of arrival
+        self._lines: OrderedDict[Any, OrderedDict[Work, None]] = OrderedDict()  # the same by job, whose turn is first
         self.running: dict[int, Running] = {}  # by slot
         self._running_of: dict[Work, dict[int, Running]] = {}  # by work and candidate; no empty ones
         self._closed_of: dict[Work, set[int]] = {}  # of works in line: the candidates that were closed one by one
@@ -90,11 +93,25 @@ class Scheduler:
 
     def submit(self, work: Work) -> None:
         self.waiting[work] = None
+        self._lines.setdefault(work.owner, OrderedDict())[work] = None
 
     @property
     def head(self) -> Work | None:
-        """The first in line."""
-        return next(iter(self.waiting), None)
+        """The first prompt of the job whose turn it is. It stays the head until all its candidates have begun."""
+        for line in self._lines.values():
+            return next(iter(line))
+        return None
+
+    def _leave(self, work: Work) -> None:
+        """Takes a work out of the line. If it was the head, the turn passes to the next job."""
+        was_head = work is self.head
+        del self.waiting[work]
+        line = self._lines[work.owner]
+        del line[work]
+        if not line:
+            del self._lines[work.owner]
+        elif was_head:
+            self._lines.move_to_end(work.owner)
 
     # ---- prefill
 
@@ -186,7 +203,7 @@ class Scheduler:
         """All candidates have begun (or none is wanted): the prompt's own hold on its pages ends."""
         self.pool.release(work.pages)
         work.pages = ()
-        del self.waiting[work]
+        self._leave(work)
         self._closed_of.pop(work, None)
 
     def end(self, sequence: Running) -> None:
@@ -265,4 +282,6 @@ class Scheduler:
         assert by_work == {(work, c): s for work, of in self._running_of.items() for c, s in of.items()}
         assert all(self._running_of.values())
         assert self._closed_of.keys() <= self.waiting.keys()
+        assert all(self._lines.values())
+        assert {work for line in self._lines.values() for work in line} == self.waiting.keys()
         assert all(work is self.head or not (work.pages or work.admitted) for work in self.waiting)

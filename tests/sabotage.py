@@ -852,6 +852,13 @@ BREAKS = (
         "test_jax_engine.py::test_closing_at_any_stage_frees_everything",
     ),
     Break(
+        "a batch keeps every other job waiting until its last prompt has begun",
+        "jax_engine/scheduler.py",
+        "        elif was_head:\n",
+        "        elif False:\n",
+        "test_scheduler.py::test_jobs_take_turns_a_prompt_at_a_time_and_keep_the_order_of_their_own",
+    ),
+    Break(
         "costs: a work is looked for in the whole line",
         "jax_engine/scheduler.py",
         "        del self.waiting[work]\n",

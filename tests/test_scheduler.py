@@ -114,6 +114,22 @@ def test_random_arrivals_all_end_and_nothing_leaks(plan: list[tuple[Any, ...]], 
     assert scheduler.prefixes.make_room(scheduler.pool.size), "a page is held by nobody known"
 
 
+def test_jobs_take_turns_a_prompt_at_a_time_and_keep_the_order_of_their_own() -> None:
+    """A batch of thousands keeps no other job waiting for more than one of its prompts."""
+    scheduler, order = Scheduler(slots=1, pages=20, page_size=4, chunk=8), []
+    for owner, index in (("a", 0), ("a", 1), ("a", 2), ("b", 0), ("c", 0), ("c", 1)):
+        scheduler.submit(Work((1, 2, 3), 1, 2, False, owner=owner, index=index))
+    while scheduler.waiting:
+        chunk = scheduler.next_chunk()
+        if chunk is not None:
+            scheduler.chunk_done(chunk[0], hidden=object())
+        for sequence in scheduler.admit():
+            order.append(f"{sequence.work.owner}{sequence.work.index}.{sequence.candidate}")
+            scheduler.end(sequence)
+        scheduler.check()
+    assert order == [f"{prompt}.{c}" for prompt in ("a0", "b0", "c0", "a1", "c1", "a2") for c in (0, 1)]
+
+
 def test_a_second_equal_prompt_takes_all_whole_chunks_but_the_one_with_its_last_position() -> None:
     scheduler = Scheduler(1, 40, PAGE, CHUNK)
     world = World(scheduler)
