@@ -31,11 +31,12 @@ from gnomon.http import sse
 from gnomon.http.admission import Admission, Answer, Places
 from gnomon.http.answer import send_json
 from gnomon.http.errors import BodyTooLarge, Draining, TooSlow, UnsupportedMedia, as_request_error, let_go
-from gnomon.http.life import Life, Lives, Preparer
+from gnomon.http.life import SHORT_BODY, Life, Lives, Preparer
 from gnomon.http.record import Record, record_of
 from gnomon.http.service import Service
 from gnomon.http.settings import Settings
 from gnomon.http.threads import NoThread, Threads
+from gnomon.http.tidy import Tidy
 from gnomon.reference.completion import Run, prepare
 from gnomon.reference.engine import Engine
 from gnomon.reference.request import CompletionRequest, shown
@@ -45,6 +46,8 @@ from gnomon.reference.work import Work
 from gnomon.reference.writing import blocks
 
 T = TypeVar("T")
+
+LARGE_ANSWER = 2**20  # bytes
 
 LONGEST_MEDIA = 256  # characters of a Content-Type: a longer one takes its parser a time that grows with the square
 
@@ -60,6 +63,7 @@ class Completions:
         self.threads = Threads("completions")
         self.writing = threading.Lock()
         self.preparer = Preparer()
+        self.tidy = Tidy(self.threads)
         self.lives = Lives(settings, self.admission.retry_after)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,7 +72,11 @@ class Completions:
         engine, tokenizer = self.service.model()
         self.admission.room(self.preparing)  # before its body is read, and again when it is
         with self.lives.begin(record) as life:
-            await life.live(self.answer(life, request, engine, tokenizer, send))
+            try:
+                await life.live(self.answer(life, request, engine, tokenizer, send))
+            finally:
+                if not life.is_small:
+                    self.tidy.soon()
 
     async def answer(self, life: Life, request: Request, engine: Engine, tokenizer: Tokenizer, send: Send) -> None:
         record = life.record
@@ -93,6 +101,7 @@ class Completions:
             body = await read_body(request, most, settings.body_seconds, arrival.grow)
             self.admission.room(self.preparing)
             life.is_whole(request.receive)
+            life.is_small = len(body) <= SHORT_BODY
             return await self.preparer.prepare(len(body), lambda: self.prepare(body, engine, tokenizer, life.work))
 
     def prepare(self, body: bytes, engine: Engine, tokenizer: Tokenizer, work: Work) -> Run:
@@ -108,6 +117,8 @@ class Completions:
             body = await self.read(answer, lambda: self.written(pieces))
         self.service.sound()
         await send_json(body, send)
+        if sum(map(len, body)) > LARGE_ANSWER:
+            self.tidy.soon()
         record.outcome = "answered"
 
     async def stream(self, answer: Answer, record: Record, send: Send) -> None:
@@ -190,6 +201,7 @@ class Completions:
 
     def close(self) -> None:
         """Nothing is read any more."""
+        self.tidy.close()
         self.preparer.close()
         self.threads.close()
 

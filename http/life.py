@@ -58,6 +58,7 @@ class Life:
         self.work = Work()  # what is done for it in threads before it is let in
         self.error: RequestError | None = None
         self.whole: float | None = None  # when its body was
+        self.is_small = True  # what it takes of memory; known once its body is whole
         self.is_alone = False  # whether its client has left
         self.begun = False  # whether that which it waited for has begun
         self.answer: Answer | None = None
