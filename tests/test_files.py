@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,27 +10,10 @@ import numpy as np
 import pytest
 
 from gnomon.reference.files import Opened, absolute, check_writable, open_regular, read_regular
-
-
-def symlink_loop(path: Path) -> None:
-    path.symlink_to(path.name)
-
-
-def broken_link(path: Path) -> None:
-    path.symlink_to("nowhere")
-
-
-def device(path: Path) -> None:
-    path.symlink_to("/dev/zero")
-
-
-def unix_socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-
+from helpers.odd_files import broken_link, device, link_loop, unix_socket
 
 KINDS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "a loop of links": (symlink_loop, "Too many levels of symbolic links"),
+    "a loop of links": (link_loop, "Too many levels of symbolic links"),
     "a link to nothing": (broken_link, "No such file or directory"),
     "a directory": (Path.mkdir, "Is a directory"),
     "a pipe": (os.mkfifo, "not a regular file"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import socket
 import subprocess
 import sys
 import tomllib
@@ -19,6 +18,7 @@ from gnomon.http.console import as_utf8
 from gnomon.http.identity import options as identity_options
 from gnomon.http.toml import fitting
 from helpers.models import tiny_llama
+from helpers.odd_files import broken_link, device, link_loop, unix_socket
 
 COMMAND = (sys.executable, "-c", "from gnomon.http.main import main; main()")
 ASCII: dict[str, Any] = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -98,23 +98,6 @@ def test_a_number_of_another_command_is_refused_by_its_flag(
 # ---- files
 
 
-def loop(path: Path) -> None:
-    path.symlink_to(path.name)
-
-
-def broken(path: Path) -> None:
-    path.symlink_to("nowhere")
-
-
-def device(path: Path) -> None:
-    path.symlink_to("/dev/zero")
-
-
-def unix_socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-
-
 def binary(path: Path) -> None:
     path.write_bytes(b"\0\xff")
 
@@ -125,7 +108,7 @@ def large(path: Path) -> None:
 
 
 KINDS: dict[str, Callable[[Path], None]] = {
-    "loop": loop, "broken link": broken, "directory": Path.mkdir, "pipe": os.mkfifo, "device": device,
+    "loop": link_loop, "broken link": broken_link, "directory": Path.mkdir, "pipe": os.mkfifo, "device": device,
     "socket": unix_socket, "empty": Path.touch, "binary": binary, "16 GiB": large,
 }  # fmt: skip
 SERVE = ("serve", "--port", "0", "--engine", "reference")
