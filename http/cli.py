@@ -654,8 +654,7 @@ def _field(name: str) -> Any:
     default = "" if flag or not field.default else f" Default: {json.dumps(field.default)}."
     return typer.Option(
         "--" + name.replace("_", "-"),
-        # a minus sign, for which not every terminal has a character
-        help=f"{field.meaning[:1].upper()}{field.meaning[1:]}.{bounds}{default}".replace("−", "-"),
+        help=f"{field.meaning[:1].upper()}{field.meaning[1:]}.{bounds}{default}",
         metavar=None if flag else field.type.split()[0].strip(":,").upper(),
         show_default=False,
     )

@@ -526,7 +526,7 @@ FIELDS: tuple[Field, ...] = (
            "4", "sampler.penalize", _bounded("number", -2, 2), _number(-2, 2), stages=(3,)),
     _field("logit_bias", "object: id → number", {},
            "up to 65,536 ids of the vocabulary as decimal keys, values -100 to 100",
-           "is added to the logits of these tokens; −100 is minus 100, not never",
+           "is added to the logits of these tokens; -100 is minus 100, not never",
            "4", "sampler.add_bias",
            {"type": "object",
             "patternProperties": {"^(0|[1-9][0-9]*)$": {**_bounded("number", -100, 100), "type": ["number", "null"]}},
