@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -170,7 +171,7 @@ def test_retry_after_is_what_waits_divided_by_the_pace_of_the_last_minute(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("gnomon.http.admission.time.monotonic", lambda: now)
+    monkeypatch.setattr("gnomon.http.admission.time", SimpleNamespace(monotonic=lambda: now))
     admission = Admission(Settings())
     with admission.admitted(run_of(tokenizer, max_tokens=499)):
         assert admission.retry_after() == 1  # nothing is known yet
@@ -187,7 +188,7 @@ def test_retry_after_is_what_waits_divided_by_the_pace_of_the_last_minute(
 def test_what_was_finished_more_than_a_minute_ago_is_kept_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody asks for the pace of a server that refuses nobody."""
     now = 1000.0
-    monkeypatch.setattr("gnomon.http.admission.time.monotonic", lambda: now)
+    monkeypatch.setattr("gnomon.http.admission.time", SimpleNamespace(monotonic=lambda: now))
     pace = Pace()
     for _ in range(1000):
         pace.count(1)

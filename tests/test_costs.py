@@ -281,7 +281,7 @@ def test_a_place_is_left_and_given_at_the_same_cost_whoever_is_in_line() -> None
 
 
 def test_the_pace_costs_the_same_whatever_was_done_in_the_last_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gnomon.http.admission.time.monotonic", lambda: 1000.0)
+    monkeypatch.setattr("gnomon.http.admission.time", SimpleNamespace(monotonic=lambda: 1000.0))
     seen = []
     for size in SIZES:
         pace = Pace()

@@ -46,15 +46,7 @@ def loopback(tls: Tls | None = None, port: int = 0) -> Iterator[Loopback]:
             if tls.clients is not None:
                 secure |= {"ssl_ca_certs": tls.clients, "ssl_cert_reqs": 2}
         config = uvicorn.Config(
-            served,
-            loop="asyncio",
-            http="h11",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=2,  # for an answer that a test has left undone
-            **secure,
+            served, loop="asyncio", http="h11", ws="none", lifespan="off", log_config=None, access_log=False, **secure
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
