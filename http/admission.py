@@ -196,15 +196,16 @@ class Waiting:
         self._pass_over_begun()
         return self._tokens
 
+    @property
+    def bytes(self) -> int:
+        """That they keep."""
+        self._pass_over_begun()
+        return self._bytes
+
     def _pass_over_begun(self) -> None:
         for answer in list(self._given):
             if answer.run.started is not None:
                 self.discard(answer)
-
-    @property
-    def bytes(self) -> int:
-        """That they keep."""
-        return self._bytes if self.answers else 0
 
 
 class Arrival:

@@ -38,11 +38,17 @@ def test_it_is_done_once_for_many_requests_and_again_for_later_ones(monkeypatch:
     assert done == [(0, "tidy")] * 2
 
 
-def test_a_system_without_the_call_is_left_alone() -> None:
+def test_a_system_without_the_call_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tidy, "DELAY_SECONDS", 0.0)
+    threads, called = Threads("tidy"), []
+    monkeypatch.setattr(threads, "submit", called.append)
+
     async def scene() -> None:
-        Tidy(Threads("tidy"), None).soon()
+        Tidy(threads, None).soon()
+        await asyncio.sleep(0.05)
 
     asyncio.run(scene())
+    assert called == []
 
 
 @pytest.fixture
