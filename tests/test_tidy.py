@@ -40,7 +40,8 @@ def test_it_is_done_once_for_many_requests_and_again_for_later_ones(monkeypatch:
 
 def test_a_system_without_the_call_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tidy, "DELAY_SECONDS", 0.0)
-    threads, called = Threads("tidy"), []
+    threads = Threads("tidy")
+    called: list[object] = []
     monkeypatch.setattr(threads, "submit", called.append)
 
     async def scene() -> None:
