@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,7 @@ KEY = "a-key-of-twenty-letters"
 GUARDED = Settings(auth=AuthSettings(mode=AuthMode.api_key, api_keys=(KEY,)))
 CONTEXT = 512
 Open = Callable[..., Playground]
+Serve = Callable[[Starlette], str]
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +161,14 @@ def base(app: Starlette) -> Iterator[str]:
 
 
 @pytest.fixture
-def open_page(browser: Browser, base: str) -> Iterator[Open]:
+def serve() -> Iterator[Serve]:
+    """Serves an application until the pages have closed: a page that is open may still ask when its server ends."""
+    with ExitStack() as servers:
+        yield lambda app: servers.enter_context(serving(app))
+
+
+@pytest.fixture
+def open_page(browser: Browser, base: str, serve: Serve) -> Iterator[Open]:
     """Opens the page in a new profile. At the end the console must be silent but for the answers a test asked for."""
     opened: list[Playground] = []
     contexts = []
@@ -280,17 +289,17 @@ def test_every_parameter_has_a_control_that_reaches_the_body(open_page: Open, na
 
 
 @pytest.mark.browser
-def test_the_sliders_end_where_this_server_does(open_page: Open, tokenizer: Tokenizer) -> None:
+def test_the_sliders_end_where_this_server_does(open_page: Open, serve: Serve, tokenizer: Tokenizer) -> None:
     narrow = create_app(
         FakeEngine(hashed_logits, context=80), tokenizer, Settings(openai_limits=True, max_candidates=3)
     )
-    with serving(narrow) as base:
-        page = open_page(base)
-        page.unfold()
-        found = {}
-        for name in ("max_tokens", "n", "logprobs", "temperature", "presence_penalty"):
-            slider = page[f"[data-control={name}] input[type=range]"]
-            found[name] = slider.get_attribute("min"), slider.get_attribute("max")
+    base = serve(narrow)
+    page = open_page(base)
+    page.unfold()
+    found = {}
+    for name in ("max_tokens", "n", "logprobs", "temperature", "presence_penalty"):
+        slider = page[f"[data-control={name}] input[type=range]"]
+        found[name] = slider.get_attribute("min"), slider.get_attribute("max")
     assert found == {
         "max_tokens": ("0", "79"),
         "n": ("1", "3"),
@@ -585,17 +594,17 @@ def test_what_the_reference_says_is_what_the_server_answered(open_page: Open) ->
 
 @pytest.mark.browser
 def test_without_the_trace_the_reason_is_said_and_the_reported_tokens_are_shown(
-    open_page: Open, tokenizer: Tokenizer
+    open_page: Open, serve: Serve, tokenizer: Tokenizer
 ) -> None:
     untraced = create_app(FakeEngine(hashed_logits, context=CONTEXT), tokenizer, Settings(trace_memory=0))
-    with serving(untraced) as base:
-        page = open_page(base)
-        page.run()
-        page["#choices footer"].filter(has_text="--trace-memory is 0").wait_for()
-        page["[role=option] >> nth=3"].click()
-        page["#trace-lead"].filter(has_text="--trace-memory is 0").wait_for()
-        assert page["#candidates tbody tr"].count() >= 5
-        assert page["#knobs"].is_hidden()
+    base = serve(untraced)
+    page = open_page(base)
+    page.run()
+    page["#choices footer"].filter(has_text="--trace-memory is 0").wait_for()
+    page["[role=option] >> nth=3"].click()
+    page["#trace-lead"].filter(has_text="--trace-memory is 0").wait_for()
+    assert page["#candidates tbody tr"].count() >= 5
+    assert page["#knobs"].is_hidden()
 
 
 @pytest.mark.browser
@@ -644,21 +653,21 @@ def test_a_server_that_is_gone_is_said_to_be(open_page: Open) -> None:
 
 
 @pytest.mark.browser
-def test_stop_ends_the_request(open_page: Open, tokenizer: Tokenizer) -> None:
+def test_stop_ends_the_request(open_page: Open, serve: Serve, tokenizer: Tokenizer) -> None:
     app = create_app(FakeEngine(slowly(hashed_logits), context=CONTEXT), tokenizer, Settings())
-    with serving(app) as base:
-        page = open_page(base)
-        page.set("max_tokens", 400)
-        page.press_run()
-        page["[role=option] >> nth=2"].wait_for()
-        page["#run"].click()
-        page["#summary"].filter(has_text=re.compile(r"Stopped after \d+ tokens?\. Seed -?\d+\.")).wait_for()
-        assert page["#run"].text_content() == "Complete"
-        end = time.monotonic() + 10
-        while app.state.completions.open and time.monotonic() < end:
-            time.sleep(0.02)
-        assert app.state.completions.open == []
-        assert page["[role=option]"].count() < 390
+    base = serve(app)
+    page = open_page(base)
+    page.set("max_tokens", 400)
+    page.press_run()
+    page["[role=option] >> nth=2"].wait_for()
+    page["#run"].click()
+    page["#summary"].filter(has_text=re.compile(r"Stopped after \d+ tokens?\. Seed -?\d+\.")).wait_for()
+    assert page["#run"].text_content() == "Complete"
+    end = time.monotonic() + 10
+    while app.state.completions.open and time.monotonic() < end:
+        time.sleep(0.02)
+    assert app.state.completions.open == []
+    assert page["[role=option]"].count() < 390
 
 
 @pytest.mark.browser
@@ -772,18 +781,20 @@ def test_echoed_tokens_show_their_surprise_and_were_not_drawn(open_page: Open, b
 
 
 @pytest.mark.browser
-def test_a_stop_string_cuts_the_text_and_its_tokens_are_shown_as_cut(open_page: Open, tokenizer: Tokenizer) -> None:
+def test_a_stop_string_cuts_the_text_and_its_tokens_are_shown_as_cut(
+    open_page: Open, serve: Serve, tokenizer: Tokenizer
+) -> None:
     a, b, c = (tokenizer.labels.index(letter) for letter in "abc")
-    with serving(create_app(FakeEngine(always(a, b, c), context=CONTEXT), tokenizer, Settings())) as base:
-        page = open_page(base)
-        page.set("prompt", "x")
-        page.set("temperature", 0)
-        page.set("stop", ["bc"])
-        page.run()
-        assert page[".t"].locator("visible=true").count() >= 3
-        assert page[".text .t.cut"].all_text_contents() == ["b", "c"]
-        assert page[".choice h3 span"].text_content() == "ended at a stop string"
-        assert "cut off by a stop string" in (page[".text .t.cut >> nth=0"].get_attribute("aria-label") or "")
+    base = serve(create_app(FakeEngine(always(a, b, c), context=CONTEXT), tokenizer, Settings()))
+    page = open_page(base)
+    page.set("prompt", "x")
+    page.set("temperature", 0)
+    page.set("stop", ["bc"])
+    page.run()
+    assert page[".t"].locator("visible=true").count() >= 3
+    assert page[".text .t.cut"].all_text_contents() == ["b", "c"]
+    assert page[".choice h3 span"].text_content() == "ended at a stop string"
+    assert "cut off by a stop string" in (page[".text .t.cut >> nth=0"].get_attribute("aria-label") or "")
 
 
 @pytest.mark.browser
@@ -807,35 +818,37 @@ def test_several_prompts_have_choices_of_their_own(open_page: Open, base: str) -
 
 
 @pytest.mark.browser
-def test_with_authentication_it_asks_for_a_key_and_keeps_it_to_itself(open_page: Open, tokenizer: Tokenizer) -> None:
-    with serving(create_app(FakeEngine(hashed_logits, context=CONTEXT), tokenizer, GUARDED)) as base:
-        page = open_page(base, wait=False)
-        page["#key-wrong"].filter(has_text="asks who you are").wait_for()
-        page["#key"].fill("a-wrong-key-of-this-kind")
-        page["#key-use"].click()
-        page["#key-wrong"].filter(has_text="is refused").wait_for()
-        page["#key"].fill(KEY)
-        page.page.keyboard.press("Enter")
-        page["#run:not([disabled])"].wait_for()
-        assert page["#key-box"].is_hidden()
-        page.drawn()
-        page["#share"].click()
-        page["#same summary"].click()
-        assert "$GNOMON_KEY" in (page["#code"].text_content() or "")
-        page["#tab-python"].click()
-        assert 'os.environ["GNOMON_KEY"]' in (page["#code"].text_content() or "")
-        shown = page.page.content() + page.page.url + str(page.page.context.storage_state())
-        assert KEY not in shown
-        assert KEY not in page.page.evaluate("JSON.stringify(history.state)")
-        assert page.page.evaluate("[sessionStorage.length, document.cookie]") == [0, ""]
-        page.page.reload()
-        page["#key-wrong"].filter(has_text="asks who you are").wait_for()
-        page["#key"].fill(KEY)
-        page["#key-keep"].check()
-        page["#key-use"].click()
-        page["#run:not([disabled])"].wait_for()
-        page.page.reload()
-        page["#run:not([disabled])"].wait_for()
+def test_with_authentication_it_asks_for_a_key_and_keeps_it_to_itself(
+    open_page: Open, serve: Serve, tokenizer: Tokenizer
+) -> None:
+    base = serve(create_app(FakeEngine(hashed_logits, context=CONTEXT), tokenizer, GUARDED))
+    page = open_page(base, wait=False)
+    page["#key-wrong"].filter(has_text="asks who you are").wait_for()
+    page["#key"].fill("a-wrong-key-of-this-kind")
+    page["#key-use"].click()
+    page["#key-wrong"].filter(has_text="is refused").wait_for()
+    page["#key"].fill(KEY)
+    page.page.keyboard.press("Enter")
+    page["#run:not([disabled])"].wait_for()
+    assert page["#key-box"].is_hidden()
+    page.drawn()
+    page["#share"].click()
+    page["#same summary"].click()
+    assert "$GNOMON_KEY" in (page["#code"].text_content() or "")
+    page["#tab-python"].click()
+    assert 'os.environ["GNOMON_KEY"]' in (page["#code"].text_content() or "")
+    shown = page.page.content() + page.page.url + str(page.page.context.storage_state())
+    assert KEY not in shown
+    assert KEY not in page.page.evaluate("JSON.stringify(history.state)")
+    assert page.page.evaluate("[sessionStorage.length, document.cookie]") == [0, ""]
+    page.page.reload()
+    page["#key-wrong"].filter(has_text="asks who you are").wait_for()
+    page["#key"].fill(KEY)
+    page["#key-keep"].check()
+    page["#key-use"].click()
+    page["#run:not([disabled])"].wait_for()
+    page.page.reload()
+    page["#run:not([disabled])"].wait_for()
 
 
 @pytest.mark.browser
@@ -906,7 +919,9 @@ def test_the_shown_calls_are_the_same_request(open_page: Open, base: str, stream
 
 
 @pytest.mark.browser
-def test_markup_stays_text_wherever_it_comes_from(open_page: Open, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_markup_stays_text_wherever_it_comes_from(
+    open_page: Open, serve: Serve, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     attack, second = "<img src=x onerror=window.hit=1>", "</text></svg><script>window.hit=1</script>"
     directory = tokenizer_files(tmp_path_factory.mktemp("hostile"))
     for file in directory.iterdir():
@@ -914,20 +929,20 @@ def test_markup_stays_text_wherever_it_comes_from(open_page: Open, tmp_path_fact
         file.write_text(text, encoding="utf-8")
     hostile = load_tokenizer(directory, FAKE_VOCAB)
     app = create_app(FakeEngine(always(PRE, SUF, MID), context=CONTEXT), hostile, Settings())
-    with serving(app) as base:
-        page = open_page(base)
-        page.set("prompt", f"</textarea>{attack.replace('img', 'IMG')}")
-        page.set("echo", True)
-        page.drawn()
-        assert page["[role=option]"].filter(has_text=attack).count() > 0
-        page["[role=option]"].filter(has_text=attack).last.click()
-        page["#trace-title"].filter(has_text=attack).wait_for()
-        page["#candidates th"].filter(has_text=attack).first.wait_for()
-        page.set("temperature", attack)
-        page.press_run()
-        page["#wrong-temperature"].filter(has_text="<img").wait_for()
-        assert page["img"].count() == page["body script"].count() - 1 == 0
-        assert page.page.evaluate("'hit' in window") is False
+    base = serve(app)
+    page = open_page(base)
+    page.set("prompt", f"</textarea>{attack.replace('img', 'IMG')}")
+    page.set("echo", True)
+    page.drawn()
+    assert page["[role=option]"].filter(has_text=attack).count() > 0
+    page["[role=option]"].filter(has_text=attack).last.click()
+    page["#trace-title"].filter(has_text=attack).wait_for()
+    page["#candidates th"].filter(has_text=attack).first.wait_for()
+    page.set("temperature", attack)
+    page.press_run()
+    page["#wrong-temperature"].filter(has_text="<img").wait_for()
+    assert page["img"].count() == page["body script"].count() - 1 == 0
+    assert page.page.evaluate("'hit' in window") is False
 
 
 @pytest.mark.browser
@@ -972,7 +987,7 @@ def violations(page: Playground) -> list[str]:
 
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_to_complain_of(open_page: Open, tokenizer: Tokenizer, scheme: str) -> None:
+def test_axe_finds_nothing_to_complain_of(open_page: Open, serve: Serve, tokenizer: Tokenizer, scheme: str) -> None:
     page = open_page(color_scheme=scheme)
     assert violations(page) == []
     page.drawn(n=2, seed=8, logit_bias={"5": 1})
@@ -985,10 +1000,10 @@ def test_axe_finds_nothing_to_complain_of(open_page: Open, tokenizer: Tokenizer,
     page.press_run()
     page["#wrong-temperature"].filter(has_text="not allowed").wait_for()
     assert violations(page) == []
-    with serving(create_app(FakeEngine(hashed_logits), tokenizer, GUARDED)) as guarded:
-        asking = open_page(guarded, wait=False, color_scheme=scheme)
-        asking["#key-wrong"].filter(has_text="asks who you are").wait_for()
-        assert violations(asking) == []
+    guarded = serve(create_app(FakeEngine(hashed_logits), tokenizer, GUARDED))
+    asking = open_page(guarded, wait=False, color_scheme=scheme)
+    asking["#key-wrong"].filter(has_text="asks who you are").wait_for()
+    assert violations(asking) == []
 
 
 @pytest.mark.browser
@@ -1035,17 +1050,19 @@ new PerformanceObserver((list) => {
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [360, 1360])
 @pytest.mark.parametrize("n", [1, 3])
-def test_nothing_moves_while_the_text_streams(open_page: Open, tokenizer: Tokenizer, width: int, n: int) -> None:
+def test_nothing_moves_while_the_text_streams(
+    open_page: Open, serve: Serve, tokenizer: Tokenizer, width: int, n: int
+) -> None:
     """The words are short: half a long one at a line's end moves down when its other half comes, as in any text."""
     words = slowly(always(tokenizer.labels.index(" the"), tokenizer.labels.index(" a")))
-    with serving(create_app(FakeEngine(words, context=CONTEXT), tokenizer, Settings())) as base:
-        page = open_page(base, before=SHIFTS, viewport={"width": width, "height": 950})
-        page.set("n", n)
-        page["#text-title"].scroll_into_view_if_needed()
-        page.page.evaluate("window.shifts = []")
-        page.drawn()
-        assert page["[role=option]"].count() == 40 * n
-        assert sum(page.page.evaluate("window.shifts")) < 0.001
+    base = serve(create_app(FakeEngine(words, context=CONTEXT), tokenizer, Settings()))
+    page = open_page(base, before=SHIFTS, viewport={"width": width, "height": 950})
+    page.set("n", n)
+    page["#text-title"].scroll_into_view_if_needed()
+    page.page.evaluate("window.shifts = []")
+    page.drawn()
+    assert page["[role=option]"].count() == 40 * n
+    assert sum(page.page.evaluate("window.shifts")) < 0.001
 
 
 @pytest.mark.browser
@@ -1058,13 +1075,13 @@ def test_who_asked_for_less_motion_gets_none(open_page: Open, slow_base: str) ->
 
 
 @pytest.mark.browser
-def test_a_server_that_is_loading_is_asked_again(open_page: Open, tokenizer: Tokenizer) -> None:
+def test_a_server_that_is_loading_is_asked_again(open_page: Open, serve: Serve, tokenizer: Tokenizer) -> None:
     app = create_app(None, None, replace(Settings()))
-    with serving(app) as base:
-        page = open_page(base, wait=False)
-        page["#facts"].filter(has_text="still being loaded").wait_for()
-        assert page["#run"].is_disabled()
-        app.state.service.open(FakeEngine(hashed_logits, context=CONTEXT), tokenizer)
-        page.page.get_by_role("button", name="Ask again").click()
-        page["#run:not([disabled])"].wait_for()
-        page.complaints.clear()  # the 503 that was asked for
+    base = serve(app)
+    page = open_page(base, wait=False)
+    page["#facts"].filter(has_text="still being loaded").wait_for()
+    assert page["#run"].is_disabled()
+    app.state.service.open(FakeEngine(hashed_logits, context=CONTEXT), tokenizer)
+    page.page.get_by_role("button", name="Ask again").click()
+    page["#run:not([disabled])"].wait_for()
+    page.complaints.clear()  # the 503 that was asked for
