@@ -10,10 +10,10 @@
     GET  /v1/models/{model} the same by its id, which may have slashes
     GET  /v1/capabilities   what it honours, field by field: openapi.py
     POST /v1/completions    completions.py
-    POST /v1/completions/trace   retrace.py
+    POST /v1/completions/trace   trace.py
     anything else           404 or 405, in the API's error form; paths.py knows what may have been meant
 
-How an answer is made is decided in completions.py, how an error looks in errors.py, how the process ends in server.py.
+How an answer is made is decided in completions.py, how an error looks in errors.py, how the process ends in run.py.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gnomon.http.access import Observed
 from gnomon.http.auth import Authentication, authenticator
 from gnomon.http.completions import Completions
 from gnomon.http.errors import ErrorForm, no_such_path, response, unknown_route
-from gnomon.http.metrics import Load, Metrics
-from gnomon.http.openapi import VERSION, capabilities, document
-from gnomon.http.page import FILE, Page
-from gnomon.http.retrace import Retrace
+from gnomon.http.observe.access import Observed
+from gnomon.http.observe.metrics import Load, Metrics
+from gnomon.http.observe.otel import tracer
+from gnomon.http.page.page import FILE, Page
+from gnomon.http.schema.openapi import VERSION, capabilities, document
 from gnomon.http.service import Service
 from gnomon.http.settings import AuthMode, AuthSettings, Settings
-from gnomon.http.tracing import tracer
+from gnomon.http.trace import Retrace
 from gnomon.reference.engine import ServedEngine
 from gnomon.reference.request import InvalidRequest, ModelNotFound
 from gnomon.reference.response import json_bytes
@@ -56,7 +56,7 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
     Raises CannotTrace, or ConfigError for options of authentication that cannot be meant.
     """
     started = int(time.time())
-    mode = settings.auth.mode or AuthMode.none  # who is to be asked beyond loopback was decided in cli.py
+    mode = settings.auth.mode or AuthMode.none  # who is to be asked beyond loopback was decided in cli/commands.py
     auth = authenticator(replace(settings.auth, mode=mode))
     trace = tracer(settings, settings.served_model_name)
     metrics = Metrics(settings.served_model_name, lambda: load_of(service, completions), VERSION)

@@ -24,8 +24,8 @@ from gnomon.http.identity.options import ConfigError, api_keys, check, flag, tls
 from gnomon.http.identity.principal import ANYONE, SCOPE_KEY, Principal, principal_of
 from gnomon.http.identity.refusals import BadToken, Refusal
 from gnomon.http.identity.tokens import credential
-from gnomon.http.record import record_of
-from gnomon.http.reload import Read, Reader, check_file
+from gnomon.http.observe.record import record_of
+from gnomon.http.process.reload import Read, Reader, check_file
 from gnomon.http.settings import AuthMode, AuthSettings
 
 __all__ = ["Authentication", "Authenticator", "ConfigError", "Principal", "authenticator", "principal_of"]

@@ -32,18 +32,18 @@ from gnomon.http.admission import Admission, Answer, Places
 from gnomon.http.answer import send_json
 from gnomon.http.errors import BodyTooLarge, Draining, TooSlow, UnsupportedMedia, as_request_error, let_go
 from gnomon.http.life import SHORT_BODY, Life, Lives, Preparer
-from gnomon.http.record import Record, record_of
+from gnomon.http.observe.record import Record, record_of
+from gnomon.http.process.tidy import Tidy
 from gnomon.http.service import Service
 from gnomon.http.settings import Settings
 from gnomon.http.threads import NoThread, Threads
-from gnomon.http.tidy import Tidy
+from gnomon.reference.body.writing import blocks
 from gnomon.reference.completion import Run, prepare
 from gnomon.reference.engine import Engine
 from gnomon.reference.request import CompletionRequest, shown
 from gnomon.reference.response import json_bytes
 from gnomon.reference.tokenizer import Tokenizer
 from gnomon.reference.work import Work
-from gnomon.reference.writing import blocks
 
 T = TypeVar("T")
 

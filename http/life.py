@@ -29,7 +29,7 @@ from starlette.types import Receive
 
 from gnomon.http.admission import Answer, QueueTimeout, RequestTimeout
 from gnomon.http.errors import Draining
-from gnomon.http.record import Outcome, Record
+from gnomon.http.observe.record import Outcome, Record
 from gnomon.http.settings import Settings
 from gnomon.http.threads import Threads
 from gnomon.reference.request import RequestError

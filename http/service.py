@@ -8,7 +8,7 @@
                 server nobody sends to finds back by itself
     draining    the process is to end: what has been admitted is finished, nothing new is
 
-Who is admitted is decided in admission.py, when the process ends in server.py.
+Who is admitted is decided in admission.py, when the process ends in run.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from contextlib import suppress
 
 from gnomon.http.errors import Draining, Unavailable
 from gnomon.http.threads import NoThread, start
-from gnomon.reference.checkpoint import Checkpoint
+from gnomon.reference.checkpoint.load import Checkpoint
 from gnomon.reference.completion import system_fingerprint
 from gnomon.reference.engine import Failed, Load, ServedEngine
 from gnomon.reference.sampler import SamplingParams

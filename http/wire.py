@@ -37,7 +37,7 @@ from gnomon.http.errors import (
     UnknownCoding,
     UnknownVersion,
 )
-from gnomon.http.record import record_of
+from gnomon.http.observe.record import record_of
 from gnomon.http.settings import Settings
 from gnomon.reference.request import shown
 from gnomon.reference.response import json_bytes

@@ -32,7 +32,8 @@ from jax.sharding import NamedSharding
 from numpy.typing import NDArray
 
 from gnomon.jax_engine import sharding
-from gnomon.jax_engine.memory import Memory, memory
+from gnomon.jax_engine.kernels.native import Unavailable
+from gnomon.jax_engine.kernels.native import load as load_native
 from gnomon.jax_engine.model import (
     SCRATCH_PAGE,
     Batch,
@@ -45,21 +46,18 @@ from gnomon.jax_engine.model import (
     product,
     unembed,
 )
-from gnomon.jax_engine.native import Unavailable
-from gnomon.jax_engine.native import load as load_native
-from gnomon.jax_engine.programs import Programs
+from gnomon.jax_engine.runtime.memory import Memory, memory
+from gnomon.jax_engine.runtime.programs import Programs
 from gnomon.jax_engine.sampler import LOWEST_TEMPERATURE, Rows, Sampled, ranking, report, sample
-from gnomon.reference.checkpoint import Checkpoint
+from gnomon.reference.checkpoint.load import Checkpoint
+from gnomon.reference.checkpoint.tensors import Place
 from gnomon.reference.model import ModelConfig
 from gnomon.reference.sampler import SamplingParams
-from gnomon.reference.tensors import Place
+from gnomon.reference.system.sources import sources_hash
 
 SLOT_BYTES = 12  # a token of the vocabulary: its bias, its count and its logit
 COMPILE_SECONDS, COMPILE_SECONDS_A_LAYER = 3, 0.5  # of all programs, as it took on a machine of two cores
-SERVE_NOTHING = {  # sources that decide no served number
-    "backend.py", "bench.py", "doctor.py", "checked.py", "memory.py", "programs.py", "store.py", "train.py",
-    "train_data.py",
-}  # fmt: skip
+SERVE_NOTHING = ("tools", "training")  # folders that decide no served number
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,12 +291,9 @@ def place(checkpoint: Checkpoint, layout: sharding.Layout, dtype: Any) -> Placed
 
 def _sources() -> bytes:
     """A hash of every source that decides a served number."""
-    digest = hashlib.sha256()
-    for folder in (Path(__file__).parent, Path(__file__).parent.parent / "reference"):
-        for source in sorted({*folder.glob("*.py"), *folder.glob("*.cc")}):
-            if source.name not in SERVE_NOTHING:
-                digest.update(source.read_bytes())
-    return digest.digest()
+    wing = Path(__file__).parent
+    own = sources_hash(wing, SERVE_NOTHING, (".py", ".cc"))
+    return hashlib.sha256(own + sources_hash(wing.parent / "reference")).digest()
 
 
 class Device:

@@ -29,7 +29,6 @@ import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
-from gnomon.jax_engine.backend import one_line, require_devices
 from gnomon.jax_engine.device import (
     Device,
     EngineSettings,
@@ -38,12 +37,13 @@ from gnomon.jax_engine.device import (
     check_memory,
     default_pool_tokens,
 )
-from gnomon.jax_engine.pins import pinned, refused
+from gnomon.jax_engine.runtime.backend import one_line, require_devices
+from gnomon.jax_engine.runtime.pins import pinned, refused
 from gnomon.jax_engine.sampler import Sampled
 from gnomon.jax_engine.scheduler import Running, Scheduler, Work
-from gnomon.reference.checkpoint import Checkpoint
+from gnomon.reference.body.rankings import Ranking, Rankings
+from gnomon.reference.checkpoint.load import Checkpoint
 from gnomon.reference.engine import LOWEST_LOGPROB, Done, Event, Failed, Load, PromptScored, Token
-from gnomon.reference.rankings import Ranking, Rankings
 from gnomon.reference.sampler import SamplingParams
 
 __all__ = ["EngineSettings", "JaxEngine", "bytes_per_token", "default_pool_tokens"]

@@ -18,8 +18,8 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
+from gnomon.reference.checkpoint.tensors import aligned
 from gnomon.reference.model import ModelConfig
-from gnomon.reference.tensors import aligned
 
 # logical axis → axis of the mesh; an axis that is not named here is whole on every device
 RULES = {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gnomon.reference.checkpoint import CheckpointError, UnsupportedModel, default_model_path, load_checkpoint
+from gnomon.reference.checkpoint.hub import locate
+from gnomon.reference.checkpoint.load import CheckpointError, UnsupportedModel, default_model_path, load_checkpoint
 from gnomon.reference.completion import prepare
 from gnomon.reference.engine import Engine, ReferenceEngine
-from gnomon.reference.explain import explain
-from gnomon.reference.hub import locate
-from gnomon.reference.picture import picture, show
 from gnomon.reference.request import FIELDS, CompletionRequest, InvalidRequest, Limits, RequestError
 from gnomon.reference.response import Completion
-from gnomon.reference.sampler import SamplingParams, Trace, sample, trace
+from gnomon.reference.sampler import SamplingParams, Trace, sample, trace_draw
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
+from gnomon.reference.trace.explain import explain
+from gnomon.reference.trace.picture import picture, show
 
 __all__ = [
     "FIELDS",
@@ -49,7 +49,7 @@ __all__ = [
     "prepare",
     "sample",
     "show",
-    "trace",
+    "trace_draw",
 ]
 
 

@@ -24,10 +24,11 @@ from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
-from gnomon.reference.answer_size import Size, check_size, text_bytes
+from gnomon.reference.body.answer_size import Size, check_size, text_bytes
+from gnomon.reference.body.kept import KeptPrompt, held_bytes
+from gnomon.reference.body.rankings import Ranking, Rankings
+from gnomon.reference.body.writing import Entries, Written, answer, choice, top_logprobs, written
 from gnomon.reference.engine import Done, Engine, Event, Failed, Job, PromptScored, Token
-from gnomon.reference.kept import KeptPrompt, held_bytes
-from gnomon.reference.rankings import Ranking, Rankings
 from gnomon.reference.request import (
     CompletionRequest,
     ContextExceeded,
@@ -51,7 +52,6 @@ from gnomon.reference.tokenizer import (
     UnknownText,
 )
 from gnomon.reference.work import Work
-from gnomon.reference.writing import Entries, Written, answer, choice, top_logprobs, written
 
 
 class EngineFailed(RequestError):

@@ -22,10 +22,11 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gnomon.reference import blas
-from gnomon.reference.checkpoint import Checkpoint
-from gnomon.reference.rankings import Ranking, Rankings
+from gnomon.reference.body.rankings import Ranking, Rankings
+from gnomon.reference.checkpoint.load import Checkpoint
 from gnomon.reference.sampler import SamplingParams, report, sample
+from gnomon.reference.system import blas
+from gnomon.reference.system.sources import sources_hash
 from gnomon.reference.transformer import activate, hidden_states, unembed
 from gnomon.reference.work import Stopped
 
@@ -349,9 +350,7 @@ def _fingerprint(engine: ReferenceEngine, library: blas.Blas) -> str:
     The bits of the probe stand for what cannot be listed: which instructions the C library takes, say. To be called
     within `library.one_thread`.
     """
-    digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
+    digest = hashlib.sha256(sources_hash(Path(__file__).parent))
     for decides in (np.__version__, np.show_config(mode="dicts")["SIMD Extensions"], library.decides()):
         digest.update(repr(decides).encode())
     digest.update(f"{platform.machine()} {engine.config}".encode())

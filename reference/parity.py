@@ -21,9 +21,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gnomon.reference.body.rankings import Ranking
 from gnomon.reference.engine import Engine, Event, Failed, Job, PromptScored, ReferenceEngine, Token
-from gnomon.reference.rankings import Ranking
-from gnomon.reference.sampler import SamplingParams, report, trace
+from gnomon.reference.sampler import SamplingParams, report, trace_draw
 
 F64 = NDArray[np.float64]
 
@@ -48,8 +48,8 @@ def judge(
     logit_error: float,
 ) -> Verdict:
     """Judges one sampled token. logits [V]: the reference's own, float64 · logit_error: δ₀, the most by which any of
-    the engine's logits may be off · the other arguments as in `sampler.trace`."""
-    own = trace(logits, counts, params, seed, candidate, step)
+    the engine's logits may be off · the other arguments as in `sampler.trace_draw`."""
+    own = trace_draw(logits, counts, params, seed, candidate, step)
     if own.token == token:
         return Verdict(True, False, own.margin)
     admissible = bool(admissible_tokens(logits, counts, params, seed, candidate, step, logit_error)[token])
@@ -66,7 +66,7 @@ def admissible_tokens(
     logit_error: float,
 ) -> NDArray[np.bool_]:
     """A of the law, [V] of bool."""
-    own = trace(logits, counts, params, seed, candidate, step)
+    own = trace_draw(logits, counts, params, seed, candidate, step)
     z = own.penalized
     delta = logit_error + 2.0**-22 * np.abs(z).max()
     if params.temperature == 0:

@@ -20,7 +20,7 @@ from decimal import Decimal, DecimalException
 from difflib import get_close_matches
 from typing import Any
 
-from gnomon.reference.strict_json import Reader, TooManyValues
+from gnomon.reference.body.strict_json import Reader, TooManyValues
 
 Prompt = str | tuple[int, ...]
 

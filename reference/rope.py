@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from gnomon.reference.entries import (
+from gnomon.reference.checkpoint.entries import (
     Entries,
     UnsupportedModel,
     flag,
@@ -33,9 +33,9 @@ from gnomon.reference.entries import (
     positives,
     size,
 )
+from gnomon.reference.checkpoint.tensors import CheckpointError
 from gnomon.reference.model import F64
 from gnomon.reference.request import shown
-from gnomon.reference.tensors import CheckpointError
 from gnomon.reference.transformer import Rope
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")

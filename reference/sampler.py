@@ -134,7 +134,7 @@ class Trace:
     score: F64 | None = None  # 7: s + g, −∞ where not kept
 
 
-def trace(
+def trace_draw(
     logits: F64, counts: NDArray[np.int64], params: SamplingParams, seed: int, candidate: int, step: int
 ) -> Trace:
     """One draw with all its stages.
@@ -161,7 +161,7 @@ def sample(
     logits: F64, counts: NDArray[np.int64], params: SamplingParams, seed: int, candidate: int, step: int
 ) -> tuple[int, F64]:
     """The token of one draw, and the log-probabilities [V] to report with it. Arguments as `trace`."""
-    drawn = trace(logits, counts, params, seed, candidate, step)
+    drawn = trace_draw(logits, counts, params, seed, candidate, step)
     return drawn.token, drawn.logprobs
 
 

@@ -23,15 +23,15 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
-from gnomon.reference import added_tokens
-from gnomon.reference.added_tokens import content as _content
-from gnomon.reference.checkpoint import CheckpointError, UnsupportedModel, read_json
-from gnomon.reference.decoders import TokenDecoder, read_decoder
-from gnomon.reference.encode_apart import PANIC, encode_apart
-from gnomon.reference.entries import flag
-from gnomon.reference.infill import DECLARED, NOTHING_TOLD, Family, Infill, InfillError, Told, decide
+from gnomon.reference.checkpoint.entries import flag
+from gnomon.reference.checkpoint.load import CheckpointError, UnsupportedModel, read_json
 from gnomon.reference.request import shown
-from gnomon.reference.token_length import TokenLength, token_length
+from gnomon.reference.text import added_tokens
+from gnomon.reference.text.added_tokens import content as _content
+from gnomon.reference.text.decoders import TokenDecoder, read_decoder
+from gnomon.reference.text.encode_apart import PANIC, encode_apart
+from gnomon.reference.text.infill import DECLARED, NOTHING_TOLD, Family, Infill, InfillError, Told, decide
+from gnomon.reference.text.token_length import TokenLength, token_length
 from gnomon.reference.work import Work
 
 KINDS = ("BPE", "Unigram", "WordPiece", "WordLevel")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gnomon.reference.checkpoint import load_checkpoint
+from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.engine import PromptScored, ReferenceEngine, Token
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.transformer import forward

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 import peer_table
 
-from gnomon.reference.export import export_model
+from gnomon.reference.checkpoint.export import export_model
 
 FOLDER = Path(os.environ.get("GNOMON_PEERS", "~/.cache/gnomon-peers")).expanduser()
 SCRIPTS = Path(os.environ.get("GNOMON_PEER_SCRIPTS", peer_table.ROOT.parent / "shared" / "peers"))
@@ -193,7 +193,7 @@ def judged(name: str) -> dict[str, Any]:
     with serving(name) as url, tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "report.json")
         options = ("--model", MODEL, "--reference", "default", "--json", str(file), *ENGINES[name].ask)
-        command = [sys.executable, "-c", "from gnomon.http.cli import main; main()", "verify", url, *options]
+        command = [sys.executable, "-c", "from gnomon.http.cli.commands import main; main()", "verify", url, *options]
         ended = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=ASK_SECONDS, text=True
         )

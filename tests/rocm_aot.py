@@ -48,7 +48,7 @@ from jax.sharding import SingleDeviceSharding
 
 from gnomon.jax_engine.device import EngineSettings, Program
 from gnomon.jax_engine.engine import JaxEngine
-from gnomon.reference.checkpoint import default_model_path, load_checkpoint
+from gnomon.reference.checkpoint.load import default_model_path, load_checkpoint
 from helpers.models import tiny_llama
 
 TOOLS = ("gcc", "nm", "objdump")

@@ -33,7 +33,7 @@ from gnomon.http.identity.principal import Account, Policy, Principal
 from gnomon.http.identity.recall import Flights, Recall
 from gnomon.http.identity.refusals import Away, BadToken, Denied
 from gnomon.http.identity.tokens import Rules, Token, check_header, credential, parse, time_of, verify
-from gnomon.http.reload import Read, Reader, check_file, owner
+from gnomon.http.process.reload import Read, Reader, check_file, owner
 from gnomon.http.settings import AuthMode, AuthSettings
 
 logger = logging.getLogger("gnomon.http")

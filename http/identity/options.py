@@ -21,10 +21,10 @@ from typing import Any, NoReturn
 
 import httpx
 
-from gnomon.http.certificate import BadFile, check_authorities, check_pair
 from gnomon.http.identity.jwks import ALGORITHMS
+from gnomon.http.process.certificate import BadFile, check_authorities, check_pair
 from gnomon.http.settings import AuthMode, AuthSettings, options
-from gnomon.reference.files import read_regular
+from gnomon.reference.system.files import read_regular
 
 ASKING = frozenset({AuthMode.exchange, AuthMode.userinfo, AuthMode.jwks})
 KEYED = frozenset({AuthMode.exchange, AuthMode.jwks})  # signatures are verified here

@@ -27,14 +27,15 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from gnomon.http.console import as_utf8
-from gnomon.http.verify import baseline
-from gnomon.http.verify.exchange import Budget, Busy, CannotReach, Client, Exchange, OutOfBudget
-from gnomon.http.verify.junit import junit
-from gnomon.http.verify.page import page
-from gnomon.http.verify.probe import PROMPT, Broken, Refused, Subject, whole
-from gnomon.http.verify.profiles import ProfileName
-from gnomon.http.verify.report import (
+from gnomon.http.cli.console import as_utf8
+from gnomon.http.verify.ask.exchange import Budget, Busy, CannotReach, Client, Exchange, OutOfBudget
+from gnomon.http.verify.ask.probe import PROMPT, Broken, Refused, Subject, whole
+from gnomon.http.verify.ask.safe import Secret, line
+from gnomon.http.verify.report import baseline
+from gnomon.http.verify.report.junit import junit
+from gnomon.http.verify.report.page import page
+from gnomon.http.verify.report.profiles import ProfileName
+from gnomon.http.verify.report.report import (
     Cost,
     Entry,
     Law,
@@ -46,13 +47,12 @@ from gnomon.http.verify.report import (
     part,
     with_needs,
 )
+from gnomon.http.verify.report.terminal import list_cases, show
 from gnomon.http.verify.roots import rooted
 from gnomon.http.verify.run import judge_all
-from gnomon.http.verify.safe import Secret, line
-from gnomon.http.verify.terminal import list_cases, show
 from gnomon.http.verify.verdict import Case, Finding, Unclear
-from gnomon.reference.files import check_writable
-from gnomon.reference.network import proxy_note
+from gnomon.reference.checkpoint.network import proxy_note
+from gnomon.reference.system.files import check_writable
 
 FIRST_COST = 64
 """Tokens that the plain request before the cases may cost."""

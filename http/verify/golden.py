@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from gnomon.http.verify.exchange import Streamed
-from gnomon.http.verify.probe import Probe, Subject
-from gnomon.http.verify.report import Section, Table
+from gnomon.http.verify.ask.exchange import Streamed
+from gnomon.http.verify.ask.probe import Probe, Subject
+from gnomon.http.verify.report.report import Section, Table
 from gnomon.http.verify.verdict import Case, Finding, Outcome, honoured, wrong
 from gnomon.reference.golden import Case as Vector
 from gnomon.reference.golden import Verdict, judge, load_cases

@@ -13,8 +13,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gnomon.http.verify.exchange import Busy, CannotReach, Exchange, OutOfBudget
-from gnomon.http.verify.probe import Broken, Probe, Refused, Subject
+from gnomon.http.verify.ask.exchange import Busy, CannotReach, Exchange, OutOfBudget
+from gnomon.http.verify.ask.probe import Broken, Probe, Refused, Subject
 from gnomon.http.verify.verdict import Case, Finding, Outcome, Unclear, Verdict, unclear, wrong
 
 Progress = Callable[[Finding], None]

@@ -19,8 +19,8 @@ from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gnomon.http.verify.exchange import Exchange
-    from gnomon.http.verify.probe import Probe
+    from gnomon.http.verify.ask.exchange import Exchange
+    from gnomon.http.verify.ask.probe import Probe
 
 
 class Verdict(StrEnum):

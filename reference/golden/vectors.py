@@ -30,7 +30,7 @@ from gnomon.reference.golden.judge import FLOAT32, REACH
 from gnomon.reference.parity import Recording, RecordingEngine, admissible_tokens
 from gnomon.reference.prng import step_key, threefry2x32, token_words
 from gnomon.reference.request import CompletionRequest, InvalidRequest
-from gnomon.reference.sampler import SamplingParams, Trace, gumbel, trace
+from gnomon.reference.sampler import SamplingParams, Trace, gumbel, trace_draw
 from gnomon.reference.tokenizer import Decoder, Tokenizer
 
 F64 = NDArray[np.float64]
@@ -125,7 +125,7 @@ def decisions(
         prompt, counts = recording.prompts[j], np.zeros(engine.vocab_size, np.int64)
         for step, logits in enumerate(engine.all_logits([*prompt, *ids[:-1]])[len(prompt) - 1 :]):
             draw = (recording.params, recording.seeds[j], c, step)
-            drawn = trace(logits, counts, *draw)
+            drawn = trace_draw(logits, counts, *draw)
             assert drawn.token == ids[step]
             margins.append(None if drawn.margin == math.inf else rounded(drawn.margin))
             rivals += [
@@ -242,7 +242,7 @@ def draw(
     params: SamplingParams,
 ) -> Document:  # fmt: skip
     """One draw with all its stages."""
-    drawn = trace(np.array(logits, float), np.array(counts), params, seed, candidate, step)
+    drawn = trace_draw(np.array(logits, float), np.array(counts), params, seed, candidate, step)
     every = np.arange(len(logits))
     return {
         "name": name, "shows": shows, "logits": list(map(float, logits)), "counts": list(counts),
@@ -256,7 +256,7 @@ def selected(
 ) -> Document:  # fmt: skip
     """One draw of many ids, with the stages of some: those of the largest score, around the nucleus' end, and some
     from everywhere."""
-    drawn = trace(np.array(logits), np.array(counts), params, seed, candidate, step)
+    drawn = trace_draw(np.array(logits), np.array(counts), params, seed, candidate, step)
     order = np.argsort(-drawn.penalized, kind="stable")
     kept = len(order) if drawn.kept is None else int(drawn.kept.sum())
     score = drawn.penalized if drawn.score is None else drawn.score

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gnomon.http.auth import Authentication, Authenticator, Principal, authenticator, principal_of
 from gnomon.http.errors import ErrorForm
 from gnomon.http.identity.bearer import BearerTokens
-from gnomon.http.record import Record, record_of
+from gnomon.http.observe.record import Record, record_of
 from gnomon.http.settings import AuthMode, AuthSettings
 from helpers.certificate import any_authority
 from helpers.identity import FakeIdentity, FakeTime

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnomon.reference.decoders import byte_alphabet
 from gnomon.reference.engine import ReferenceEngine, _finite, go_on
+from gnomon.reference.text.decoders import byte_alphabet
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
 
 LogitsOf = Callable[[Sequence[int]], NDArray[np.float64]]

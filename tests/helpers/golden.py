@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnomon.reference.checkpoint import Checkpoint
+from gnomon.reference.checkpoint.load import Checkpoint
 from gnomon.reference.engine import ReferenceEngine, go_on
 from gnomon.reference.golden import MODEL, Case
 

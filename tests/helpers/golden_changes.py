@@ -6,9 +6,11 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 MOST_SHOWN = 6
+TESTS = Path(__file__).resolve().parents[1]
 
 
 class Why(NamedTuple):
@@ -76,7 +78,9 @@ def changes(stored: Any, made: Any, digits: float, field: str = "", vector: str 
 
 
 def knowing_tests(file: str, field: str) -> tuple[str, ...]:
-    return next(why.tests for why in WHY if why.file == file and re.search(why.field, field))
+    """Their paths below tests/."""
+    names = next(why.tests for why in WHY if why.file == file and re.search(why.field, field))
+    return tuple(str(next(TESTS.rglob(name)).relative_to(TESTS)) for name in names)
 
 
 def report(file: str, found: Sequence[Change]) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.types import Message
 
-from gnomon.http.server import Server, bind, url
+from gnomon.http.run import Server, bind, url
 from gnomon.http.settings import Settings
 from helpers.fake import LogitsOf
 

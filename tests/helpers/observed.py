@@ -18,11 +18,11 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from gnomon.http.access import AccessLine, Observed
 from gnomon.http.errors import ErrorForm, Unavailable, unknown_route
-from gnomon.http.metrics import Load, Metrics
-from gnomon.http.record import Record, record_of
-from gnomon.http.tracing import Tracer
+from gnomon.http.observe.access import AccessLine, Observed
+from gnomon.http.observe.metrics import Load, Metrics
+from gnomon.http.observe.otel import Tracer
+from gnomon.http.observe.record import Record, record_of
 from gnomon.reference.request import InvalidRequest
 
 ROUTES = frozenset({"/ok", "/v1/completions"})

@@ -18,7 +18,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import decoders, models, normalizers, processors
 
-from gnomon.reference.decoders import byte_alphabet
+from gnomon.reference.text.decoders import byte_alphabet
 from gnomon.reference.tokenizer import load_tokenizer
 from helpers.fake import EOT, MERGES, MID, PRE, SUF, FakeEngine, hashed_logits, puts_first, tokenizer_files
 from helpers.saboteurs import END, Model

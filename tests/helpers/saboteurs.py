@@ -26,16 +26,16 @@ from starlette.datastructures import Headers
 from gnomon.http import sse
 from gnomon.http.completions import check_content_type
 from gnomon.http.errors import NotFound
+from gnomon.http.verify.ask.exchange import Budget, Client
+from gnomon.http.verify.ask.probe import Subject
 from gnomon.http.verify.cases import CASES
-from gnomon.http.verify.exchange import Budget, Client
-from gnomon.http.verify.probe import Subject
 from gnomon.http.verify.run import judge_all
 from gnomon.http.verify.verdict import Case, Finding
 from gnomon.reference import completion
+from gnomon.reference.body.kept import KeptPrompt
+from gnomon.reference.body.rankings import Ranking
 from gnomon.reference.completion import Candidate, Run, prepare
 from gnomon.reference.engine import PromptScored, ReferenceJob, Token, ranking
-from gnomon.reference.kept import KeptPrompt
-from gnomon.reference.rankings import Ranking
 from gnomon.reference.request import CompletionRequest, Limits, RequestError, parse_json
 from gnomon.reference.response import Choice, Completion, Logprobs, json_bytes
 from gnomon.reference.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gnomon.jax_engine.engine import EngineSettings, JaxEngine
-from gnomon.reference.checkpoint import Checkpoint, load_checkpoint
+from gnomon.reference.checkpoint.load import Checkpoint, load_checkpoint
 from gnomon.reference.completion import prepare
 from gnomon.reference.engine import ReferenceEngine
 from gnomon.reference.parity import Tally

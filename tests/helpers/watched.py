@@ -21,11 +21,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gnomon.http import cli, server
+from gnomon.http import run as server
 from gnomon.http.app import create_app
+from gnomon.http.cli import commands
 from gnomon.http.settings import Settings
+from gnomon.reference.body.rankings import Rankings
 from gnomon.reference.engine import Done, Event, PromptScored, Token
-from gnomon.reference.rankings import Rankings
 from gnomon.reference.sampler import SamplingParams
 from helpers.fake import FAKE_VOCAB, FakeEngine, fake_tokenizer, hashed_logits
 
@@ -109,7 +110,7 @@ def main() -> None:
         listener.close()
         Path(port_file).write_text(str(port))
         sys.argv = ["gnomon", *arguments, "--port", str(port)]
-        cli.main()
+        commands.main()
     else:
         serve(Path(port_file))
 

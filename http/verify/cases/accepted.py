@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gnomon.http.verify.probe import ABSENT, PROMPT, Probe
+from gnomon.http.verify.ask.probe import ABSENT, PROMPT, Probe
 from gnomon.http.verify.verdict import Case, Outcome, case, honoured, wrong
 
 LEGAL: tuple[tuple[str, str, Any], ...] = (

@@ -12,8 +12,8 @@ import re
 from statistics import median
 from typing import Any, NamedTuple
 
-from gnomon.http.verify.exchange import Exchange
-from gnomon.http.verify.probe import Probe, Refused, joined
+from gnomon.http.verify.ask.exchange import Exchange
+from gnomon.http.verify.ask.probe import Probe, Refused, joined
 from gnomon.http.verify.verdict import Outcome, Unclear, case, honoured, unclear, wrong
 
 SIZES = (16, 64, 256, 512)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from gnomon.http.verify.ask.probe import PROMPT, Answer, Coin, Probe
 from gnomon.http.verify.cases.request import refused
 from gnomon.http.verify.cases.seed import _pairs
-from gnomon.http.verify.probe import PROMPT, Answer, Coin, Probe
 from gnomon.http.verify.verdict import Outcome, case, honoured, ignored, unclear, wrong
 
 

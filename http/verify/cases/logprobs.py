@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeGuard
 
-from gnomon.http.verify.probe import ABSENT, PROMPT, Answer, Broken, Forced, Lists, Probe, Refused
+from gnomon.http.verify.ask.probe import ABSENT, PROMPT, Answer, Broken, Forced, Lists, Probe, Refused
 from gnomon.http.verify.verdict import Case, Outcome, Unclear, case, honoured, ignored, unclear, wrong
 
 NOISE = 0.2

@@ -6,8 +6,8 @@ import json
 import re
 from typing import Any
 
-from gnomon.http.verify.exchange import Exchange, Streamed
-from gnomon.http.verify.probe import PROMPT, Probe
+from gnomon.http.verify.ask.exchange import Exchange, Streamed
+from gnomon.http.verify.ask.probe import PROMPT, Probe
 from gnomon.http.verify.verdict import Case, Fault, Outcome, Verdict, case, honoured, ignored, unclear, wrong
 
 OUT_OF_RANGE: tuple[tuple[str, str, tuple[dict[str, Any], ...]], ...] = (

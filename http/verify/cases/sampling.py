@@ -11,7 +11,7 @@ import math
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
-from gnomon.http.verify.probe import (
+from gnomon.http.verify.ask.probe import (
     ABSENT,
     FORCE,
     NO_TIE,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gnomon.http.verify.probe import Answer, Coin, Probe, Refused, side
+from gnomon.http.verify.ask.probe import Answer, Coin, Probe, Refused, side
 from gnomon.http.verify.verdict import Fault, Outcome, Unclear, case, honoured, ignored, wrong
 from gnomon.reference.prng import token_words
 from gnomon.reference.sampler import gumbel

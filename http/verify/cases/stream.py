@@ -11,6 +11,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from gnomon.http.verify.ask.exchange import Streamed
+from gnomon.http.verify.ask.probe import PROMPT, Answer, Broken, Lists, Probe, Refused, joined
 from gnomon.http.verify.cases.logprobs import (
     BYTE_PAIRS,
     MOST,
@@ -23,8 +25,6 @@ from gnomon.http.verify.cases.logprobs import (
     moved,
     rounded,
 )
-from gnomon.http.verify.exchange import Streamed
-from gnomon.http.verify.probe import PROMPT, Answer, Broken, Lists, Probe, Refused, joined
 from gnomon.http.verify.verdict import Outcome, case, honoured, ignored, unclear, wrong
 
 

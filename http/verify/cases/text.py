@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from gnomon.http.verify.ask.probe import ABSENT, PROMPT, Answer, Forced, Probe, Refused, whole
 from gnomon.http.verify.cases.request import says_error
-from gnomon.http.verify.probe import ABSENT, PROMPT, Answer, Forced, Probe, Refused, whole
 from gnomon.http.verify.verdict import Outcome, case, honoured, ignored, unclear, wrong
 from gnomon.reference.completion import StopMatcher
 

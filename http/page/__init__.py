@@ -1,0 +1,1 @@
+"""GET /: the page that shows the sampler at work."""

@@ -1,0 +1,1 @@
+"""How a server is asked, and what is kept of its answers."""

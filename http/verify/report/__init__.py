@@ -1,0 +1,1 @@
+"""What was found, in every form it is shown."""

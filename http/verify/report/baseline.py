@@ -1,0 +1,141 @@
+"""A report held against an earlier one of the same server, case by case: `gnomon verify URL --baseline FILE`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gnomon.http.cli.console import as_utf8
+from gnomon.http.verify.ask.safe import Secret, line
+from gnomon.http.verify.report.report import SCHEMA, VERSION, Report
+from gnomon.http.verify.verdict import Verdict
+from gnomon.reference.system.files import read_regular
+
+MOST_BYTES = 64 * 2**20
+
+
+class NoReport(Exception):
+    """A file that is no report of ours; the words are for the user."""
+
+
+class Change(NamedTuple):
+    """A case whose verdict is another one; None where one of the reports has no such case."""
+
+    case: str
+    before: str | None
+    now: str | None
+    reason: str
+
+
+class Changes(NamedTuple):
+    """What changed since an earlier report. notes: what else differs, so that a reader does not blame the server."""
+
+    file: str
+    date: str
+    notes: tuple[str, ...]
+    new_findings: tuple[Change, ...]
+    mended: tuple[Change, ...]
+    changed: tuple[Change, ...]
+    added: tuple[Change, ...]
+    gone: tuple[Change, ...]
+
+    def json(self) -> dict[str, Any]:
+        kinds = {kind: [change._asdict() for change in getattr(self, kind)] for kind in TITLES}
+        return {"file": self.file, "date": self.date, "notes": list(self.notes), **kinds}
+
+    @property
+    def any(self) -> bool:
+        return any(getattr(self, kind) for kind in TITLES)
+
+
+TITLES: Mapping[str, str] = {
+    "new_findings": "new findings",
+    "mended": "mended",
+    "changed": "other changes of the verdict",
+    "added": "cases that the earlier report does not have",
+    "gone": "cases that only the earlier report has",
+}
+
+
+class Earlier(NamedTuple):
+    """What is read of an earlier report."""
+
+    file: str
+    value: Mapping[str, Any]
+    verdicts: Mapping[str, Verdict]
+    reasons: Mapping[str, str]
+
+
+def read(file: str) -> Earlier:
+    """Raises NoReport."""
+    path, file = Path(file), as_utf8(file)
+    try:
+        value = json.loads(read_regular(path, MOST_BYTES))
+    except OSError as error:
+        raise NoReport(f"--baseline: {file!r}: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise NoReport(f"--baseline: {file!r} is no JSON; give a file that --json has written") from None
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        raise NoReport(f"--baseline: {file!r} is no report of gnomon verify; give a file that --json has written")
+    if value.get("version") != VERSION:
+        raise NoReport(
+            f"--baseline: {file!r} is a report of version {value.get('version')!r:.20}; this gnomon reads {VERSION}"
+        )
+    try:
+        found = [*value["findings"], *(entry for section in value["sections"] for entry in section["findings"])]
+        verdicts = {str(entry["case"]): Verdict(entry["verdict"]) for entry in found}
+        reasons = {str(entry["case"]): line(str(entry["reason"]), Secret(None)) for entry in found}
+    except (KeyError, TypeError, ValueError):
+        raise NoReport(f"--baseline: {file!r} is a damaged report: its findings cannot be read") from None
+    return Earlier(file, value, verdicts, reasons)
+
+
+def compare(earlier: Earlier, report: Report, chosen: Sequence[str]) -> Changes:
+    """chosen: names of the cases that this run was to judge; others of the earlier report are left out of account if
+    this run was restricted to some."""
+    now = {entry.case: entry for entry in report.all_entries}
+    new_findings, mended, changed, added = [], [], [], []
+    for name, entry in now.items():
+        before = earlier.verdicts.get(name)
+        change = Change(name, None if before is None else str(before), str(entry.verdict), entry.reason)
+        if before is None:
+            added.append(change)
+        elif entry.is_finding and not before.is_finding:
+            new_findings.append(change)
+        elif before.is_finding and entry.verdict in (Verdict.honoured, Verdict.refused):
+            mended.append(change)
+        elif before is not entry.verdict:
+            changed.append(change)
+    gone = [
+        Change(name, str(verdict), None, earlier.reasons[name])
+        for name, verdict in earlier.verdicts.items()
+        if name not in now and not (report.options.get("only") and name not in chosen)
+    ]
+    date = line(str(earlier.value.get("date")), Secret(None), 40)
+    return Changes(
+        line(earlier.file, Secret(None)),
+        date,
+        _notes(earlier.value, report),
+        *(tuple(kind) for kind in (new_findings, mended, changed, added, gone)),
+    )
+
+
+def _notes(value: Mapping[str, Any], report: Report) -> tuple[str, ...]:
+    def of(*path: str) -> str:
+        at: Any = value
+        for name in path:
+            at = at.get(name) if isinstance(at, dict) else None
+        return line(str(at), Secret(None), 200)
+
+    pairs = (
+        ("the server's address", of("server", "url"), report.url),
+        ("the model", of("server", "model"), report.model),
+        ("gnomon", of("gnomon"), report.gnomon),
+        ("the law's text", of("law", "sha256")[:12], report.law.sha256[:12]),
+    )
+    notes = [f"{what} was {before}, and is {now}" for what, before, now in pairs if before != now]
+    if value.get("ended") is not None:
+        notes.append("the earlier run did not come to its end")
+    return tuple(notes)

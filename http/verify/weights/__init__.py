@@ -1,0 +1,1 @@
+"""A server's answers computed again on its own checkpoint."""

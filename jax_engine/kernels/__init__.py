@@ -1,0 +1,1 @@
+"""The operations that hardware decides, and their native form for CPUs."""

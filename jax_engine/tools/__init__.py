@@ -1,0 +1,1 @@
+"""Programs that examine and measure the engine; nothing that serves a token."""

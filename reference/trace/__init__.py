@@ -1,0 +1,1 @@
+"""One draw, shown: a finished sequence replayed, explained as a table, drawn as a picture."""

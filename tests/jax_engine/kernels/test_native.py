@@ -1,0 +1,414 @@
+"""The native product: the bits of a row, its errors, and how it is built, kept and refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import Array
+from numpy.typing import NDArray
+
+from gnomon.jax_engine.kernels import native
+from gnomon.jax_engine.kernels.native import Native, Unavailable
+from gnomon.jax_engine.runtime.checked import keep
+from helpers.damage import DAMAGES, Damage
+
+DTYPES = ("float32", "bfloat16")
+# in, out, rows: odd tails; panels that are full, over-full and cut along k; outputs that are no multiple of a group
+SHAPES = ((1, 1, 1), (5, 3, 2), (17, 25, 7), (33, 100, 9), (576, 49, 8), (1030, 75, 21), (2050, 30, 8))
+# enough that threads share the work
+SHARED = (576, 3001, 8)
+
+# a call that does nothing: for what happens before a product is computed; builds in a moment
+IDLE_SOURCE = """#include "xla/ffi/api/ffi.h"
+static xla::ffi::Error idle() { return xla::ffi::Error::Success(); }
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gnomon_linear, idle, xla::ffi::Ffi::Bind());
+"""
+
+pytestmark = pytest.mark.skipif(
+    not any(shutil.which(name) for name in native.COMPILERS), reason="there is no C++ compiler"
+)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Native:
+    loaded = native.load(tmp_path_factory.mktemp("cache"))
+    assert isinstance(loaded, Native), loaded
+    return loaded
+
+
+def operands(seed: int, inputs: int, out: int, rows: int, dtype: str) -> tuple[NDArray[np.float32], Array]:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, inputs), dtype=np.float32)
+    return x, jnp.asarray(rng.standard_normal((out, inputs), dtype=np.float32), dtype)
+
+
+@cache
+def jitted(built: Native) -> Callable[..., Array]:
+    return jax.jit(built.linear, static_argnums=3)
+
+
+def linear(
+    built: Native, x: NDArray[np.float32], weight: Array, live: NDArray[np.bool_] | None = None, rounded: bool = False
+) -> NDArray[np.float32]:
+    live = np.ones(len(x), bool) if live is None else live
+    return np.asarray(jitted(built)(jnp.asarray(x), weight, live, rounded))
+
+
+def same_bits(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
+    return a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+# ---- the bits of a row
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [*SHAPES, SHARED])
+def test_every_row_alone_has_the_bits_it_has_among_all(
+    built: Native, shape: tuple[int, int, int], dtype: str, rounded: bool
+) -> None:
+    x, weight = operands(1, *shape, dtype)
+    together = linear(built, x, weight, rounded=rounded)
+    for r in range(len(x)):
+        assert same_bits(linear(built, x[r : r + 1], weight, rounded=rounded)[0], together[r])
+        assert same_bits(linear(built, x, weight, np.arange(len(x)) == r, rounded)[r], together[r])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.sampled_from(SHAPES[:5]),
+    rows=st.integers(1, 20),
+    dtype=st.sampled_from(DTYPES),
+    rounded=st.booleans(),
+)
+def test_neither_neighbours_nor_order_nor_who_lives_touches_a_row(
+    built: Native, seed: int, shape: tuple[int, int, int], rows: int, dtype: str, rounded: bool
+) -> None:
+    """Rows go to other places, among other rows, of which any may be dead."""
+    x, weight = operands(seed, shape[0], shape[1], rows, dtype)
+    rng = np.random.default_rng(seed)
+    places = rng.permutation(rows + 3)[:rows]
+    moved = rng.standard_normal((rows + 3, shape[0]), dtype=np.float32)
+    moved[places] = x
+    live = rng.random(rows + 3) < 0.5
+    y = linear(built, moved, weight, live, rounded)
+    kept = live[places]
+    assert same_bits(y[places][kept], linear(built, x, weight, rounded=rounded)[kept])
+    assert not y[~live].any()
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_output_has_the_same_bits_whether_threads_share_the_product_or_not(
+    built: Native, dtype: str, rounded: bool
+) -> None:
+    x, weight = operands(2, *SHARED, dtype)
+    whole = linear(built, x, weight, rounded=rounded)
+    for first in (0, 1000, 2983):  # 18 outputs are too few to share, and begin and end inside tiles and groups
+        part = linear(built, x, weight[first : first + 18], rounded=rounded)
+        assert same_bits(part, np.ascontiguousarray(whole[:, first : first + 18]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [SHAPES[3], SHARED])
+def test_dead_rows_are_not_read_and_come_out_as_zeros(built: Native, shape: tuple[int, int, int], dtype: str) -> None:
+    x, weight = operands(3, *shape, dtype)
+    clean = linear(built, x, weight)
+    live = np.arange(len(x)) % 3 == 1
+    x[~live] = np.where(np.arange(shape[0]) % 2, np.nan, np.inf)
+    y = linear(built, x, weight, live)
+    assert same_bits(y[live], clean[live])
+    assert same_bits(y[~live], np.zeros_like(y[~live]))
+
+
+def test_nobody_alive_gives_zeros(built: Native) -> None:
+    x, weight = operands(4, *SHARED, "float32")
+    assert not linear(built, np.full_like(x, np.nan), weight, np.zeros(len(x), bool)).any()
+
+
+@pytest.mark.parametrize("out", [30, 100_000])
+def test_subnormal_sums_survive_on_whatever_thread(built: Native, out: int) -> None:
+    weight = jnp.asarray(np.full((out, 40), 1e-39, np.float32))
+    y = linear(built, np.ones((1, 40), np.float32), weight)
+    assert same_bits(y, np.full((1, out), np.float32(1e-39) * np.float32(40), np.float32))
+
+
+# ---- its errors
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [*SHAPES, SHARED, (1536, 576, 128)])
+def test_a_sum_errs_by_no_more_than_its_roundings(built: Native, shape: tuple[int, int, int], dtype: str) -> None:
+    """in roundings to float32, each of half a unit in the last place: |error| ≤ in · 2⁻²⁴ · Σ |x| |w|, in any order;
+    (1 + 2⁻²⁴)ⁿ for n ≤ 2050 adds less than a thousandth to it."""
+    x, weight = operands(5, *shape, dtype)
+    exact, size = x.astype(np.float64), np.asarray(weight, np.float64).T
+    bound = 1.001 * shape[0] * 2.0**-24 * (np.abs(exact) @ np.abs(size))
+    assert (np.abs(linear(built, x, weight) - exact @ size) <= bound).all()
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, SHARED, (1536, 576, 128)])
+def test_rounding_x_adds_no_more_than_half_a_unit_of_bfloat16(built: Native, shape: tuple[int, int, int]) -> None:
+    """2⁻⁸ of every product, and for the sum of a pair roundings that may be cut off: 2⁻²³ instead of 2⁻²⁴."""
+    x, weight = operands(6, *shape, "bfloat16")
+    exact, size = x.astype(np.float64), np.asarray(weight, np.float64).T
+    bound = (2.0**-8 + 1.01 * shape[0] * 2.0**-23) * (np.abs(exact) @ np.abs(size))
+    assert (np.abs(linear(built, x, weight, rounded=True) - exact @ size) <= bound).all()
+
+
+# ---- in programs
+
+
+def test_a_compiled_program_with_many_products_and_a_donated_argument_agrees_with_single_calls(built: Native) -> None:
+    """Every product is shared by threads and read at once by the next: it is whole when it returns."""
+    x, weight = operands(7, 1000, 1000, 8, "float32")
+    weight, live = weight / 32, np.arange(8) < 5
+
+    def program(x: Array, weight: Array, live: Array) -> Array:
+        for _ in range(40):
+            x = built.linear(x, weight, live)
+        return x
+
+    compiled = jax.jit(program, donate_argnums=0).lower(jnp.asarray(x), weight, live).compile()
+    step = x
+    for _ in range(40):
+        step = linear(built, step, weight, live)
+    for _ in range(3):
+        given = jnp.asarray(x)
+        assert same_bits(np.asarray(compiled(given, weight, live)), step)
+        assert given.is_deleted()
+
+
+def test_products_called_from_many_threads_at_once_all_end_with_the_same_bits(built: Native) -> None:
+    x, weight = operands(8, *SHARED, "float32")
+    live = np.ones(len(x), bool)
+    compiled = jax.jit(built.linear).lower(jnp.asarray(x), weight, live).compile()
+    want = np.asarray(compiled(jnp.asarray(x), weight, live))
+    with ThreadPoolExecutor(16) as pool:
+        results = list(pool.map(lambda _: np.asarray(compiled(jnp.asarray(x), weight, live)), range(200)))
+    assert all(same_bits(y, want) for y in results)
+
+
+def test_arguments_that_do_not_fit_are_an_error_not_a_crash(built: Native) -> None:
+    x, weight = operands(9, 16, 8, 4, "float32")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="shapes are not"):
+        linear(built, x, weight[:, :15])
+    with pytest.raises(jax.errors.JaxRuntimeError, match="neither float32 nor bfloat16"):
+        linear(built, x, weight.astype(jnp.float16))
+
+
+# ---- building
+
+
+@pytest.fixture
+def idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Has `load` build a source that does nothing, as if in a new process; returns how many builds there were."""
+    source = tmp_path / "idle.cc"
+    source.write_text(f"{IDLE_SOURCE}// {tmp_path}\n")  # a name of its own in XLA's table, which forgets nothing
+    builds: list[Path] = []
+    build = native._build
+
+    def counted(compiler: list[str], cache: Path, target: str) -> Path:
+        builds.append(cache)
+        return build(compiler, cache, target)
+
+    monkeypatch.setattr(native, "SOURCE", source)
+    monkeypatch.setattr(native, "_registered", {})
+    monkeypatch.setattr(native, "_build", counted)
+    monkeypatch.delenv("CXX", raising=False)
+    return lambda: len(builds)
+
+
+@pytest.mark.slow
+def test_a_second_start_builds_nothing(
+    tmp_path: Path, idle: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = native.load(tmp_path / "kept")
+    monkeypatch.setattr(native, "_registered", {})
+    assert native.load(tmp_path / "kept") == first
+    assert isinstance(first, Native)
+    assert idle() == 1
+
+
+@pytest.mark.slow
+def test_another_source_other_flags_and_another_cpu_are_built_anew(
+    tmp_path: Path, idle: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = [native.load(tmp_path / "kept")]
+    native.SOURCE.write_text(native.SOURCE.read_text() + "// changed\n")
+    loaded.append(native.load(tmp_path / "kept"))
+    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-fno-unroll-loops"))
+    loaded.append(native.load(tmp_path / "kept"))
+    run = native._run
+    monkeypatch.setattr(native, "_run", lambda command: run(command) + "#define __A_CPU_OF_TOMORROW__ 1\n")
+    loaded.append(native.load(tmp_path / "kept"))
+    assert idle() == 4
+    assert len({each.description for each in loaded if isinstance(each, Native)}) == 4
+    assert len(list((tmp_path / "kept").iterdir())) == 4
+
+
+@pytest.mark.slow
+def test_building_prints_nothing(
+    tmp_path: Path, idle: Callable[[], int], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native.SOURCE.write_text(native.SOURCE.read_text() + '#warning "a word to the wise"\n')
+    monkeypatch.setattr(native, "FLAGS", tuple(flag for flag in native.FLAGS if flag != "-w"))
+    assert isinstance(native.load(tmp_path / "kept"), Native)
+    assert idle() == 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_compiler_the_reason_names_what_was_looked_for(
+    tmp_path: Path, idle: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert str(native.load(tmp_path)) == "there is no C++ compiler: no-such-compiler not found"
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    reason = native.load(tmp_path)
+    assert isinstance(reason, Unavailable)
+    assert str(reason) == "there is no C++ compiler: c++, g++, clang++ not found"
+    assert idle() == 0
+
+
+def test_a_source_that_does_not_compile_gives_the_compilers_error_as_reason_and_leaves_nothing(
+    tmp_path: Path, idle: Callable[[], int]
+) -> None:
+    native.SOURCE.write_text("this is not C++;\n")
+    reason = native.load(tmp_path / "kept")
+    assert isinstance(reason, Unavailable)
+    assert "failed" in str(reason)
+    assert "error" in str(reason)
+    assert list((tmp_path / "kept").iterdir()) == []
+    assert idle() == 1
+
+
+@pytest.mark.parametrize("source", ["", 'extern "C" void* gnomon_linear(void*) { return nullptr; }'])
+def test_a_library_without_the_call_or_for_another_interface_gives_a_reason(
+    tmp_path: Path, idle: Callable[[], int], source: str
+) -> None:
+    native.SOURCE.write_text(f"{source}// {tmp_path}\n")
+    reason = native.load(tmp_path / "kept")
+    assert isinstance(reason, Unavailable)
+    assert str(reason).startswith("the library cannot be used: ")
+
+
+def test_a_cached_file_that_is_no_library_gives_a_reason(
+    tmp_path: Path, idle: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_nonsense(compiler: list[str], cache: Path, target: str) -> Path:
+        return keep(cache, target, ".so", b"no library")
+
+    monkeypatch.setattr(native, "_build", write_nonsense)
+    assert isinstance(native.load(tmp_path / "kept"), Unavailable)
+
+
+# in a process of its own, which loading half a library would end by a signal
+LOAD = """
+import sys
+from pathlib import Path
+from gnomon.jax_engine.kernels import native
+native.SOURCE = Path(sys.argv[1])
+print(native.load(Path(sys.argv[2]), print))
+"""
+
+
+def test_half_a_library_does_not_end_the_process_but_is_built_anew_with_a_line(tmp_path: Path) -> None:
+    source, kept = tmp_path / "idle.cc", tmp_path / "kept"
+    source.write_text(IDLE_SOURCE)
+    command = [sys.executable, "-c", LOAD, str(source), str(kept)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+
+    def load() -> list[str]:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+        assert done.returncode == 0, (done.returncode, done.stderr)
+        return done.stdout.splitlines()
+
+    building, loaded = load()
+    [library] = kept.iterdir()
+    os.truncate(library, library.stat().st_size // 2)
+    damaged, *again = load()
+    assert damaged.startswith(f"{library} is damaged: its ")
+    assert again == [building, loaded]
+    assert list(kept.iterdir()) == [library]  # the compiler makes the same of the same
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.name)
+def test_a_damaged_library_is_built_anew_with_one_line(
+    tmp_path: Path, idle: Callable[[], int], monkeypatch: pytest.MonkeyPatch, damage: Damage
+) -> None:
+    """It is built and not loaded at first: XLA takes a call of one name once a process."""
+
+    def refuse(library: str) -> None:
+        raise OSError("not now")
+
+    with monkeypatch.context() as building:
+        building.setattr("ctypes.CDLL", refuse)
+        assert isinstance(native.load(tmp_path / "kept"), Unavailable)
+    [library] = (tmp_path / "kept").iterdir()
+    damage.do(library)
+    said: list[str] = []
+    assert isinstance(native.load(tmp_path / "kept", said.append), Native)
+    assert list((tmp_path / "kept").iterdir()) == [library]
+    assert [damage.wrong in line for line in said] == [True, False]
+    assert said[1].startswith("building the native product with ")
+    assert idle() == 2
+
+
+def test_a_cache_directory_that_cannot_be_made_gives_a_reason(tmp_path: Path, idle: Callable[[], int]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert isinstance(native.load(tmp_path / "file" / "cache"), Unavailable)
+
+
+def test_no_cache_directory_and_no_cpu_each_have_their_reason(
+    tmp_path: Path, idle: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert str(native.load(None)) == "there is no cache directory to build it in"
+    monkeypatch.setattr(jax, "default_backend", lambda: "rocm")
+    assert str(native.load(tmp_path)) == "the device is not a CPU but rocm"
+    assert idle() == 0
+
+
+@pytest.mark.slow
+def test_two_processes_that_build_at_once_both_get_their_library(tmp_path: Path) -> None:
+    """Their compiler builds only when both are building, so neither finds the other's result."""
+    source, compiler, kept = tmp_path / "idle.cc", tmp_path / "slow-c++", tmp_path / "kept"
+    source.write_text(IDLE_SOURCE)
+    real = next(path for name in native.COMPILERS if (path := shutil.which(name)))
+    compiler.write_text(
+        "#!/bin/sh\n"
+        f'case "$*" in *"{source}"*) touch {tmp_path}/building.$$; i=0\n'
+        f"while [ $(ls {tmp_path} | grep -c building) -lt 2 ] && [ $i -lt 600 ]\n"
+        "do sleep 0.1; i=$((i+1)); done;; esac\n"
+        f'exec {real} "$@"\n'
+    )
+    compiler.chmod(0o755)
+    code = (
+        "from pathlib import Path; from gnomon.jax_engine.kernels import native; import sys\n"
+        "native.SOURCE = Path(sys.argv[1])\n"
+        "print(native.load(Path(sys.argv[2])).description)"
+    )
+    environment = {**os.environ, "CXX": str(compiler), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", code, str(source), str(kept)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert outputs[0] == outputs[1]
+    assert "gnomon_linear_" in outputs[0]
+    assert len(list(tmp_path.glob("building.*"))) == 2
+    assert [file.suffix for file in kept.iterdir()] == [".so"]

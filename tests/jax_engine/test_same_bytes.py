@@ -1,0 +1,192 @@
+"""Same request, same bytes, whatever else the engine is doing. Exact: not a margin, not a tolerance."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gnomon.jax_engine.engine import EngineSettings, JaxEngine
+from gnomon.reference.checkpoint.load import Checkpoint, load_checkpoint
+from gnomon.reference.completion import EngineFailed, prepare
+from gnomon.reference.request import CompletionRequest
+from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
+from helpers.judge import random_request
+from helpers.models import tiny_llama
+
+CONTEXT = 256
+SETTINGS = EngineSettings(slots=4, page_size=8, chunk=32, pool_tokens=2048)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Tokenizer]:
+    path = tiny_llama(tmp_path_factory.mktemp("model"), max_position_embeddings=CONTEXT)
+    checkpoint = load_checkpoint(path)
+    return checkpoint, load_tokenizer(path, checkpoint.config.vocab_size)
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "native float32", "native bfloat16"])
+def engine(
+    request: pytest.FixtureRequest, model: tuple[Checkpoint, Tokenizer], native_cache: Path
+) -> Iterator[JaxEngine]:
+    *native, dtype = request.param.split()
+    engine = JaxEngine(model[0], settings(dtype=dtype, compilation_cache=native_cache if native else None))
+    if native and engine._device.products.description == "XLA":
+        engine.stop()
+        pytest.skip("no C++ compiler here")
+    yield engine
+    engine.stop()
+
+
+def settings(**changes: Any) -> EngineSettings:
+    return EngineSettings(**{name: getattr(SETTINGS, name) for name in SETTINGS.__slots__} | changes)
+
+
+def bodies(vocab_size: int, count: int = 6) -> list[dict[str, Any]]:
+    """The requests whose bytes are compared: greedy and sampled, all with logprobs, short and over several chunks."""
+    rng = random.Random(4)
+    long = [rng.randrange(vocab_size) for _ in range(150)]
+    common = {"model": "m", "logprobs": 5, "max_tokens": 12, "seed": 11}
+    return [
+        {**common, "prompt": "the old house", "temperature": 0},
+        {**common, "prompt": "the old house", "temperature": 1, "n": 3, "top_p": 0.9},
+        {**common, "prompt": long, "temperature": 0.8, "n": 2, "best_of": 4, "frequency_penalty": 0.7},
+        {**common, "prompt": [long[:90], long[:64], [5]], "temperature": 1.3, "presence_penalty": 1.0},
+        {**common, "prompt": long, "echo": True, "temperature": 0.5},
+        {**common, "prompt": long[:65], "logit_bias": {"7": 3.5}, "stop": ["e"], "max_tokens": 40},
+    ][:count]
+
+
+def answer(engine: JaxEngine, tokenizer: Tokenizer, body: dict[str, Any]) -> str:
+    """The bytes of the choices; `cached_tokens` is the one thing that may differ, and is not among them."""
+    run = prepare(CompletionRequest.from_fields(body), engine, tokenizer, "m")
+    try:
+        return json.dumps([choice.to_json() for choice in run.whole().choices])
+    except EngineFailed as error:
+        return f"failed: {error}"
+
+
+def joined(engine: JaxEngine, tokenizer: Tokenizer, body: dict[str, Any]) -> str:
+    """The same from a stream's chunks."""
+    run = prepare(CompletionRequest.from_fields({**body, "stream": True}), engine, tokenizer, "m")
+    whole: dict[int, dict[str, Any]] = {}
+    for chunk in run.chunks():
+        for piece in (choice.to_json() for choice in chunk.choices):
+            if piece["index"] not in whole:
+                whole[piece["index"]] = piece
+                continue
+            choice = whole[piece["index"]]
+            choice["text"] += piece["text"]
+            choice["finish_reason"] = piece["finish_reason"]
+            for name, array in piece["logprobs"].items():
+                choice["logprobs"][name] += array
+    return json.dumps([whole[index] for index in sorted(whole)])
+
+
+def alone(engine: JaxEngine, tokenizer: Tokenizer) -> list[str]:
+    return [answer(engine, tokenizer, body) for body in bodies(engine.vocab_size)]
+
+
+def under_load(engine: JaxEngine, tokenizer: Tokenizer, neighbours: int, run: Callable[[], list[str]]) -> list[str]:
+    """What `run` gives while random neighbours come and go; a third of them leave in the middle."""
+    stop = threading.Event()
+
+    def neighbour(number: int) -> int:
+        rng, done = random.Random(number), 0
+        while not stop.is_set():
+            body = random_request(rng, engine.vocab_size, engine.context)
+            run = prepare(CompletionRequest.from_fields({**body, "stream": False}), engine, tokenizer, "m")
+            if rng.random() < 0.33:
+                chunks = run.chunks()
+                next(chunks, None)
+                chunks.close()
+            else:
+                run.whole()
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(neighbours) as pool:
+        others = [pool.submit(neighbour, number) for number in range(neighbours)]
+        try:
+            given = run()
+        finally:
+            stop.set()
+        assert sum(other.result() for other in others) >= 1
+    return given
+
+
+def in_threads(engine: JaxEngine, tokenizer: Tokenizer, order: list[int]) -> list[str]:
+    all_bodies = bodies(engine.vocab_size)
+    with ThreadPoolExecutor(len(order)) as pool:
+        futures = {i: pool.submit(answer, engine, tokenizer, all_bodies[i]) for i in order}
+    return [futures[i].result() for i in range(len(all_bodies))]
+
+
+@pytest.mark.parametrize("neighbours", [7, 40])
+def test_neighbours_that_come_and_go_change_no_byte(
+    engine: JaxEngine, model: tuple[Checkpoint, Tokenizer], neighbours: int
+) -> None:
+    tokenizer = model[1]
+    expected = alone(engine, tokenizer)
+    assert under_load(engine, tokenizer, neighbours, lambda: alone(engine, tokenizer)) == expected
+
+
+def test_a_warm_prefix_cache_changes_no_byte(engine: JaxEngine, model: tuple[Checkpoint, Tokenizer]) -> None:
+    tokenizer = model[1]
+    fresh = JaxEngine(model[0], engine.settings)
+    try:
+        cold = alone(fresh, tokenizer)
+        assert alone(fresh, tokenizer) == cold
+        body = bodies(fresh.vocab_size)[2]
+        run = prepare(CompletionRequest.from_fields(body), fresh, tokenizer, "m").whole()
+        assert run.usage is not None
+        assert run.usage.cached_tokens == 128  # four chunks of 32 out of 150; the last, partial one is never taken
+    finally:
+        fresh.stop()
+    assert fresh.fingerprint == engine.fingerprint
+    assert alone(engine, tokenizer) == cold  # another process's life, other traffic before: the same bytes
+
+
+def test_the_order_of_arrival_changes_no_byte(engine: JaxEngine, model: tuple[Checkpoint, Tokenizer]) -> None:
+    expected = alone(engine, model[1])
+    assert in_threads(engine, model[1], [5, 3, 1, 0, 2, 4]) == expected
+    assert in_threads(engine, model[1], [0, 1, 2, 3, 4, 5]) == expected
+
+
+def test_a_stream_joins_to_the_same_bytes(engine: JaxEngine, model: tuple[Checkpoint, Tokenizer]) -> None:
+    for body in bodies(engine.vocab_size):
+        if body.get("best_of", 1) <= body.get("n", 1):
+            assert joined(engine, model[1], body) == answer(engine, model[1], body)
+
+
+def test_nan_in_every_free_page_changes_no_byte(engine: JaxEngine, model: tuple[Checkpoint, Tokenizer]) -> None:
+    expected = alone(engine, model[1])
+    poisoned = threading.Event()
+
+    def poison(_: object) -> None:
+        held = set(engine._scheduler.pool.held())
+        free = np.array([page for page in range(1, engine._scheduler.pool.size + 1) if page not in held])
+        engine._device.cache = [(k.at[free].set(jnp.nan), v.at[free].set(jnp.nan)) for k, v in engine._device.cache]
+        poisoned.set()
+
+    engine.post(poison)
+    assert poisoned.wait(10)
+    assert alone(engine, model[1]) == expected
+
+
+def test_a_pool_so_small_that_requests_wait_changes_no_byte(model: tuple[Checkpoint, Tokenizer]) -> None:
+    roomy, tight = JaxEngine(model[0], SETTINGS), JaxEngine(model[0], settings(pool_tokens=CONTEXT + 8))
+    try:
+        expected = alone(roomy, model[1])
+        assert under_load(tight, model[1], 7, lambda: alone(tight, model[1])) == expected
+    finally:
+        roomy.stop()
+        tight.stop()

@@ -1,0 +1,76 @@
+"""The shape of the house: which folder may import which, and the traps of its layout."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ARROWS = {  # folder → what it may import of gnomon
+    "reference": {"reference"},
+    "jax_engine": {"reference", "jax_engine"},
+    "http": {"reference", "http"},
+}
+COMPOSITION_ROOT = ROOT / "http" / "cli"
+
+
+def imported(file: Path) -> set[str]:
+    """Every module that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("folder", ARROWS)
+def test_imports_follow_the_arrows(folder: str) -> None:
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files
+    for file in files:
+        allowed = ARROWS[folder] | ({"jax_engine"} if file.parent == COMPOSITION_ROOT else set())
+        parts = {name.split(".")[1] for name in imported(file) if name.startswith("gnomon.")}
+        assert parts <= allowed, f"{file} imports {parts - allowed}"
+
+
+def test_the_reference_needs_no_jax_torch_or_server() -> None:
+    heavy = {"jax", "jaxlib", "flax", "optax", "torch", "transformers", "starlette", "uvicorn", "typer"}
+    for file in (ROOT / "reference").rglob("*.py"):
+        assert not {name.split(".")[0] for name in imported(file)} & heavy, file
+
+
+def test_the_reference_imports_where_jax_is_not_installed() -> None:
+    code = "import sys; sys.modules['jax'] = None; sys.modules['jaxlib'] = None; import gnomon.reference"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).anchor)
+
+
+def test_the_standard_librarys_http_wins_in_the_repository() -> None:
+    assert not (ROOT / "http" / "__init__.py").exists()
+    code = "import http.client, sys; print(http.client.__file__)"
+    seen = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
+    assert not seen.stdout.startswith(str(ROOT))
+
+
+def test_the_packages_list_is_the_folders_on_disk() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {file.parent for top in ARROWS for file in (ROOT / top).rglob("*.*") if "__pycache__" not in file.parts}
+    on_disk = {"gnomon." + ".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert set(setuptools["packages"]) == on_disk
+
+
+def test_no_test_imports_the_source_folders_under_a_second_name() -> None:
+    for file in ROOT.glob("tests/**/*.py"):
+        firsts = {name.split(".")[0] for name in imported(file)}
+        assert not firsts & {"reference", "jax_engine"}, f"{file}: a second copy of the modules"
+
+
+def test_tests_have_no_init_files() -> None:
+    assert not list(ROOT.glob("tests/**/__init__.py"))

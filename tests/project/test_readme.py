@@ -1,0 +1,127 @@
+"""What the README says is so: its table, its tree, its links, and its examples when they are run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gnomon.http.cli.commands import ROWS
+from gnomon.reference import FIELDS, CompletionRequest, default_model_path, load, prepare
+from helpers.readme import DOCUMENTS, README, TESTS, with_table
+
+ROOT = README.parent
+TEXT = README.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS])
+def test_the_table_is_the_one_that_the_code_makes(document: Path) -> None:
+    assert with_table(document) == document.read_text(encoding="utf-8"), "run: python tests/helpers/readme.py"
+
+
+def test_every_test_in_the_table_exists() -> None:
+    for name in TESTS.values():
+        file, test = name.split("::")
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8")
+
+
+def test_it_has_at_most_150_lines() -> None:
+    assert len(TEXT.splitlines()) <= 150
+
+
+def test_the_tree_names_what_is_there_and_nothing_else() -> None:
+    tree = TEXT.split("## What is where")[1].split("```")[1]
+    folder, named = "", set()
+    for line in tree.strip("\n").splitlines():
+        names = re.match(r"\s*((?:[\w.]+(?:/|\.py|\.md) )+)", line)
+        assert names is not None, line
+        if line.startswith("  "):
+            named |= {folder + name for name in names[1].split()}
+        else:
+            [folder] = names[1].split()
+    for path in named:
+        assert (ROOT / path).exists(), path
+    on_disk = {
+        f"{top}/{file.name}" for top in ("reference", "jax_engine", "http") for file in (ROOT / top).glob("*.py")
+    }
+    assert {name for name in on_disk if not name.endswith("__init__.py")} == {name for name in named if ".py" in name}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", "CONTRIBUTING.md", "http/README.md", "http/verify/README.md", "notebooks/README.md", "SECURITY.md"],
+)
+def test_every_link_leads_somewhere(name: str) -> None:
+    document = ROOT / name
+    for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
+        assert (document.parent / link).exists(), link
+
+
+def test_every_test_that_security_names_exists() -> None:
+    named = re.findall(r"`([\w/]*test_\w+\.py)(?:::(\w+))?`", (ROOT / "SECURITY.md").read_text(encoding="utf-8"))
+    assert len(named) > 30
+    for file, function in named:
+        text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert f"def {function or 'test_'}" in text, (file, function)
+
+
+def test_every_option_that_a_document_names_exists() -> None:
+    flags = {"--" + row.name.replace("_", "-") for row in ROWS}
+    others = {
+        "--print-config",
+        "--engine",
+        "--max-tokens",
+        "--seed",
+        "--config-settings",
+        "--cov",
+        "--json",
+        "--check",
+        "--golden",
+        "--dry-run",
+        "--ulimit",
+        "--from-literal",
+        "--from-file",
+    }
+    for name in ("README.md", "http/README.md", "SECURITY.md"):
+        for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / name).read_text(encoding="utf-8")):
+            assert flag in flags | others or flag.startswith("--xla"), (name, flag)
+
+
+def test_the_curl_calls_are_answered_and_stop_string_and_seed_do_what_they_say() -> None:
+    engine, tokenizer = load()
+    short, long = (CompletionRequest.from_json(body.encode()) for body in re.findall(r"-d '(\{.*\})'", TEXT))
+    assert prepare(short, engine, tokenizer, "gnomon-stories").whole().choices[0].text
+    first = prepare(long, engine, tokenizer, "gnomon-stories").whole()
+    assert [choice.index for choice in first.choices] == [0, 1]
+    assert all(choice.text.startswith("Once upon a time") and "\n\n" not in choice.text for choice in first.choices)
+    assert prepare(long, engine, tokenizer, "gnomon-stories").whole().choices == first.choices
+
+
+def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    example = next(code for code in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "gnomon.reference" in code)
+    exec(compile(example, str(README), "exec"), {})
+    assert "Choice(index=0" in capsys.readouterr().out
+
+
+def test_the_embedded_model_is_where_the_readme_says() -> None:
+    there = ROOT / "reference" / "default_model"
+    for file in there.iterdir():
+        assert (default_model_path() / file.name).read_bytes() == file.read_bytes()
+
+
+def test_the_law_has_every_section_that_a_field_names() -> None:
+    law = (ROOT / "reference" / "LAW.md").read_text(encoding="utf-8")
+    sections = set(re.findall(r"^## (\d+)\.", law, re.MULTILINE))
+    assert sections == {str(number) for number in range(1, 13)}
+    assert {section for field in FIELDS for section in field.section.split(", ")} <= sections
+
+
+def test_the_files_that_ci_names_for_a_marker_are_all_that_have_it() -> None:
+    """Naming them saves half a minute of collecting each time, and would hide a marked test in another file."""
+    commands = re.findall(r"^tests \d+ -m (\w+) (tests/.+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert len(commands) >= 6
+    for marker, files in commands:
+        marked = re.compile(rf"mark\.{marker}\b")
+        having = {path.name for path in (ROOT / "tests").rglob("test_*.py") if marked.search(path.read_text("utf-8"))}
+        assert having == {Path(file).name for file in files.split()}, marker

@@ -1,0 +1,89 @@
+"""The sabotage list cannot rot: its patches apply, its tests exist; and with `-m sabotage` every break is noticed."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from sabotage import BREAKS, ROOT, Break, broken, copied, named_test_exists, patched, run
+
+from gnomon.reference.engine import Token
+from gnomon.reference.sampler import SamplingParams, sample
+from helpers.fake import FakeEngine, hashed_logits
+
+by_name = pytest.mark.parametrize("entry", BREAKS, ids=[entry.name for entry in BREAKS])
+
+
+def test_there_are_many_breaks_and_no_two_are_alike() -> None:
+    assert len(BREAKS) >= 16
+    assert len({entry.name for entry in BREAKS}) == len(BREAKS)
+    assert len({(entry.file, entry.old, entry.new) for entry in BREAKS}) == len(BREAKS)
+
+
+@by_name
+def test_its_patch_applies_exactly_once_and_leaves_python_valid(entry: Break) -> None:
+    whole = (ROOT / entry.file).read_text(encoding="utf-8")
+    result = patched(entry.name, whole, entry.old, entry.new)
+    assert result != whole
+    if entry.file.endswith(".py"):
+        assert ast.dump(ast.parse(result)) != ast.dump(ast.parse(whole))
+
+
+@by_name
+def test_the_test_it_names_exists(entry: Break) -> None:
+    assert named_test_exists(entry.test), entry.test
+
+
+def test_a_patch_that_does_not_apply_once_is_an_error() -> None:
+    for text in ("nothing of it", "twice: x = 1, x = 1"):
+        with pytest.raises(SystemExit, match="not once"):
+            patched("name", text, "x = 1", "x = 2")
+
+
+def test_the_engine_draws_with_its_prompts_seed_the_candidates_number_and_the_step_from_0() -> None:
+    """Steps counted from the prompt's start would pass every test that compares one answer with another."""
+    prompts, seeds, params = [[1], [5, 6, 7]], [3, -4], SamplingParams(max_tokens=5)
+    job = FakeEngine(hashed_logits).submit(prompts, seeds, params, candidates=3, top=0, score=False)
+    sampled: dict[tuple[int, int], list[int]] = {(j, c): [] for j in range(2) for c in range(3)}
+    for event in job.events():
+        if isinstance(event, Token):
+            so_far = sampled[event.prompt, event.candidate]
+            logits = hashed_logits([*prompts[event.prompt], *so_far])
+            counts = np.bincount(np.array(so_far, np.int64), minlength=len(logits))
+            expected, _ = sample(logits, counts, params, seeds[event.prompt], event.candidate, len(so_far))
+            assert event.id == expected
+            so_far.append(event.id)
+    assert [len(ids) for ids in sampled.values()] == [5] * 6
+
+
+@pytest.mark.sabotage
+def test_only_a_failed_assertion_of_the_named_test_is_red() -> None:
+    test = "reference/test_sampler.py::test_greedy_takes_the_largest_and_the_lowest_id_on_a_tie"
+    old = "return int(np.argmax(z))"
+    words = {}
+    with copied() as copy:
+        for new in ("return int(np.argmin(z))", "return 0 + int(np.argmax(z))", "return 1 / 0", "return ("):
+            with broken(copy, "trial", "reference/sampler.py", old, new):
+                words[new] = run(copy, [test])[test].word
+    crash = "ERROR (call: ZeroDivisionError: division by zero)"
+    assert list(words.values()) == ["red", "green", crash, "ERROR (cannot be collected)"]
+
+
+@pytest.mark.sabotage
+def test_every_third_break_turns_its_test_red() -> None:
+    check("--every", "3")
+
+
+@pytest.mark.long
+def test_every_break_turns_its_test_red() -> None:
+    check()
+
+
+def check(*options: str) -> None:
+    script = [sys.executable, str(ROOT / "tests" / "sabotage.py"), *options]
+    done = subprocess.run(script, capture_output=True, text=True)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
