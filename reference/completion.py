@@ -27,30 +27,15 @@ from typing import NamedTuple
 from gnomon.reference.body.answer_size import Size, check_size, text_bytes
 from gnomon.reference.body.kept import KeptPrompt, held_bytes
 from gnomon.reference.body.rankings import Ranking, Rankings
-from gnomon.reference.body.writing import Entries, Written, answer, choice, top_logprobs, written
+from gnomon.reference.body.shown import shown
+from gnomon.reference.body.writing import EncodedStretch, ReportedTokens, answer, choice, encoded, top_logprobs
 from gnomon.reference.engine import Done, Engine, Event, Failed, Job, PromptScored, Token
-from gnomon.reference.request import (
-    CompletionRequest,
-    ContextExceeded,
-    InvalidRequest,
-    Limits,
-    ModelNotFound,
-    Prompt,
-    RequestError,
-    shown,
-)
+from gnomon.reference.errors import ContextExceeded, InvalidRequest, ModelNotFound, RequestError
+from gnomon.reference.request import CompletionRequest, Limits, Prompt
 from gnomon.reference.response import Choice, Completion, FinishReason, Logprobs, Usage
 from gnomon.reference.sampler import SamplingParams
-from gnomon.reference.tokenizer import (
-    TO_ITS_END,
-    Decoder,
-    Effort,
-    Encoding,
-    Tokenizer,
-    TokenizerFailed,
-    TooLong,
-    UnknownText,
-)
+from gnomon.reference.text.utf8 import Decoder
+from gnomon.reference.tokenizer import TO_ITS_END, Effort, Encoding, Tokenizer, TokenizerFailed, TooLong, UnknownText
 from gnomon.reference.work import Work
 
 
@@ -471,7 +456,7 @@ class Run:
         self._engine = engine
         self._tokenizer = tokenizer
         self._scored: dict[int, PromptScored] = {}
-        self._echoes: dict[int, Written] = {}  # of each prompt that is echoed, encoded once
+        self._echoes: dict[int, EncodedStretch] = {}  # of each prompt that is echoed, encoded once
         self._tables = [Fallbacks(stop) for stop in request.stop]  # they grow as the candidates that share them match
         self._candidates: dict[tuple[int, int], Candidate] = {}  # by prompt and number: those that have begun
         self._lock = threading.Lock()
@@ -689,18 +674,18 @@ class Run:
         entries = None
         if request.logprobs is not None:
             shift = self.prompts[stretch.prompt].characters
-            entries = Entries(
+            entries = ReportedTokens(
                 request.logprobs, candidate.ids, candidate.logprobs, candidate.tops, candidate.starts, shift
             )
-        own = written(stretch.text, entries, stretch.tokens, self._tokenizer.labels)
+        own = encoded(stretch.text, entries, stretch.tokens, self._tokenizer.labels)
         stretches = [self._echo(stretch.prompt), own] if stretch.first and request.echo else [own]
         return choice(stretch.choice, stretches, request.logprobs is not None, candidate.finish_reason)
 
-    def _echo(self, j: int) -> Written:
+    def _echo(self, j: int) -> EncodedStretch:
         if j not in self._echoes:
             prompt, k = self.prompts[j], self.request.logprobs
             entries = None
             if k is not None:
-                entries = Entries(k, prompt.ids, self._scored[j].logprobs, self._scored[j].tops, prompt.starts)
-            self._echoes[j] = written(prompt.text, entries, range(len(prompt.ids)), self._tokenizer.labels)
+                entries = ReportedTokens(k, prompt.ids, self._scored[j].logprobs, self._scored[j].tops, prompt.starts)
+            self._echoes[j] = encoded(prompt.text, entries, range(len(prompt.ids)), self._tokenizer.labels)
         return self._echoes[j]

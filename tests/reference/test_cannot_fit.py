@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from gnomon.http.app import create_app
 from gnomon.http.settings import Settings
 from gnomon.reference.completion import MoreThanMayWait, Run, prepare
-from gnomon.reference.request import CompletionRequest, ContextExceeded, InvalidRequest
+from gnomon.reference.errors import ContextExceeded, InvalidRequest
+from gnomon.reference.request import CompletionRequest
 from gnomon.reference.tokenizer import Tokenizer
 from helpers.fake import FakeEngine, always, fake_tokenizer, hashed_logits
 from helpers.live import check_error, post

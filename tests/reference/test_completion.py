@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.completion import EngineFailed, prepare
 from gnomon.reference.engine import Engine, ReferenceEngine
-from gnomon.reference.request import CompletionRequest, InvalidRequest, ModelNotFound
+from gnomon.reference.errors import InvalidRequest, ModelNotFound
+from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import Choice, Completion, Usage
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
 from helpers.fake import EOT, FAKE_VOCAB, PRE, FakeEngine, always, fake_tokenizer, hashed_logits

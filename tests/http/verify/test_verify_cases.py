@@ -24,7 +24,8 @@ from gnomon.reference import request as reading
 from gnomon.reference.body.strict_json import Object
 from gnomon.reference.completion import Candidate, EncodedPrompt, Run, StopMatcher
 from gnomon.reference.engine import ReferenceJob
-from gnomon.reference.request import CompletionRequest, InvalidRequest, RequestError
+from gnomon.reference.errors import InvalidRequest, RequestError
+from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import Completion
 from helpers import saboteurs
 from helpers.fake import EOT

@@ -11,7 +11,8 @@ from gnomon.http.app import create_app
 from gnomon.http.settings import Settings
 from gnomon.reference.body.answer_size import Size, answer_bytes, check_size, text_bytes
 from gnomon.reference.completion import prepare
-from gnomon.reference.request import CompletionRequest, InvalidRequest, Limits
+from gnomon.reference.errors import InvalidRequest
+from gnomon.reference.request import CompletionRequest, Limits
 from gnomon.reference.response import json_bytes
 from gnomon.reference.tokenizer import Tokenizer
 from gnomon.reference.trace.replay import TraceRequest, prepare_trace

@@ -17,7 +17,7 @@ from gnomon.http.settings import Settings
 from gnomon.reference import completion
 from gnomon.reference.body import writing
 from gnomon.reference.body.rankings import Rankings
-from gnomon.reference.body.writing import BLOCK, blocks
+from gnomon.reference.body.writing import BLOCK_BYTES, blocks
 from gnomon.reference.completion import Run, prepare
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import json_bytes
@@ -97,7 +97,7 @@ def test_no_call_encodes_more_than_some_thousand_numbers(
     assert answer.status_code == 200
     assert sum(sizes) == len(answer.content) > 3_000_000
     assert max(calls) < 64_000
-    assert max(sizes) <= BLOCK
+    assert max(sizes) <= BLOCK_BYTES
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -120,14 +120,14 @@ def test_what_is_echoed_is_encoded_once_a_prompt(
 
 
 def test_blocks_join_what_is_small_and_leave_what_is_large() -> None:
-    large = [bytes(BLOCK), bytes(BLOCK // 8)]
+    large = [bytes(BLOCK_BYTES), bytes(BLOCK_BYTES // 8)]
     pieces = [b"a", b"", b"b", large[0], *[b"x" * 1000] * 200, large[1], b"c"]
     made = list(blocks(pieces))
     assert b"".join(made) == b"".join(pieces)
     assert any(piece is large[0] for piece in made)
     assert any(piece is large[1] for piece in made)
     assert len(made) == 1 + 1 + 4 + 1 + 1
-    assert max(map(len, made)) <= BLOCK
+    assert max(map(len, made)) <= BLOCK_BYTES
     assert list(blocks([])) == []
 
 

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gnomon.reference.body.reading import parse_json
 from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.completion import prepare
 from gnomon.reference.engine import ReferenceEngine, go_on
-from gnomon.reference.request import CompletionRequest, InvalidRequest, ModelNotFound, parse_json
+from gnomon.reference.errors import InvalidRequest, ModelNotFound
+from gnomon.reference.request import CompletionRequest
 from gnomon.reference.sampler import SamplingParams, Trace, nucleus, temper, trace_draw
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
 from gnomon.reference.trace import replay
