@@ -104,17 +104,17 @@ def test_no_call_encodes_more_than_some_thousand_numbers(
 def test_what_is_echoed_is_encoded_once_a_prompt(
     tokenizer: Tokenizer, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoded: list[int] = []
-    written = writing.written
+    sizes: list[int] = []
+    encoded = writing.encoded
 
     def counted(text: str, entries: Any, at: range, labels: Any) -> Any:
-        encoded.append(len(at))
-        return written(text, entries, at, labels)
+        sizes.append(len(at))
+        return encoded(text, entries, at, labels)
 
-    monkeypatch.setattr(completion, "written", counted)
+    monkeypatch.setattr(completion, "encoded", counted)
     run = run_of(tokenizer, context=500, **LARGE, max_tokens=1, stream=stream)
     made = [list(chunk) for chunk in run.chunk_bytes()] if stream else [list(run.whole_bytes())]
-    assert sorted(encoded) == [1] * 16 + [400] * 2
+    assert sorted(sizes) == [1] * 16 + [400] * 2
     large = [piece for pieces in made for piece in pieces if len(piece) > 10_000]
     assert len({id(piece) for piece in large}) * 8 == len(large)  # the same objects in all eight choices
 
