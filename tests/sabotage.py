@@ -123,7 +123,7 @@ BREAKS = (
         "error.__traceback__ = error.__context__ = error.__cause__ = None",
         "pass",
         "reference/body/test_memory.py::"
-        "test_the_server_lets_go_of_a_request_whatever_ended_it_and_waits_for_no_collection",
+        "test_the_server_lets_go_of_a_request_whatever_ended_it_without_a_collection",
     ),
     Break(
         "all bodies of middle size are prepared at once",
@@ -1780,7 +1780,7 @@ BREAKS = (
         "if s == step and label == got and error <= allowed:",
         "if s == step and label == got:",
         "reference/golden/test_golden_vectors.py::"
-        "test_a_token_that_rounding_may_decide_is_excused_and_what_follows_is_not_compared",
+        "test_a_token_that_rounding_decides_is_excused_and_what_follows_not_compared",
     ),
     Break(
         "the judge takes any other token for a rival",
@@ -1794,14 +1794,14 @@ BREAKS = (
         GOLDEN_JUDGE,
         """        self.equal(f"{at}.text_offset[{i}]", expected["text_offset"][i], got["text_offset"][i])\n""",
         "",
-        "reference/golden/test_golden_vectors.py::test_the_judge_finds_a_break_and_says_where",
+        "reference/golden/test_golden_vectors.py::test_the_judge_finds_a_wrong_answer_and_says_where",
     ),
     Break(
         "the judge takes NaN for a log-probability",
         GOLDEN_JUDGE,
         "if not off <= self.tolerance.logprob:",
         "if off > self.tolerance.logprob:",
-        "reference/golden/test_golden_vectors.py::test_the_judge_finds_a_break_and_says_where",
+        "reference/golden/test_golden_vectors.py::test_the_judge_finds_a_wrong_answer_and_says_where",
     ),
     Break(
         "an exported model is put among other files",
@@ -1896,7 +1896,7 @@ BREAKS = (
         'f"up to {beside(min(row.mass_before + row.probability, 1.0), p)}"',
         'f"up to {percent(min(row.mass_before + row.probability, 1.0))}"',
         "reference/trace/test_picture.py::"
-        "test_a_kept_token_never_shows_a_sum_that_looks_like_top_p_before_the_last_kept_one",
+        "test_no_kept_token_shows_a_sum_that_looks_like_top_p_before_the_last_kept_one",
     ),
     Break(
         "picture: a label is markup",

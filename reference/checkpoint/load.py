@@ -40,7 +40,7 @@ Say = Callable[[str], None]
 
 
 def silently(line: str) -> None:
-    """Says nothing."""
+    """A `say` for whoever wants no lines."""
 
 
 @dataclass(frozen=True)

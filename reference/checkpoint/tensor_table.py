@@ -1,6 +1,6 @@
 """ModelConfig → the tensors of its checkpoint: a name there, its shape, and which parameters it holds.
 
-Fused projections are taken apart here, and nobody else knows of them. The names are rows of tensor_names.py.
+Fused projections are taken apart here, and nowhere else. The names are rows of tensor_names.py.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ class TensorFiles:
 
     def check(self, expected: Mapping[str, tuple[int, ...]], left_out: Callable[[str], bool]) -> None:
         """Raises CheckpointError with everything that is missing, extra, there twice, misshapen or of another dtype:
-        the first of them in full, and how many more there are. left_out: names that are nobody's business."""
+        the first of them in full, and how many more there are. left_out: names that are passed over."""
         wrong = [f"{name} is missing" for name in expected if name not in self.entries]
         for name, entries in self.entries.items():
             if name not in expected:

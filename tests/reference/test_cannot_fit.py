@@ -15,16 +15,11 @@ from gnomon.reference.completion import MoreThanMayWait, Run, prepare
 from gnomon.reference.errors import ContextExceeded, InvalidRequest
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.tokenizer import Tokenizer
-from helpers.fake import FakeEngine, always, fake_tokenizer, hashed_logits
+from helpers.fake import FakeEngine, always, hashed_logits
 from helpers.live import check_error, post
 
 CONTEXT = 64
 LONGEST = len("<|fim_prefix|>")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture

@@ -24,11 +24,6 @@ from helpers.fake import FakeEngine, always, fake_tokenizer, hashed_logits
 from helpers.models import TINY, tiny_llama
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
 def body(**fields: object) -> CompletionRequest:
     return CompletionRequest.from_fields({"model": "m", "prompt": "a", **fields})
 

@@ -36,11 +36,6 @@ THE = 258
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("fake"))
-
-
-@pytest.fixture(scope="module")
 def bos_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return fake_tokenizer(tmp_path_factory.mktemp("bos"), post_processor=puts_first(EOT))
 

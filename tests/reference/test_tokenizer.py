@@ -26,11 +26,6 @@ from helpers.fake import EOT, FAKE_VOCAB, MERGES, MID, PRE, SPECIALS, SUF, fake_
 bounded = settings(max_examples=60, deadline=None, derandomize=True)
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("fake"))
-
-
 # ---- bytes, byte-level
 
 

@@ -489,7 +489,7 @@ def test_a_vocabulary_of_another_kind_is_refused_by_its_name(tmp_path: Path, kin
         fake_tokenizer(tmp_path, model={"type": kind, "vocab": {"a": 0}, "unk_token": "a"})
 
 
-def test_holes_in_the_vocabulary_are_kept_and_ids_that_the_library_would_move_are_refused(tmp_path: Path) -> None:
+def test_holes_in_the_vocabulary_are_kept_and_ids_that_would_be_moved_are_refused(tmp_path: Path) -> None:
     """An added token gets the next free id from the library, whatever its file says."""
     spec = json.loads((tokenizer_files(tmp_path) / "tokenizer.json").read_text())
     spec["model"]["vocab"]["tail"] = 400

@@ -22,13 +22,8 @@ from gnomon.reference.completion import Run, prepare
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import json_bytes
 from gnomon.reference.tokenizer import Tokenizer
-from helpers.fake import FakeEngine, fake_tokenizer, hashed_logits
+from helpers.fake import FakeEngine, hashed_logits
 from helpers.live import MODEL, post
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def run_of(tokenizer: Tokenizer, context: int = 64, **fields: Any) -> Run:

@@ -485,7 +485,7 @@ def shift(by: float, i: int) -> Callable[[Any], None]:
 L = ("choices", 0, "logprobs")
 PLAIN, ECHO, MANY = "prompt: a string", "echo: logprobs 2, max_tokens 3", "n: 4"
 RANKED, STREAM, REFUSED = "best_of: 4 of which 2", "stream: include_usage", "refused: n 0"
-BREAKS: tuple[tuple[str, str, Callable[[Any], None], str], ...] = (
+WRONG: tuple[tuple[str, str, Callable[[Any], None], str], ...] = (
     ("a log-probability is shifted", PLAIN, shift(1e-3, 2), "choices[0].logprobs.token_logprobs[2]"),
     ("the prompt's are shifted", ECHO, shift(-1e-3, 1), "choices[0].logprobs.token_logprobs[1]"),
     ("one is NaN", PLAIN, shift(math.nan, 2), "choices[0].logprobs.token_logprobs[2]"),
@@ -545,8 +545,8 @@ BREAKS: tuple[tuple[str, str, Callable[[Any], None], str], ...] = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "change", "path"), [broken[1:] for broken in BREAKS], ids=[b[0] for b in BREAKS])
-def test_the_judge_finds_a_break_and_says_where(name: str, change: Callable[[Any], None], path: str) -> None:
+@pytest.mark.parametrize(("name", "change", "path"), [broken[1:] for broken in WRONG], ids=[b[0] for b in WRONG])
+def test_the_judge_finds_a_wrong_answer_and_says_where(name: str, change: Callable[[Any], None], path: str) -> None:
     broken = case(name)
     answer = right_answer(broken)
     change(answer)
@@ -599,7 +599,7 @@ def other_story(name: str) -> Any:
     return response.json()
 
 
-def test_a_token_that_rounding_may_decide_is_excused_and_what_follows_is_not_compared() -> None:
+def test_a_token_that_rounding_decides_is_excused_and_what_follows_not_compared() -> None:
     for name in (TIE, f"{TIE}, without logprobs"):
         answer = other_story(name)
         assert answer["choices"][0]["text"] != case(name).choices[0]["text"]

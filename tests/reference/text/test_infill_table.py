@@ -199,9 +199,7 @@ def code_llama(directory: Path, listed: bool) -> Tokenizer:
 
 
 @pytest.mark.parametrize("listed", [True, False])
-def test_code_llamas_prefix_has_the_space_of_a_texts_beginning_and_its_suffix_has_not(
-    tmp_path: Path, listed: bool
-) -> None:
+def test_code_llamas_prefix_has_the_space_of_a_beginning_and_its_suffix_has_not(tmp_path: Path, listed: bool) -> None:
     """As its makers encode them: [BOS, PRE] + encode(prefix) + [SUF] + encode(suffix without that space) + [MID]."""
     tokenizer = code_llama(tmp_path, listed)
     ids = tokenizer.parsing.get_vocab()

@@ -158,11 +158,6 @@ def test_nfc_leaves_a_quarter_of_any_text_and_more() -> None:
 # ---- in a process of its own
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
 @pytest.mark.parametrize("text", ["the end<|endoftext|> 界😀é\x00\r\n", ""])
 def test_a_process_of_its_own_makes_the_same_of_a_text(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, text: str

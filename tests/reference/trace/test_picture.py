@@ -18,7 +18,7 @@ from gnomon.reference.trace.explain import Draw, percent, three_digits
 from gnomon.reference.trace.picture import Picture
 from gnomon.reference.trace.svg import printable, shortened
 from gnomon.reference.trace.words import rows_to_show, sentences
-from helpers.fake import FAKE_VOCAB, fake_tokenizer, hashed_logits
+from helpers.fake import FAKE_VOCAB, hashed_logits
 
 SVG = "{http://www.w3.org/2000/svg}"
 LIVES: tuple[dict[str, Any], ...] = (
@@ -44,11 +44,6 @@ def labelled(label: str) -> Draw:
     labels = [f"w{v}" for v in range(FAKE_VOCAB)]
     labels[of.token] = label
     return explain(of, labels)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def parsed(markup: str) -> ElementTree.Element:
@@ -119,7 +114,7 @@ def test_what_cannot_be_seen_is_written_out(label: str, seen: str) -> None:
     assert printable(label) == seen
 
 
-def test_a_label_that_is_too_long_ends_with_an_ellipsis_and_wide_characters_count_twice() -> None:
+def test_a_long_label_ends_with_an_ellipsis_and_wide_characters_count_twice() -> None:
     assert shortened("a" * 13, 13) == "a" * 13
     assert shortened("a" * 14, 13) == "a" * 12 + "…"
     assert shortened("漢" * 7, 13) == "漢" * 6 + "…"
@@ -179,7 +174,7 @@ def test_the_line_of_top_p_stands_where_the_kept_end() -> None:
     assert judged == len(rows_to_show(draw))
 
 
-def test_a_kept_token_never_shows_a_sum_that_looks_like_top_p_before_the_last_kept_one() -> None:
+def test_no_kept_token_shows_a_sum_that_looks_like_top_p_before_the_last_kept_one() -> None:
     """79.7 % is not written as 80 % beside top_p 0.8, or the next token would seem to be kept by mistake."""
     sums = [(row.mass_before or 0) + (row.probability or 0) for row in explain(drawn(5)).rows[:6]]
     last = next(i for i in range(5) if float(percent(sums[i]).removesuffix(" %")) > 100 * sums[i] + 0.01)
