@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnomon.reference.engine import reported
+from gnomon.reference.model_config import F64
 from gnomon.reference.prng import step_key, token_words
-from gnomon.reference.sampler import F64, SamplingParams, Trace, report
+from gnomon.reference.sampler import SamplingParams, Trace, report
 
 TOP = 12  # of every ranking
 DRAWN = ("report", "bias", "penalties", "temperature", "nucleus", "draw")

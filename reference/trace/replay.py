@@ -26,8 +26,9 @@ from gnomon.reference.body.shown import shown
 from gnomon.reference.completion import prepare, system_fingerprint
 from gnomon.reference.engine import Engine, ReferenceEngine, go_on, reported
 from gnomon.reference.errors import InvalidRequest
+from gnomon.reference.model_config import F64
 from gnomon.reference.request import BY_NAME, CompletionRequest, Limits
-from gnomon.reference.sampler import F64, SamplingParams, Trace, trace_draw
+from gnomon.reference.sampler import SamplingParams, Trace, trace_draw
 from gnomon.reference.tokenizer import Tokenizer
 from gnomon.reference.trace.explain import Draw, explain
 from gnomon.reference.trace.picture import picture
