@@ -51,8 +51,8 @@ def test_the_pieces_are_the_bytes_of_the_whole_and_of_every_chunk(
 ) -> None:
     fields["best_of"] = fields["best_of"] if fields["best_of"] >= fields["n"] else None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writing, "VALUES", values)
-        patch.setattr(writing, "CHARACTERS", values)
+        patch.setattr(writing, "VALUES_AT_ONCE", values)
+        patch.setattr(writing, "CHARACTERS_AT_ONCE", values)
         whole = b"".join(run_of(tokenizer, **fields).whole_bytes())
         assert whole == json_bytes(run_of(tokenizer, **fields).whole().to_json())
         fields |= {"best_of": None, "stream": True, "stream_options": {"include_usage": True}}

@@ -236,7 +236,7 @@ def test_a_step_has_the_same_bits_whatever_was_asked_for_before(
     model: tuple[ReferenceEngine, Tokenizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, _ = model
-    monkeypatch.setattr(replay, "BLOCK", 3 * FAKE_VOCAB)
+    monkeypatch.setattr(replay, "LOGITS_AT_ONCE", 3 * FAKE_VOCAB)
     prompt, tokens = [1, 2, 3], [5, 6, 7, 8, 9, 10, 11, 12]
     forward, backward = Replay(engine, prompt, tokens), Replay(engine, prompt, tokens)
     there = [forward.logits(t).tobytes() for t in range(8)]
