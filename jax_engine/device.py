@@ -32,10 +32,10 @@ from jax.sharding import NamedSharding
 from numpy.typing import NDArray
 
 from gnomon.jax_engine import sharding
+from gnomon.jax_engine.cache import SCRATCH_PAGE
 from gnomon.jax_engine.kernels.native import Unavailable
 from gnomon.jax_engine.kernels.native import load as load_native
 from gnomon.jax_engine.model import (
-    SCRATCH_PAGE,
     Batch,
     Cache,
     Params,
@@ -52,11 +52,13 @@ from gnomon.jax_engine.sampler import LOWEST_TEMPERATURE, Rows, Sampled, ranking
 from gnomon.reference.checkpoint.load import Checkpoint
 from gnomon.reference.checkpoint.tensors import Place
 from gnomon.reference.model import ModelConfig
+from gnomon.reference.prng import DrawKey
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.system.sources import sources_hash
 
 SLOT_BYTES = 12  # a token of the vocabulary: its bias, its count and its logit
 COMPILE_SECONDS, COMPILE_SECONDS_A_LAYER = 3, 0.5  # of all programs, as it took on a machine of two cores
+FIRST = DrawKey(seed=0, candidate=0, step=0)  # of slots that nobody is in
 SERVE_NOTHING = ("tools", "training")  # folders that decide no served number
 
 
@@ -135,7 +137,7 @@ class Slots(NamedTuple):
     rows: Rows
 
 
-class Entry(NamedTuple):
+class SlotEntry(NamedTuple):
     """What a candidate brings into its slot."""
 
     slot: Any  # int32
@@ -212,7 +214,7 @@ def score(
     return picked, top_ids, jnp.take_along_axis(logprobs, top_ids, axis=-1), jnp.isfinite(logits).all(axis=-1)
 
 
-def begin(cache: Cache, slots: Slots, entry: Entry) -> tuple[Cache, Slots]:
+def begin(cache: Cache, slots: Slots, entry: SlotEntry) -> tuple[Cache, Slots]:
     """A candidate enters a slot: its row of every array is set, its counts cleared, its partial page copied."""
     i, (to, origin) = entry.slot, (entry.copy_to, entry.copy_from)
     copied = [(k.at[to].set(k[origin]), v.at[to].set(v[origin])) for k, v in cache]
@@ -241,8 +243,8 @@ class Program(NamedTuple):
         return jax.jit(self.function, donate_argnums=self.donated, in_shardings=homes, out_shardings=self.results)
 
 
-def rows_of(params: SamplingParams, seed: int, candidate: int) -> Rows:
-    """The sampling parameters of one candidate, as scalars."""
+def rows_of(params: SamplingParams, key: DrawKey) -> Rows:
+    """The sampling parameters of one candidate and its next draw's key, as scalars."""
     return Rows(
         temperature=np.float32(max(params.temperature, LOWEST_TEMPERATURE)),
         top_p=np.float32(params.top_p),
@@ -250,10 +252,10 @@ def rows_of(params: SamplingParams, seed: int, candidate: int) -> Rows:
         presence_penalty=np.float32(params.presence_penalty),
         is_greedy=np.bool_(params.temperature == 0),
         is_nucleus=np.bool_(params.temperature != 0 and params.top_p != 1),
-        seed_high=np.uint32(seed % 2**64 >> 32),
-        seed_low=np.uint32(seed % 2**32),
-        candidate=np.uint32(candidate),
-        step=np.uint32(0),
+        seed_high=np.uint32(key.seed % 2**64 >> 32),
+        seed_low=np.uint32(key.seed % 2**32),
+        candidate=np.uint32(key.candidate),
+        step=np.uint32(key.step),
     )
 
 
@@ -362,7 +364,7 @@ class Device:
         keys = self.layout.sharding("keys")
         self.cache = empty_cache(self.config, self.pages + 1, s.page_size, cache_dtype(s), keys)
         self.nothing = jax.device_put(np.zeros((s.slots, self.config.hidden_size), np.float32), whole)
-        nobody = Rows(*(np.zeros(s.slots, value.dtype) for value in rows_of(SamplingParams(), 0, 0)))
+        nobody = Rows(*(np.zeros(s.slots, value.dtype) for value in rows_of(SamplingParams(), FIRST)))
         self.slots: Slots = jax.device_put(
             Slots(
                 tables=np.full((s.slots, self.table_width), SCRATCH_PAGE, np.int32),
@@ -383,7 +385,7 @@ class Device:
         hidden = {rows: jax.device_put(np.zeros((rows, D), np.float32), whole) for rows in (s.slots, s.chunk)}
         last = jax.device_put(np.zeros(D, np.float32), whole)
         pages = [(self.layout.sharding("keys"), self.layout.sharding("values"))] * self.config.num_hidden_layers
-        entry = self._entry(0, [], 1, last, SamplingParams(), 0, 0, None)
+        entry = self._entry(0, [], 1, last, SamplingParams(), FIRST, None)
         return {
             "prefill": Program(
                 partial(prefill, self.config, self.products.many),
@@ -438,12 +440,12 @@ class Device:
         prompt_length: int,
         hidden: Array,
         params: SamplingParams,
-        seed: int,
-        candidate: int,
+        key: DrawKey,
         copy: tuple[int, int] | None,
     ) -> None:
-        """A candidate enters a slot. hidden: what prefill gave for the prompt's last id; copy: a page (from, to)."""
-        entry = self._entry(slot, pages, prompt_length, hidden, params, seed, candidate, copy)
+        """A candidate enters a slot. hidden: what prefill gave for the prompt's last id; key: of its first draw;
+        copy: a page (from, to)."""
+        entry = self._entry(slot, pages, prompt_length, hidden, params, key, copy)
         self.cache, self.slots = self.compiled["begin"](self.cache, self.slots, entry)
 
     def step(self, running: Collection[int], new: Collection[int]) -> Sampled:
@@ -473,17 +475,16 @@ class Device:
         prompt_length: int,
         hidden: Array,
         params: SamplingParams,
-        seed: int,
-        candidate: int,
+        key: DrawKey,
         copy: tuple[int, int] | None,
-    ) -> Entry:
+    ) -> SlotEntry:
         bias = np.zeros(self.config.vocab_size, np.float32)
         for v, value in (params.logit_bias or {}).items():
             bias[v] = value
         copy_from, copy_to = copy or (SCRATCH_PAGE, SCRATCH_PAGE)
-        rows = rows_of(params, seed, candidate)
+        rows = rows_of(params, key)
         at = (np.int32(slot), self._table(pages), np.int32(prompt_length - 1))
-        return Entry(*at, hidden, bias, rows, np.int32(copy_from), np.int32(copy_to))
+        return SlotEntry(*at, hidden, bias, rows, np.int32(copy_from), np.int32(copy_to))
 
     def _table(self, pages: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int32]]:
         table = np.full(self.table_width, SCRATCH_PAGE, np.int32)
@@ -521,6 +522,6 @@ class Device:
         hidden, last = self.prefill(ids, pages, 0)
         yield hidden, last, self.score(hidden, ids[1:])
         params = SamplingParams(temperature=0.7, top_p=0.9)
-        self.begin(0, pages, len(ids), last, params, 1, 0, None)
+        self.begin(0, pages, len(ids), last, params, DrawKey(1, 0, 0), None)
         yield self.step([0], [0])
         yield self.step([0], [])

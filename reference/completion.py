@@ -28,7 +28,7 @@ from gnomon.reference.body.answer_size import Size, check_size, text_bytes
 from gnomon.reference.body.kept import KeptPrompt, held_bytes
 from gnomon.reference.body.rankings import Ranking, Rankings
 from gnomon.reference.body.writing import Entries, Written, answer, choice, top_logprobs, written
-from gnomon.reference.engine import Done, Engine, Event, Failed, Job, PromptScored, Token
+from gnomon.reference.engine import Done, Engine, Event, Failed, Job, JobRequest, PromptScored, Token
 from gnomon.reference.request import (
     CompletionRequest,
     ContextExceeded,
@@ -596,12 +596,14 @@ class Run:
         request = self.request
         seeds = [secrets.randbits(64) if request.seed is None else request.seed for _ in self.prompts]
         return self._engine.submit(
-            [prompt.ids for prompt in self.prompts],
-            seeds,
-            self.params,
-            candidates=request.candidates,
-            top=request.logprobs or 0,
-            score=request.echo and request.logprobs is not None,
+            JobRequest(
+                [prompt.ids for prompt in self.prompts],
+                seeds,
+                self.params,
+                candidates=request.candidates,
+                top=request.logprobs or 0,
+                score=request.echo and request.logprobs is not None,
+            )
         )
 
     def _take(self, event: Event, job: Job) -> tuple[int, int] | None:

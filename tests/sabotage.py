@@ -909,7 +909,7 @@ BREAKS = (
     Break(
         "a job is closed as often as somebody says so",
         "jax_engine/engine.py",
-        "is_over = self.has_failed or not (self._open or self._awaited)",
+        "is_over = self.has_failed or not (self.open or self._awaited)",
         "is_over = self.has_failed",
         "jax_engine/test_jax_engine.py::test_a_job_is_closed_once_and_one_that_has_ended_not_at_all",
     ),

@@ -150,11 +150,11 @@ def explain(trace: Trace, labels: Sequence[str] | None = None, given: int | None
     )
     rest = np.ones(len(z), bool)
     rest[ids] = False
-    key = step_key(trace.seed, trace.candidate, trace.step)
+    key = step_key(trace.key)
     return Draw(
-        step=trace.step,
-        candidate=trace.candidate,
-        seed=None if score is None else trace.seed,
+        step=trace.key.step,
+        candidate=trace.key.candidate,
+        seed=None if score is None else trace.key.seed,
         key=None if score is None else (_hex(key[0][0]), _hex(key[1][0])),
         params=trace.params,
         vocab_size=len(z),
@@ -199,7 +199,7 @@ def _runner_up(score: F64, winner: int) -> int | None:
 
 
 def _words(trace: Trace, ids: Sequence[int]) -> list[tuple[str, str]]:
-    high, low = token_words(trace.seed, trace.candidate, trace.step, np.array(ids))
+    high, low = token_words(trace.key, np.array(ids))
     return [(_hex(x0), _hex(x1)) for x0, x1 in zip(high, low, strict=True)]
 
 

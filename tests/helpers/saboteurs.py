@@ -289,7 +289,7 @@ class Draw(NamedTuple):
 
     def reported(self, logprobs: NDArray[np.float64]) -> Token:
         """The same token, with the values of these log-probabilities [V], which also rank."""
-        top = ranking(logprobs, logprobs, self.job._top)
+        top = ranking(logprobs, logprobs, self.job.request.top)
         return replace(self.token, logprob=max(float(logprobs[self.token.id]), -9999), top=top)
 
     @property

@@ -30,8 +30,7 @@ from gnomon.http.settings import Settings
 from gnomon.http.trace import Retrace
 from gnomon.reference import completion
 from gnomon.reference import tokenizer as tokenizer_module
-from gnomon.reference.engine import Event, ReferenceJob, go_on
-from gnomon.reference.sampler import SamplingParams
+from gnomon.reference.engine import Event, JobRequest, ReferenceJob, go_on
 from gnomon.reference.tokenizer import Tokenizer
 from helpers.fake import FakeEngine, always, fake_tokenizer, hashed_logits
 from helpers.live import Gate, request_body
@@ -62,16 +61,8 @@ class Engine(FakeEngine):
         self.begins.set()
         self.traced, self.traces = threading.Event(), 0
 
-    def submit(
-        self,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        params: SamplingParams,
-        candidates: int,
-        top: int,
-        score: bool,
-    ) -> QueueJob:
-        return QueueJob(self, prompts, seeds, params, candidates, top, score)
+    def submit(self, request: JobRequest) -> QueueJob:
+        return QueueJob(self, request)
 
     def states(self, tokens: Sequence[int], check: Callable[[], None] = go_on) -> NDArray[np.float64]:
         self.traces += 1

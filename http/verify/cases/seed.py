@@ -14,7 +14,7 @@ import numpy as np
 
 from gnomon.http.verify.ask.probe import Answer, Coin, Probe, Refused, side
 from gnomon.http.verify.verdict import Fault, Outcome, Unclear, case, honoured, ignored, wrong
-from gnomon.reference.prng import token_words
+from gnomon.reference.prng import DrawKey, token_words
 from gnomon.reference.sampler import gumbel
 
 EDGES = (-1, 0, 2**63 - 1, -(2**63))
@@ -169,7 +169,7 @@ def _drew(coin: Coin, answer: Answer, choice: int) -> bool:
 async def seed_is_the_law(p: Probe) -> Outcome:
     coin = await p.coin()
     ids = np.array([coin.first.id, coin.second.id])
-    leads = {seed: gumbel(*token_words(seed, 0, 0, ids)) @ (1, -1) for seed in range(300, 340)}
+    leads = {seed: gumbel(*token_words(DrawKey(seed, 0, 0), ids)) @ (1, -1) for seed in range(300, 340)}
     clear = {seed: lead > 0 for seed, lead in leads.items() if abs(lead) > 0.4}
     tosses = await p.toss(coin, 0, list(clear), with_seeds=True)
     agree = sum(toss == expected for toss, expected in zip(tosses, clear.values(), strict=True))

@@ -170,13 +170,13 @@ def drawn(change: Any) -> Make:
         original = ReferenceJob._sample
 
         def _sample(self: ReferenceJob, j: int, c: int, prompt_ids: tuple[int, ...], sampled: list[int]) -> Any:
-            at, number = change(self, j, self._seeds[j], c)
-            kept = self._seeds
-            self._seeds = tuple(at if i == j else value for i, value in enumerate(kept))
+            kept = self.request
+            at, number = change(self, j, kept.seeds[j], c)
+            self.request = replace(kept, seeds=[at if i == j else value for i, value in enumerate(kept.seeds)])
             try:
                 token = original(self, j, number, prompt_ids, sampled)
             finally:
-                self._seeds = kept
+                self.request = kept
             return replace(token, candidate=c)
 
         patch.setattr(ReferenceJob, "_sample", _sample)
