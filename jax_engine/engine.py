@@ -30,16 +30,10 @@ import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
-from gnomon.jax_engine.device import (
-    Device,
-    EngineSettings,
-    Program,
-    bytes_per_token,
-    check_memory,
-    default_pool_tokens,
-)
+from gnomon.jax_engine.device import Device, Program
 from gnomon.jax_engine.runtime.backend import one_line, require_devices
 from gnomon.jax_engine.runtime.pins import pinned, refused
+from gnomon.jax_engine.runtime.settings import EngineSettings, bytes_per_token, check_memory, default_pool_tokens
 from gnomon.jax_engine.sampler import Sampled
 from gnomon.jax_engine.scheduler import PromptWork, Running, Scheduler
 from gnomon.reference.body.rankings import Ranking, Rankings

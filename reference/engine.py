@@ -242,6 +242,7 @@ class ReferenceJob:
     def close(self, prompt: int | None = None, candidate: int | None = None) -> None:
         if prompt is None or candidate is None:
             self._closed.set()
+            self.open.clear()
         else:
             self.open.discard((prompt, candidate))
 

@@ -36,9 +36,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from gnomon.jax_engine.device import EngineSettings, bytes_per_token, default_pool_tokens
 from gnomon.jax_engine.engine import JaxEngine
 from gnomon.jax_engine.runtime.pins import pinned
+from gnomon.jax_engine.runtime.settings import EngineSettings, bytes_per_token, default_pool_tokens
 from gnomon.reference.checkpoint.load import Checkpoint, default_model_path
 from gnomon.reference.completion import EngineFailed, prepare
 from gnomon.reference.engine import Failed, JobRequest, ReferenceEngine, Token

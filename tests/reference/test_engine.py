@@ -108,7 +108,7 @@ def test_each_prompt_has_its_own_seed(engine: FakeEngine | ReferenceEngine) -> N
     assert ids[0] == ids[2] != ids[1]
 
 
-def test_the_engine_states_what_is_above_the_waist_needs(model_directory: Path) -> None:
+def test_the_engine_states_what_is_above_it_needs(model_directory: Path) -> None:
     engine = ReferenceEngine(load_checkpoint(model_directory))
     assert (engine.vocab_size, engine.context, engine.eos_ids) == (FAKE_VOCAB, 128, frozenset({EOT}))
     assert engine.fingerprint
@@ -164,6 +164,20 @@ def test_no_event_follows_the_readers_own_close(engine: FakeEngine | ReferenceEn
         next(events)
     job.close()
     assert list(events) == []
+
+
+def test_a_job_says_which_candidates_have_events_to_come(engine: FakeEngine | ReferenceEngine) -> None:
+    job = engine.submit(JobRequest([[1], [2]], [5, 5], greedy(2), candidates=2, top=0, score=False))
+    assert job.open == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    job.close(1, 0)
+    assert job.open == {(0, 0), (0, 1), (1, 1)}
+    for event in job.events():
+        assert isinstance(event, Token | Done)
+        assert ((event.prompt, event.candidate) in job.open) == isinstance(event, Token)
+    assert job.open == set()
+    left = engine.submit(JobRequest([[1]], [5], greedy(2), candidates=2, top=0, score=False))
+    left.close()
+    assert left.open == set()
 
 
 def test_closing_an_unread_prompt_leaves_the_others(engine: FakeEngine | ReferenceEngine) -> None:

@@ -140,14 +140,14 @@ async def choice_of_more(p: Probe) -> Outcome:
 )
 async def choices_are_no_seeds(p: Probe) -> Outcome:
     coin = await p.coin()
-    pairs = await _pairs(p, coin, range(200, 220))
+    pairs = await coin_pairs(p, coin, range(200, 220))
     same = [second == first_of_next for (_, second), (first_of_next, _) in itertools.pairwise(pairs)]
     if all(same):
         return wrong("choice 1 of a seed is choice 0 of the next one, for 19 seeds of 19")
     return honoured(f"they agree for {sum(same)} of 19 seeds, as two coins do")
 
 
-async def _pairs(p: Probe, coin: Coin, seeds: range) -> list[tuple[bool, bool]]:
+async def coin_pairs(p: Probe, coin: Coin, seeds: range) -> list[tuple[bool, bool]]:
     """For every seed, which token choice 0 and choice 1 draw of two that are equally probable."""
     answers = await asyncio.gather(
         *(p.complete(prompt=coin.context, logit_bias=coin.bias(0), temperature=1, n=2, seed=seed) for seed in seeds)

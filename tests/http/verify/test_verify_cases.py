@@ -20,12 +20,15 @@ from gnomon.http.settings import Settings
 from gnomon.http.verify.cases import CASES, accepted, choices, request, sampling, seed, text
 from gnomon.http.verify.verdict import Case, Verdict
 from gnomon.reference import completion, sampler
+from gnomon.reference import prompt as prompt_module
 from gnomon.reference import request as reading
 from gnomon.reference.body.strict_json import Object
-from gnomon.reference.completion import Candidate, EncodedPrompt, Run, StopMatcher
+from gnomon.reference.completion import Candidate, Run
 from gnomon.reference.engine import ReferenceJob
+from gnomon.reference.prompt import EncodedPrompt
 from gnomon.reference.request import CompletionRequest, InvalidRequest, RequestError
 from gnomon.reference.response import Completion
+from gnomon.reference.stop import StopMatcher
 from helpers import saboteurs
 from helpers.fake import EOT
 from helpers.live import MODEL, serving
@@ -265,9 +268,9 @@ def encoded(change: Any) -> Make:
     """A prompt becomes other ids; the change is told the prompt and what it rightly becomes."""
 
     def make(patch: Patch) -> None:
-        original = completion.encode_prompt
+        original = prompt_module.encode_prompt
         patch.setattr(
-            completion,
+            prompt_module,
             "encode_prompt",
             lambda prompt, *others: change(prompt, original(prompt, *others)),
         )

@@ -18,10 +18,11 @@ from gnomon.http.settings import Settings
 from gnomon.http.verify.cases import arrival, logprobs, stream
 from gnomon.http.verify.verdict import Verdict
 from gnomon.reference import engine, sampler
-from gnomon.reference.completion import Candidate, Run, StopMatcher
+from gnomon.reference.completion import Candidate, Run
 from gnomon.reference.engine import PromptScored, ReferenceJob, Token, ranking
 from gnomon.reference.response import Choice, Completion, Logprobs
 from gnomon.reference.sampler import add_bias, nucleus, penalize, report, temper
+from gnomon.reference.stop import StopMatcher
 from gnomon.reference.tokenizer import Decoder
 from helpers.live import serving
 from helpers.saboteurs import (
