@@ -47,7 +47,7 @@ from gnomon.jax_engine.model import (
 )
 from gnomon.jax_engine.runtime.programs import Programs
 from gnomon.jax_engine.runtime.settings import EngineSettings, cache_dtype
-from gnomon.jax_engine.sampler import LOWEST_TEMPERATURE, Rows, Sampled, ranking, report, sample
+from gnomon.jax_engine.sampler import LOWEST_TEMPERATURE, Rows, Sampled, ranked_ids, report, sample
 from gnomon.reference.checkpoint.load import Checkpoint
 from gnomon.reference.checkpoint.tensors import Place
 from gnomon.reference.model import ModelConfig
@@ -147,7 +147,7 @@ def score(
     live = jnp.arange(len(targets)) < count
     logits = _constrain(unembed(config, params, hidden, over(live, product)), whole)
     logprobs = report(logits)
-    top_ids = ranking(logits)
+    top_ids = ranked_ids(logits)
     picked = jnp.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0]
     return picked, top_ids, jnp.take_along_axis(logprobs, top_ids, axis=-1), jnp.isfinite(logits).all(axis=-1)
 

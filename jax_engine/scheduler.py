@@ -61,7 +61,7 @@ class PromptWork:
 
 @dataclass(eq=False, slots=True)
 class Running:
-    """A candidate in a slot."""
+    """A candidate in a slot, from its admission to its last token."""
 
     work: PromptWork
     candidate: int

@@ -22,12 +22,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gnomon.reference.arrays import F64
 from gnomon.reference.body.rankings import Ranking
 from gnomon.reference.engine import Engine, Event, Failed, Job, JobRequest, PromptScored, ReferenceEngine, Token
 from gnomon.reference.prng import DrawKey
 from gnomon.reference.sampler import SamplingParams, report, trace_draw
-
-F64 = NDArray[np.float64]
 
 
 class DrawCheck(NamedTuple):

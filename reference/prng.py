@@ -24,7 +24,7 @@ PARITY = 0x1BD11BDA  # the key schedule's third word is k0 ^ k1 ^ PARITY
 def threefry2x32(key: Words, counter: Words) -> Words:
     """Encrypts a 2×32-bit counter under a 2×32-bit key, in 20 rounds. Arrays broadcast; uint32 in, uint32 out.
 
-    Give it arrays of at least one dimension: NumPy warns when a *scalar* wraps around, and wrapping is the point.
+    Give it arrays of at least one dimension: sums are meant to wrap around, and NumPy warns when a *scalar* does.
     """
     schedule = (key[0], key[1], key[0] ^ key[1] ^ PARITY)
     x0, x1 = counter[0] + schedule[0], counter[1] + schedule[1]

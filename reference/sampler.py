@@ -20,9 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gnomon.reference.arrays import F64
 from gnomon.reference.prng import DrawKey, token_words
-
-F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

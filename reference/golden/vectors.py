@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gnomon.reference.arrays import F64
 from gnomon.reference.completion import Run, end_ids, prepare
 from gnomon.reference.engine import ReferenceEngine, Token
 from gnomon.reference.golden.cases import MODEL, ONCE, GoldenRequest, requests
@@ -33,7 +34,6 @@ from gnomon.reference.request import CompletionRequest, InvalidRequest
 from gnomon.reference.sampler import SamplingParams, Trace, gumbel, trace_draw
 from gnomon.reference.tokenizer import Decoder, Tokenizer
 
-F64 = NDArray[np.float64]
 Document = dict[str, Any]
 
 FORMAT = 1

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gnomon.reference.arrays import F64
 from gnomon.reference.engine import reported
 from gnomon.reference.prng import step_key, token_words
-from gnomon.reference.sampler import F64, SamplingParams, Trace, report
+from gnomon.reference.sampler import SamplingParams, Trace, report
 
 TOP = 12  # of every ranking
 DRAWN = ("report", "bias", "penalties", "temperature", "nucleus", "draw")

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gnomon.reference.arrays import F64
 from gnomon.reference.completion import prepare, system_fingerprint
 from gnomon.reference.engine import Engine, ReferenceEngine, go_on, reported
 from gnomon.reference.prng import DrawKey
@@ -35,7 +36,7 @@ from gnomon.reference.request import (
     shown,
     string,
 )
-from gnomon.reference.sampler import F64, SamplingParams, Trace, trace_draw
+from gnomon.reference.sampler import SamplingParams, Trace, trace_draw
 from gnomon.reference.tokenizer import Tokenizer
 from gnomon.reference.trace.explain import Draw, explain
 from gnomon.reference.trace.picture import picture

@@ -64,7 +64,7 @@ def test_rankings_are_by_logit_and_then_by_id_and_zeros_are_equal() -> None:
     z = np.minimum(tied_logits(3), 0)  # the largest are zeros, of both signs
     z = np.where((z == 0) & (np.arange(V) % 3 == 0), np.float32(-0.0), z)
     order = np.argsort(-z.astype(np.float64), axis=1, kind="stable")[:, : sampler.TOP]
-    assert (np.asarray(sampler.ranking(jnp.asarray(z))) == order).all()
+    assert (np.asarray(sampler.ranked_ids(jnp.asarray(z))) == order).all()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 2.0])
