@@ -46,7 +46,7 @@ class PromptWork:
     chunks_done: int = 0
     cached_tokens: int = 0
     next_candidate: int = 0
-    hidden: Any = None  # the last position's hidden state, once prefilled; the engine's business
+    hidden: Any = None  # the last position's hidden state, once prefilled; for the engine
     admitted: bool = False
 
     @property

@@ -155,8 +155,10 @@ def test_closing_one_candidate_leaves_the_others(engine: JaxEngine) -> None:
             counts[event.candidate] += 1
             if event.candidate == 1 and counts[1] == 2:
                 job.close(0, 1)
+                assert job.open == {(0, 0), (0, 1), (0, 2)} - {(0, c) for c in ended | {1}}
     assert ended == {0, 2}
     assert counts == {0: 12, 1: 2, 2: 12}
+    assert job.open == set()
 
 
 def test_max_tokens_0_with_scores_scores_and_without_does_nothing(engine: JaxEngine) -> None:
