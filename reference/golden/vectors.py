@@ -276,12 +276,12 @@ def selected(
     }  # fmt: skip
 
 
-def arguments(params: SamplingParams, seed: int, candidate: int, step: int) -> Document:
+def arguments(params: SamplingParams, key: DrawKey) -> Document:
     names = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
     return {
         **{name: float(getattr(params, name)) for name in names},
         "logit_bias": {str(v): float(bias) for v, bias in (params.logit_bias or {}).items()},
-        "seed": str(seed), "candidate": candidate, "step": step,
+        "seed": str(key.seed), "candidate": key.candidate, "step": key.step,
     }  # fmt: skip
 
 

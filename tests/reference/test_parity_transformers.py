@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from gnomon.reference.arrays import F64
 from gnomon.reference.checkpoint.load import Checkpoint, default_model_path, load_checkpoint
 from gnomon.reference.completion import prepare
 from gnomon.reference.engine import JobRequest, PromptScored, ReferenceEngine, Token
-from gnomon.reference.model import F64, forward, inverse_frequencies
+from gnomon.reference.model import forward, inverse_frequencies
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.tokenizer import load_tokenizer

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from gnomon.reference.arrays import F64
 from gnomon.reference.prng import DrawKey, step_key, threefry2x32, token_words
 from gnomon.reference.sampler import (
-    F64,
     SamplingParams,
     add_bias,
     draw,
