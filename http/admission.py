@@ -23,8 +23,9 @@ from functools import partial
 
 from gnomon.http.errors import QueueFull, Unavailable
 from gnomon.http.settings import Settings
-from gnomon.reference.completion import MoreThanMayWait, Run, RunClosed
+from gnomon.reference.completion import Run, RunClosed
 from gnomon.reference.errors import InvalidRequest, RequestError
+from gnomon.reference.prompt import MoreThanMayWait
 
 LONGEST_RETRY = 120  # seconds; beyond that an estimate is worth nothing
 PACE_SECONDS = 60.0

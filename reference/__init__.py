@@ -18,8 +18,9 @@ from gnomon.reference.checkpoint.errors import CheckpointError, UnsupportedModel
 from gnomon.reference.checkpoint.hub import locate
 from gnomon.reference.checkpoint.load import default_model_path, load_checkpoint
 from gnomon.reference.completion import prepare
-from gnomon.reference.engine import Engine, ReferenceEngine
+from gnomon.reference.engine import Engine, JobRequest, ReferenceEngine
 from gnomon.reference.errors import InvalidRequest, RequestError
+from gnomon.reference.prng import DrawKey
 from gnomon.reference.request import FIELDS, CompletionRequest, Limits
 from gnomon.reference.response import Completion
 from gnomon.reference.sampler import SamplingParams, Trace, sample, trace_draw
@@ -32,8 +33,10 @@ __all__ = [
     "CheckpointError",
     "Completion",
     "CompletionRequest",
+    "DrawKey",
     "Engine",
     "InvalidRequest",
+    "JobRequest",
     "Limits",
     "ReferenceEngine",
     "RequestError",

@@ -20,7 +20,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gnomon.reference.model_config import F64, ModelConfig, Params
+from gnomon.reference.arrays import F64
+from gnomon.reference.model_config import ModelConfig, Params
 
 
 def rms_norm(x: F64, weight: F64, eps: float) -> F64:

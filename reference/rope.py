@@ -23,10 +23,11 @@ from typing import Any
 
 import numpy as np
 
+from gnomon.reference.arrays import F64
 from gnomon.reference.body.shown import shown
 from gnomon.reference.checkpoint.entries import Entries, mapping, positive, positive_or_none, positives, size, switch
 from gnomon.reference.checkpoint.errors import CheckpointError, UnsupportedModel
-from gnomon.reference.model_config import F64, Rope
+from gnomon.reference.model_config import Rope
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 

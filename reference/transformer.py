@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from gnomon.reference import model
+from gnomon.reference.arrays import F64
 from gnomon.reference.model import rms_norm, softmax
-from gnomon.reference.model_config import F64, Family, Layer, ModelConfig, Params, Rope
+from gnomon.reference.model_config import Family, Layer, ModelConfig, Params, Rope
 
 
 def linear(x: F64, params: Params, name: str) -> F64:

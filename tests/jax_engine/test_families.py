@@ -28,6 +28,7 @@ from gnomon.reference.checkpoint.errors import CheckpointError  # noqa: E402
 from gnomon.reference.checkpoint.families import ARCHITECTURES  # noqa: E402
 from gnomon.reference.checkpoint.load import load_checkpoint, silently  # noqa: E402
 from gnomon.reference.checkpoint.tensor_table import stored_tensors  # noqa: E402
+from gnomon.reference.engine import JobRequest  # noqa: E402
 from gnomon.reference.model_config import Family  # noqa: E402
 from gnomon.reference.sampler import SamplingParams  # noqa: E402
 from gnomon.reference.transformer import forward  # noqa: E402
@@ -91,7 +92,9 @@ def test_neighbours_change_no_byte(directories: dict[str, Path], native_cache: P
 
     def answer(seed: int, length: int) -> list[str]:
         ids = text(seed)[:length]
-        return sorted(map(repr, engine.submit([ids], [seed], params, candidates=2, top=3, score=True).events()))
+        return sorted(
+            map(repr, engine.submit(JobRequest([ids], [seed], params, candidates=2, top=3, score=True)).events())
+        )
 
     def disturb(number: int) -> None:
         while not stop.is_set():

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from gnomon.reference import transformer
+from gnomon.reference.arrays import F64
 from gnomon.reference.checkpoint.load import Checkpoint, load_checkpoint
 from gnomon.reference.model import attention, forward, inverse_frequencies, rms_norm, rotate, swiglu
-from gnomon.reference.model_config import F64, Family, ModelConfig, Rope
+from gnomon.reference.model_config import Family, ModelConfig, Rope
 from gnomon.reference.rope import rope_of
 from helpers.models import tiny_llama
 

@@ -18,9 +18,10 @@ from tokenizers import models, normalizers, processors
 from gnomon.http.cli.commands import main
 from gnomon.reference.checkpoint.errors import CheckpointError
 from gnomon.reference.checkpoint.load import load_checkpoint
-from gnomon.reference.completion import InfillEncoder, prepare
+from gnomon.reference.completion import prepare
 from gnomon.reference.engine import ReferenceEngine
 from gnomon.reference.errors import InvalidRequest
+from gnomon.reference.prompt import InfillEncoder
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.text.infill import FAMILIES, Infill, InfillFamily, InfillOptions, Order, decide
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
