@@ -1,1 +1,1 @@
-"""The fast path in JAX. At present: `train`, which made the embedded model."""
+"""The same tokens as the reference, fast: an engine in JAX that batches, caches prefixes and serves many at a time."""

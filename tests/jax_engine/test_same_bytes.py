@@ -39,7 +39,7 @@ def engine(
 ) -> Iterator[JaxEngine]:
     *native, dtype = request.param.split()
     engine = JaxEngine(model[0], settings(dtype=dtype, compilation_cache=native_cache if native else None))
-    if native and engine._device.products.description == "XLA":
+    if native and engine._device.kernels.description == "XLA":
         engine.stop()
         pytest.skip("no C++ compiler here")
     yield engine
