@@ -38,7 +38,7 @@ from gnomon.jax_engine.device import (
     default_pool_tokens,
 )
 from gnomon.jax_engine.runtime.backend import one_line, require_devices
-from gnomon.jax_engine.runtime.pins import pinned, refused
+from gnomon.jax_engine.runtime.pins import pinned, refused_option
 from gnomon.jax_engine.sampler import Sampled
 from gnomon.jax_engine.scheduler import Running, Scheduler, Work
 from gnomon.reference.body.rankings import Ranking, Rankings
@@ -168,7 +168,7 @@ class JaxEngine:
         announce: Callable[[str], None] | None = None,
     ) -> None:
         require_devices()
-        if (why := refused()) is not None:
+        if (why := refused_option()) is not None:
             raise ValueError(why)
         self.settings = settings or EngineSettings()
         self.config = checkpoint.config

@@ -1310,8 +1310,8 @@ BREAKS = (
     Break(
         "start: damage to a program is not told",
         "jax_engine/runtime/programs.py",
-        "kept = find(self._path, key, SUFFIX, self._say)",
-        "kept = find(self._path, key, SUFFIX, lambda line: None)",
+        "kept = find(self._path, key, PROGRAM_SUFFIX, self._say)",
+        "kept = find(self._path, key, PROGRAM_SUFFIX, lambda line: None)",
         "jax_engine/runtime/test_programs.py::test_a_damaged_program_is_compiled_once_more_with_one_line[half of it]",
     ),
     Break(
@@ -1324,7 +1324,7 @@ BREAKS = (
     Break(
         "start: half a library is loaded",
         "jax_engine/kernels/native.py",
-        "        kept = find(cache, target, SUFFIX, announce)\n",
+        "        kept = find(cache, target, LIBRARY_SUFFIX, announce)\n",
         "        from gnomon.jax_engine.runtime.checked import Kept\n\n"
         '        there = list(cache.glob(f"{target}-*"))\n'
         '        kept = Kept(there[0], b"") if there else None\n',

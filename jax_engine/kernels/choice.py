@@ -48,7 +48,7 @@ class ChosenKernels(NamedTuple):
     description: str  # of all that decides their bits
 
 
-XLA = Kernels(xla.linear, xla.attend)
+XLA = Kernels(xla.linear_rows, xla.attend)
 
 
 def choose_kernels(

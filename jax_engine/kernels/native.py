@@ -30,15 +30,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from gnomon.jax_engine.runtime.checked import find, keep
-from gnomon.jax_engine.runtime.store import check
+from gnomon.jax_engine.runtime.store import check_owner
 from gnomon.reference.system.atomic import PARTIAL
 
 SOURCE = Path(__file__).resolve().with_name("native.cc")
 COMPILERS = ("c++", "g++", "clang++")
 CPU_FLAG = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
 COMPILER_FLAGS = ("-std=c++20", "-O3", CPU_FLAG, "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-w")
-SUFFIX = ".so"
-COMPILE_SECONDS = 300  # for one run of the compiler
+LIBRARY_SUFFIX = ".so"
+COMPILER_SECONDS = 300  # for one run of the compiler
 BUILD_SECONDS = 10  # what a build took on a machine of two cores with little else to do
 
 _registered: dict[str, ctypes.CDLL] = {}  # XLA's table of calls is the process's, and so is this one
@@ -96,8 +96,8 @@ def _load(cache: Path, announce: Callable[[str], None]) -> Native:
     target = "gnomon_linear_" + hashlib.sha256(repr(decides).encode()).hexdigest()[:16]
     if target not in _registered:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        check(cache)
-        kept = find(cache, target, SUFFIX, announce)
+        check_owner(cache)
+        kept = find(cache, target, LIBRARY_SUFFIX, announce)
         if kept is None:
             announce(f"building the native product with {compiler[0]}: about {BUILD_SECONDS} s, the first time only")
         library = _build(compiler, cache, target) if kept is None else kept.path
@@ -119,19 +119,19 @@ def _compiler() -> list[str]:
 
 def _build(compiler: list[str], cache: Path, target: str) -> Path:
     with tempfile.TemporaryDirectory(prefix=f".{target}.", suffix=PARTIAL, dir=cache) as folder:
-        built = Path(folder) / f"built{SUFFIX}"
+        built = Path(folder) / f"built{LIBRARY_SUFFIX}"
         _run([*compiler, *COMPILER_FLAGS, f"-I{jax.ffi.include_dir()}", "-o", str(built), str(SOURCE)])
-        return keep(cache, target, SUFFIX, built.read_bytes())
+        return keep(cache, target, LIBRARY_SUFFIX, built.read_bytes())
 
 
 def _run(command: list[str]) -> str:
     """What a compiler's run prints; NoNativeProduct with the first error it names if it fails."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=COMPILE_SECONDS, stdin=subprocess.DEVNULL
+            command, capture_output=True, text=True, errors="replace", timeout=COMPILER_SECONDS, stdin=subprocess.DEVNULL
         )
     except subprocess.TimeoutExpired:
-        raise NoNativeProduct(f"{command[0]} was not done after {COMPILE_SECONDS} s") from None
+        raise NoNativeProduct(f"{command[0]} was not done after {COMPILER_SECONDS} s") from None
     if done.returncode != 0:
         lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
         raise NoNativeProduct(f"{command[0]} failed: {next((line for line in lines if 'error' in line), lines[-1])}")

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array, lax
 
 
-def linear(x: Array, weight: Array, live: Array) -> Array:
+def linear_rows(x: Array, weight: Array, live: Array) -> Array:
     """x [R, in] · weight [out, in] → [R, out], accumulated in float32; all rows are computed, live [R] or not."""
     rows, count = x.astype(weight.dtype), len(x)
     if count == 1 and weight.dtype == jnp.bfloat16:  # for one row XLA's CPU backend writes out the weight in float32
