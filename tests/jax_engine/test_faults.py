@@ -49,8 +49,8 @@ def model(path: Path) -> tuple[Checkpoint, Tokenizer]:
 
 
 @pytest.fixture(scope="module")
-def jax_engine(model: tuple[Checkpoint, Tokenizer]) -> Iterator[JaxEngine]:
-    engine = JaxEngine(model[0], EngineSettings(slots=SLOTS, page_size=8, chunk=32, pool_tokens=CONTEXT * 4))
+def jax_engine(model: tuple[Checkpoint, Tokenizer], by_xla: Callable[..., EngineSettings]) -> Iterator[JaxEngine]:
+    engine = JaxEngine(model[0], by_xla(slots=SLOTS, pool_tokens=CONTEXT * 4))
     yield engine
     engine.stop()
 

@@ -43,8 +43,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Native:
-    loaded = native.load_native(tmp_path_factory.mktemp("cache"))
+def built(native_cache: Path) -> Native:
+    loaded = native.load_native(native_cache)
     assert isinstance(loaded, Native), loaded
     return loaded
 
