@@ -749,8 +749,7 @@ BREAKS = (
         "jax_engine/scheduler.py",
         "work.names[: (len(work.prompt) - 1) // self.chunk]",
         "work.names",
-        "jax_engine/test_scheduler.py::"
-        "test_a_second_equal_prompt_takes_all_whole_chunks_but_the_one_with_its_last_position",
+        "jax_engine/test_scheduler.py::test_a_second_equal_prompt_takes_all_whole_chunks_but_that_of_its_last_position",
     ),
     Break(
         "the partly filled page is not copied",
@@ -2037,16 +2036,14 @@ BREAKS = (
         "reference/tokenizer.py",
         "if type(error).__module__ != PANIC:",
         "if type(error).__module__ == PANIC:",
-        "jax_engine/test_faults.py::"
-        "test_a_text_at_which_the_tokenizers_library_panics_is_a_400_and_the_next_one_is_read",
+        "jax_engine/test_faults.py::test_a_text_at_which_the_tokenizer_panics_is_a_400_and_the_next_one_is_read",
     ),
     Break(
         "a system without a thread left is a fault of the server's",
         "http/errors.py",
         "if isinstance(error, NoThread):",
         "if isinstance(error, ZeroDivisionError):",
-        "jax_engine/test_faults.py::"
-        "test_where_the_system_has_no_thread_left_a_request_is_a_503_and_the_engine_is_not_blamed",
+        "jax_engine/test_faults.py::test_without_a_thread_left_a_request_is_a_503_and_the_engine_is_not_blamed",
     ),
     Break(
         "the event loop waits for a thread that died at its birth",

@@ -128,7 +128,12 @@ def _run(command: list[str]) -> str:
     """What a compiler's run prints; NoNativeProduct with the first error it names if it fails."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=COMPILER_SECONDS, stdin=subprocess.DEVNULL
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=COMPILER_SECONDS,
+            stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
         raise NoNativeProduct(f"{command[0]} was not done after {COMPILER_SECONDS} s") from None

@@ -162,7 +162,7 @@ def test_max_tokens_0_with_scores_scores_and_without_does_nothing(engine: JaxEng
 
 
 @pytest.mark.parametrize("program", ["prefill", "decode", "sample", "score"])
-def test_a_fault_in_a_program_fails_what_it_was_working_on_and_the_next_request_works(
+def test_a_fault_in_a_program_fails_what_it_worked_on_and_the_next_request_works(
     engine: JaxEngine, model: tuple[Checkpoint, Tokenizer], program: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = ask(engine, model[1], seed=1, max_tokens=5).whole().choices
@@ -332,7 +332,7 @@ def test_an_end_token_is_the_last_and_the_step_asked_for_after_it_is_dropped(eng
     assert tokens() == free  # in the slot that the dropped step had moved on
 
 
-def test_a_fault_fails_also_those_who_have_left_their_slot_but_not_got_their_last_token(
+def test_a_fault_fails_also_those_who_left_their_slot_without_their_last_token(
     engine: JaxEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefill, calls = engine._device.compiled["prefill"], []

@@ -173,7 +173,7 @@ def test_rounding_x_adds_no_more_than_half_a_unit_of_bfloat16(built: Native, sha
 # ---- in programs
 
 
-def test_a_compiled_program_with_many_products_and_a_donated_argument_agrees_with_single_calls(built: Native) -> None:
+def test_a_program_of_many_products_and_a_donated_argument_agrees_with_single_calls(built: Native) -> None:
     """Every product is shared by threads and read at once by the next: it is whole when it returns."""
     x, weight = operands(7, 1000, 1000, 8, "float32")
     weight, live = weight / 32, np.arange(8) < 5
@@ -285,7 +285,7 @@ def test_without_a_compiler_the_reason_names_what_was_looked_for(
     assert idle() == 0
 
 
-def test_a_source_that_does_not_compile_gives_the_compilers_error_as_reason_and_leaves_nothing(
+def test_a_source_that_does_not_compile_gives_the_compilers_error_and_leaves_nothing(
     tmp_path: Path, idle: Callable[[], int]
 ) -> None:
     native.SOURCE.write_text("this is not C++;\n")
