@@ -78,7 +78,7 @@ arrivals = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(arrivals, st.integers(1, 4), st.integers(0, 20))
 def test_random_arrivals_all_end_and_nothing_leaks(plan: list[tuple[Any, ...]], slots: int, spare: int) -> None:
-    """Exact: after every step the state is consistent, candidates begin in order of arrival, and in the end all is free."""
+    """Exact: after every step the state is consistent, candidates begin in order, and in the end all is free."""
     scheduler = Scheduler(slots, CONTEXT // PAGE + 1 + spare, PAGE, CHUNK)
     world = World(scheduler)
     works: list[Work] = []
