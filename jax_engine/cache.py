@@ -76,7 +76,7 @@ class PagePool:
 
 @dataclass(eq=False, slots=True)
 class Chunk:
-    """A cached chunk."""
+    """A piece of a prompt whose keys and values are kept."""
 
     name: bytes
     pages: tuple[int, ...]

@@ -25,7 +25,7 @@ class BarePrograms:
 
     def __init__(self, engine: JaxEngine, names: Sequence[str], at: int, load: Callable[[], object]) -> None:
         """Runs `load`, and keeps the arguments of each program's call number `at`, from 1. The engine must be idle."""
-        compiled, programs = engine._device.compiled, engine.programs()
+        compiled, programs = engine.device.compiled, engine.programs()
         self._programs = {name: compiled[name] for name in names}
         self._donated = {name: programs[name].donated for name in names}
         self._arguments: dict[str, list[Any]] = {}

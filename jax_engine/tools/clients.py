@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from gnomon.jax_engine.tools.measure import MEBIBYTE
 from gnomon.reference.checkpoint.load import Checkpoint
-from gnomon.reference.engine import Engine, Failed, Job, Token
+from gnomon.reference.engine import Engine, Failed, Job, JobRequest, Token
 from gnomon.reference.sampler import SamplingParams
 
 SERVE = (sys.executable, "-c", "from gnomon.http.cli.commands import main; main()", "serve")
@@ -54,7 +54,10 @@ def run_streams(engine: Engine, prompts: Sequence[Sequence[int]], new: int, para
     """`new` tokens after every prompt, each prompt a job of its own, read by a thread of its own."""
     params = replace(params, max_tokens=new)
     began = time.perf_counter()
-    jobs = [engine.submit([p], [seed], params, candidates=1, top=0, score=False) for seed, p in enumerate(prompts)]
+    jobs = [
+        engine.submit(JobRequest([p], [seed], params, candidates=1, top=0, score=False))
+        for seed, p in enumerate(prompts)
+    ]
     with ThreadPoolExecutor(len(jobs)) as pool:
         arrivals = list(pool.map(lambda job: list(arriving(job)), jobs))
     assert all(len(each) == new for each in arrivals)

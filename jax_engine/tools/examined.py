@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 
-from gnomon.jax_engine.device import EngineSettings, default_pool_tokens
 from gnomon.jax_engine.engine import JaxEngine
+from gnomon.jax_engine.runtime.settings import EngineSettings, default_pool_tokens
 from gnomon.jax_engine.tools.lines import without_names
 from gnomon.reference.checkpoint.load import Checkpoint, default_model_path
 from gnomon.reference.engine import ReferenceEngine

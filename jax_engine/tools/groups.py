@@ -24,7 +24,7 @@ from gnomon.jax_engine.tools.measure import MEBIBYTE, ArithmeticLimit, ReadLimit
 from gnomon.jax_engine.tools.ratios import NotMeasured, Ratio
 from gnomon.jax_engine.tools.workbench import CHUNK, GREEDY_PARAMS, LOADS, SLOTS, Bench, BenchPlan
 from gnomon.reference.checkpoint.load import default_model_path, expected_tensors, load_checkpoint
-from gnomon.reference.engine import Engine, ReferenceEngine
+from gnomon.reference.engine import Engine, JobRequest, ReferenceEngine
 from gnomon.reference.sampler import SamplingParams
 
 Ratios = Iterator[Ratio | NotMeasured]
@@ -179,7 +179,9 @@ def long_prefill(bench: Bench) -> Ratios:
 
     def gaps() -> tuple[float, float]:
         params = replace(GREEDY_PARAMS, max_tokens=plan.new)
-        stream = arriving(engine.submit(bench.prompts(1, plan.prompt), [0], params, candidates=1, top=0, score=False))
+        stream = arriving(
+            engine.submit(JobRequest(bench.prompts(1, plan.prompt), [0], params, candidates=1, top=0, score=False))
+        )
         with ThreadPoolExecutor(1) as pool:
             alone = [next(stream) for _ in range(plan.new // 4)]
             beside = pool.submit(run_streams, engine, bench.prompts(1, plan.long), 1, GREEDY_PARAMS)

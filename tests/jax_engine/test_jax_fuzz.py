@@ -33,7 +33,7 @@ def fuzz(directory: Path, requests: int, cache: Path, native: bool) -> Tally:
     tokenizer = load_tokenizer(path, reference.vocab_size)
     settings = EngineSettings(slots=4, page_size=16, chunk=64, pool_tokens=2048, native=native, compilation_cache=cache)
     engine = JaxEngine(checkpoint, settings)
-    if native and engine._device.kernels.description == "XLA":
+    if native and engine.device.kernels.description == "XLA":
         engine.stop()
         pytest.skip("no C++ compiler here")
     rng = random.Random(SEED)

@@ -158,11 +158,11 @@ def test_the_bare_step_is_that_of_a_full_engine(bench: Bench) -> None:
 
 def test_recording_leaves_the_engine_as_it_was(bench: Bench) -> None:
     engine = bench.engine()
-    before = dict(engine._device.compiled)
+    before = dict(engine.device.compiled)
     BarePrograms(engine, ["prefill"], 3, lambda: run_streams(engine, bench.prompts(1, 300), 1, GREEDY_PARAMS))
     with pytest.raises(ClientError, match="the engine did not call prefill 3 times"):
         BarePrograms(engine, ["prefill"], 3, lambda: run_streams(engine, bench.prompts(1, 200), 1, GREEDY_PARAMS))
-    assert engine._device.compiled == before
+    assert engine.device.compiled == before
     assert len(bench.streams(engine, 3, LOADS["greedy"]).times) == 3
 
 
