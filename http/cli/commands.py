@@ -285,8 +285,9 @@ def _cache_dir() -> str | None:
 
 def _jax_engine(checkpoint: Checkpoint, jax_options: JaxOptions, say: Say, announce: Say) -> ServedEngine:
     _require_devices(announce)
-    from gnomon.jax_engine.engine import EngineSettings, JaxEngine, bytes_per_token
+    from gnomon.jax_engine.engine import JaxEngine
     from gnomon.jax_engine.runtime import store
+    from gnomon.jax_engine.runtime.settings import EngineSettings, bytes_per_token
 
     settings = EngineSettings(
         slots=jax_options.slots,
@@ -500,8 +501,8 @@ def _auth_mode(chosen: Mapping[str, Setting], loopback: bool) -> Setting:
 
 def check_auth(auth: AuthSettings) -> AuthSettings:
     """The settings with their keys read, if they are in a pipe, such as a shell's <(...), which can be read once."""
-    from gnomon.http.auth import ConfigError, authenticator
-    from gnomon.http.identity.options import api_keys, check
+    from gnomon.http.auth import authenticator
+    from gnomon.http.identity.options import ConfigError, api_keys, check
 
     try:
         check(auth)
@@ -552,7 +553,7 @@ def run_server(
     import logging
     from logging.config import dictConfig
 
-    from gnomon.http.auth import ConfigError
+    from gnomon.http.identity.options import ConfigError
     from gnomon.http.observe.logs import logging_config
     from gnomon.http.observe.otel import CannotTrace
     from gnomon.http.process.descriptors import TooFew, allowed

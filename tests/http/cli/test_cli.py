@@ -845,7 +845,7 @@ def test_options_of_the_jax_engine_are_refused_with_another(gnomon: Gnomon, mode
 def test_options_of_the_jax_engine_reach_it(
     gnomon: Gnomon, monkeypatch: pytest.MonkeyPatch, model: Path, options: list[str], tmp_path: Path
 ) -> None:
-    from gnomon.jax_engine.engine import EngineSettings
+    from gnomon.jax_engine.runtime.settings import EngineSettings
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

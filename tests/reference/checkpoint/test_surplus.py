@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from gnomon.http.cli.commands import ModelOptions, read_model
-from gnomon.jax_engine.engine import EngineSettings, JaxEngine
+from gnomon.jax_engine.engine import JaxEngine
+from gnomon.jax_engine.runtime.settings import EngineSettings
 from gnomon.reference.checkpoint.errors import CheckpointError
 from gnomon.reference.checkpoint.load import Checkpoint, load_checkpoint, silently
 from gnomon.reference.checkpoint.tensors import ELEMENTS_AT_ONCE, TensorFiles
