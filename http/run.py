@@ -12,7 +12,7 @@ terminal is gone, it is SIGTERM instead; where it was ignored at the start (nohu
 are a line in the log. SIGQUIT is left to the system, which ends the process at once: the way out where draining is
 not wanted. Python ignores SIGPIPE; a client that is gone is noticed on its connection.
 
-Which engine serves, and what the user sees of a failure, is decided in cli/commands.py.
+Which engine serves, and what the user sees of a failure, is decided in cli/serve.py.
 """
 
 from __future__ import annotations

@@ -23,8 +23,9 @@ import httpx
 
 from gnomon.http.identity.jwks import ALGORITHMS
 from gnomon.http.process.certificate import BadFile, check_authorities, check_pair
-from gnomon.http.settings import AuthMode, AuthSettings, options
+from gnomon.http.settings import AuthMode, AuthSettings
 from gnomon.reference.system.files import read_regular
+from gnomon.reference.system.options import named, options
 
 ASKING = frozenset({AuthMode.exchange, AuthMode.userinfo, AuthMode.jwks})
 KEYED = frozenset({AuthMode.exchange, AuthMode.jwks})  # signatures are verified here
@@ -81,8 +82,7 @@ class ConfigError(ValueError):
 
 def flag(name: str) -> str:
     """How the operator gives the option; a secret has a variable only."""
-    secret = next(row for row in options(AuthSettings) if row.name == name).more.get("secret")
-    return f"GNOMON_AUTH_{name.upper()}" if secret else "--auth-" + name.replace("_", "-")
+    return named(options(AuthSettings, "auth_"), f"auth_{name}").said
 
 
 def refuse(name: str, why: str) -> NoReturn:
@@ -117,10 +117,10 @@ def check_belonging(settings: AuthSettings, mode: AuthMode) -> None:
 def check_ranges(settings: AuthSettings) -> None:
     for row in options(AuthSettings):
         value: Any = getattr(settings, row.name)
-        if "min" in row.more and value is not None and value < row.more["min"]:
-            refuse(row.name, f"{value} is not allowed; at least {row.more['min']}")
-        if "max" in row.more and value is not None and value > row.more["max"]:
-            refuse(row.name, f"{value} is not allowed; at most {row.more['max']}")
+        if row.min is not None and value is not None and value < row.min:
+            refuse(row.name, f"{value} is not allowed; at least {row.min}")
+        if row.max is not None and value is not None and value > row.max:
+            refuse(row.name, f"{value} is not allowed; at most {row.max}")
 
 
 def check_urls(settings: AuthSettings) -> None:

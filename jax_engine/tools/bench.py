@@ -61,7 +61,7 @@ DTYPES = ("float32", "bfloat16")
 SLOTS, CHUNK = EngineSettings().slots, EngineSettings().chunk
 GREEDY = SamplingParams(temperature=0.0)  # end_ids is empty: nothing ends early
 LOADS = {"greedy": GREEDY, "temperature 0.8 and top_p 0.95": SamplingParams(temperature=0.8, top_p=0.95)}
-SERVE = (sys.executable, "-c", "from gnomon.http.cli.commands import main; main()", "serve")
+SERVE = (sys.executable, "-c", "from gnomon.http.cli.main import main; main()", "serve")
 SHAPE = (
     "vocab_size", "hidden_size", "intermediate_size",
     "num_hidden_layers", "num_attention_heads", "num_key_value_heads",

@@ -23,7 +23,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gnomon.http.cli.commands import ROWS, main, show
+from gnomon.http.cli.complete import show
+from gnomon.http.cli.main import main
+from gnomon.http.cli.serve import ROWS
 from gnomon.http.settings import LIMITS, TIMES, AuthMode
 from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.completion import EngineFailed, Run, prepare
@@ -88,7 +90,7 @@ def check_one_line(result: Result, code: int, beginning: str) -> None:
 
 def test_help_needs_no_server_and_never_jax() -> None:
     script = (
-        "import sys\nfrom gnomon.http.cli.commands import main\n"
+        "import sys\nfrom gnomon.http.cli.main import main\n"
         "for arguments in (['--help'], ['serve', '--help'], ['complete', '--help'], ['--version']):\n"
         "    sys.argv[1:] = arguments\n"
         "    try: main()\n"
@@ -357,7 +359,7 @@ class Told:
             sys.stderr.flush()
             sys.meta_path.remove(self)
 sys.meta_path.insert(0, Told())
-from gnomon.http.cli.commands import main
+from gnomon.http.cli.main import main
 main()
 """
 
@@ -635,13 +637,13 @@ def test_every_option_has_a_flag_a_variable_and_a_line_of_help(gnomon: Gnomon) -
     help = " ".join(gnomon("serve", "--help").out.split())
     for row in ROWS:
         assert f"GNOMON_{row.name.upper()}" in help
-        if not row.more.get("secret"):
-            assert f" --{row.name.replace('_', '-')} " in help
+        if not row.secret:
+            assert f" {row.name if row.argument else row.flag} " in help
             assert row.help in help
 
 
 def test_no_secret_can_be_given_on_the_command_line(gnomon: Gnomon) -> None:
-    assert [row.name for row in ROWS if row.more.get("secret")] == ["auth_api_keys"]
+    assert [row.name for row in ROWS if row.secret] == ["auth_api_keys"]
     assert gnomon("serve", "--auth-api-keys", "x").code == 2
 
 
@@ -666,7 +668,7 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_defaul
     for name, value in variables.items():
         assert shown.pop(name) == (value, f"environment GNOMON_{name.upper()}")
     assert all(source.startswith("default") for _, source in shown.values())
-    assert set(shown) == {"model", *(row.name for row in ROWS)} - {*variables, "max_queue", "port"}
+    assert set(shown) == {row.name for row in ROWS} - {*variables, "max_queue", "port", "engine"}
 
 
 def toml(text: str) -> dict[str, Any]:
@@ -822,7 +824,7 @@ def test_seconds_that_are_no_time_limit_are_refused_by_name(gnomon: Gnomon, mode
     """Each is compared with a clock: nothing is less than nan, and the system's clocks end long before 1e300."""
     rows = [row for row in ROWS if row.type is float]
     assert len(rows) >= 10
-    for flag in ("--" + row.name.replace("_", "-") for row in rows):
+    for flag in (row.flag for row in rows):
         result = gnomon("serve", model, f"{flag}={value}", "--print-config")
         assert result.code == 2
         assert f"Invalid value for '{flag}'" in result.err

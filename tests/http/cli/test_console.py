@@ -220,7 +220,7 @@ def records(text: str) -> list[dict[str, Any]]:
 
 STRAY = """
 import os, sys, threading, warnings
-import gnomon.http.cli.commands as cli
+import gnomon.http.cli.serve as cli
 from gnomon.http.cli.main import main
 announce = cli.announce
 class Cyclic:
@@ -314,7 +314,7 @@ def test_a_start_that_fails_is_one_record_too(tmp_path: Path, what: str) -> None
     arguments, named = starts(tmp_path)[what]
     code = COMMAND[2]
     if what == "a bug":
-        code = "import gnomon.http.cli.commands as cli; cli.check_tls = lambda settings: 1 / 0\n" + code
+        code = "import gnomon.http.cli.serve as cli; cli.check_tls = lambda settings: 1 / 0\n" + code
     command = [sys.executable, "-c", code, "serve", *arguments]
     done = subprocess.run(
         command, env=os.environ | {"GNOMON_LOG_FORMAT": "json"}, capture_output=True, text=True, timeout=60
@@ -339,7 +339,7 @@ def test_warnings_and_a_missing_package_are_records_too(tmp_path: Path) -> None:
 def test_a_crash_shows_pythons_own_dump_on_the_real_standard_error(model: Path) -> None:
     code = (
         "import faulthandler, os; faulthandler.enable()\n"
-        "import gnomon.http.cli.commands as cli; cli.announce = lambda *_: os.abort()\n" + COMMAND[2]
+        "import gnomon.http.cli.serve as cli; cli.announce = lambda *_: os.abort()\n" + COMMAND[2]
     )
     command = [sys.executable, "-c", code, "serve", str(model), "--engine", "reference", "--port", "0"]
     done = subprocess.run([*command, "--log-format", "json"], capture_output=True, text=True, timeout=60)
@@ -351,7 +351,6 @@ def test_a_crash_shows_pythons_own_dump_on_the_real_standard_error(model: Path) 
     ("module", "status", "said"),
     [
         ("gnomon.http.cli.main", 0, "gnomon "),
-        ("gnomon.http.cli.commands", 0, "gnomon "),
         ("gnomon.jax_engine.tools.doctor", 1, "the examination is started by the command: gnomon doctor"),
     ],
 )

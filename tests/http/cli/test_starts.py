@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from gnomon.http.cli.commands import ROWS, main
-from gnomon.http.cli.console import as_utf8
+from gnomon.http.cli.main import main
+from gnomon.http.cli.serve import ROWS
 from gnomon.http.cli.toml import fitting
 from gnomon.http.identity import options as identity_options
+from gnomon.http.observe.text import as_utf8
 from helpers.models import tiny_llama
 from helpers.odd_files import broken_link, device, link_loop, unix_socket
 
@@ -74,7 +75,7 @@ def test_a_number_of_the_server_is_taken_as_it_is_or_refused_by_its_flag(gnomon:
         if result.code == 0:
             taken = tomllib.loads(result.out)[row.name]
             assert (taken, type(taken)) == ((float if row.type is float else int)(text), type(taken))
-            assert taken >= row.more.get("min", 0)
+            assert taken >= (row.min or 0)
         else:
             assert (result.code, flag in result.err, result.out) == (2, True, ""), (text, result)
 

@@ -12,7 +12,8 @@ import pytest
 from gnomon.http.auth import ConfigError, authenticator
 from gnomon.http.identity.jwks import ALGORITHMS
 from gnomon.http.identity.options import MODES, SHORTEST_KEY, api_keys, flag
-from gnomon.http.settings import AuthMode, AuthSettings, options
+from gnomon.http.settings import AuthMode, AuthSettings
+from gnomon.reference.system.options import options
 from helpers.door import AUDIENCE, CHALLENGES, door, settings_for
 from helpers.identity import FakeIdentity, FakeTime
 from helpers.loopback import answer, hang

@@ -180,7 +180,7 @@ def test_a_flood_of_silent_connections_stops_no_stream_and_fills_no_log(tmp_path
 
 TAKES_ALL = """
 import errno, os, signal, threading
-import gnomon.http.cli.commands as cli
+import gnomon.http.cli.serve as cli
 announce, held = cli.announce, []
 def take(sig, frame):
     "All descriptors that are left, or gives them back."
@@ -296,7 +296,7 @@ JWE = (
 
 IMPORTS_NOTHING = """
 import sys
-import gnomon.http.cli.commands as cli
+import gnomon.http.cli.serve as cli
 announce = cli.announce
 class Forbidden:
     def find_spec(self, name, path=None, target=None):

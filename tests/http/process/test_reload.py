@@ -29,7 +29,7 @@ from helpers.live import eventually
 from helpers.loopback import loopback
 from helpers.models import tiny_llama
 
-CODE = "from gnomon.http.cli.commands import main; main()"
+CODE = "from gnomon.http.cli.main import main; main()"
 OLD, KEPT, NEW = (letter * 20 for letter in "okn")
 LONG = {"model": "tiny", "prompt": "a", "max_tokens": 4000, "stream": True, "logit_bias": {EOT: -100}}
 

@@ -15,7 +15,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import models, normalizers, processors
 
-from gnomon.http.cli.commands import main
+from gnomon.http.cli.main import main
 from gnomon.reference.checkpoint.load import CheckpointError, load_checkpoint
 from gnomon.reference.completion import InfillEncoder, prepare
 from gnomon.reference.engine import ReferenceEngine
