@@ -952,7 +952,7 @@ BREAKS = (
     Break(
         "the log shows control characters",
         "http/observe/logs.py",
-        "{one_line(self.message(record))}",
+        "{printable_line(self.message(record))}",
         "{self.message(record)}",
         "http/observe/test_access.py::test_no_message_and_no_exception_can_forge_a_line",
     ),
@@ -1071,7 +1071,7 @@ BREAKS = (
     ),
     Break(
         "auth: who leaves takes the question along",
-        "http/identity/recall.py",
+        "http/identity/token_cache.py",
         "return await asyncio.shield(task)",
         "return await task",
         "http/identity/test_auth_cache.py::test_a_leader_who_leaves_does_not_take_the_others_along",
@@ -1116,7 +1116,7 @@ BREAKS = (
         "http/identity/bearer.py",
         "        digest = digest_of(text)\n",
         '        digest = digest_of(text)\n        logger.debug("a token: %s", text)\n',
-        "http/identity/test_auth_secrets.py::test_no_token_and_no_passport_leaves_by_a_side_door",
+        "http/identity/test_auth_secrets.py::test_no_token_and_no_passport_leaves_in_any_other_way",
     ),
     # ---- loading
     Break(

@@ -47,7 +47,7 @@ class CompleteOptions:
     json: bool = option(False, "Print the whole response as JSON, as the server would send it.")
 
 
-TEXTS = ("stop", "suffix", "user")  # fields whose option is a text; what is given for another is JSON
+TEXT_FIELDS = ("stop", "suffix", "user")  # fields whose option is a text; what is given for another is JSON
 SWITCHES = ("echo",)
 BEFORE, AFTER = ("max_tokens", "temperature", "top_p", "seed", "n", "best_of", "stop", "echo", "logprobs", "logit_bias",
                  "frequency_penalty", "presence_penalty", "suffix"), ("user",)  # fmt: skip
@@ -67,10 +67,10 @@ def field_row(name: str) -> Option:
     return Option(name, *((tuple[str, ...], ()) if name == "stop" else (str | None, None)), help, metavar=metavar)
 
 
-OWN, PLAIN, INFILL = options(CompleteOptions, env=False), options(ModelOptions, env=False), options(ModelOptions)
-ROWS = (
+OWN, OF_MODEL, INFILL = options(CompleteOptions, env=False), options(ModelOptions, env=False), options(ModelOptions)
+COMPLETE_ROWS = (
     *OWN[:3],
-    *(named(PLAIN, name) for name in ("revision", "max_model_len")),
+    *(named(OF_MODEL, name) for name in ("revision", "max_model_len")),
     OWN[3],
     *map(field_row, BEFORE),
     *(row for row in INFILL if row.name.startswith("fim_")),
@@ -81,7 +81,7 @@ ROWS = (
 
 def complete_command() -> Callable[..., None]:
     doc = "Complete a prompt and print the text as it is made. Every field that shapes a completion is an option."
-    return command(complete, ROWS, doc)
+    return command(complete, COMPLETE_ROWS, doc)
 
 
 def complete(chosen: Chosen) -> None:
@@ -108,7 +108,7 @@ def complete(chosen: Chosen) -> None:
             if asked.json:
                 print(run.whole().to_bytes().decode())
             else:
-                show(run.chunks() if request.stream else [run.whole()], len(request.prompts) * request.n)
+                print_choices(run.chunks() if request.stream else [run.whole()], len(request.prompts) * request.n)
     except RequestError as error:
         fail(error.message, 2 if error.status < 500 else 1)
 
@@ -130,7 +130,7 @@ def _members(asked: CompleteOptions, chosen: Chosen) -> dict[str, str]:
         value = chosen[name].value
         if name == "stop":
             value = value[0] if len(value) == 1 else value or None
-        members[name] = json.dumps(value) if name in (*TEXTS, *SWITCHES) else _typed(value)
+        members[name] = json.dumps(value) if name in (*TEXT_FIELDS, *SWITCHES) else _typed(value)
     return members
 
 
@@ -151,7 +151,7 @@ def _body(members: Mapping[str, str]) -> bytes:
     return ("{" + ",".join(f"{json.dumps(name)}:{value}" for name, value in fields.items()) + "}").encode()
 
 
-def show(answers: Iterable[Completion], choices: int) -> None:
+def print_choices(answers: Iterable[Completion], choices: int) -> None:
     """Prints text as it comes; several choices one after the other, each under a line with its index."""
     begun = -1
     for choice in in_order(answers):

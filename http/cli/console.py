@@ -32,7 +32,7 @@ from types import TracebackType
 from typing import NoReturn
 
 from gnomon.http.cli.missing import explained
-from gnomon.http.observe.text import as_utf8, one_line
+from gnomon.http.observe.text import as_utf8, printable_line
 
 OUTPUT_FAILED = 1
 FLUSH_SECONDS = 1.0
@@ -43,7 +43,7 @@ FLUSH_SECONDS = 1.0
 
 def tell(level: int, message: str) -> None:
     """One line on standard error. That it cannot be written is no reason for another failure."""
-    message = one_line(as_utf8(message))
+    message = printable_line(as_utf8(message))
     if Records.current is not None:
         logging.getLogger("gnomon").log(level, "%s", message)
     elif wants_json(sys.argv[1:], os.environ):
@@ -147,7 +147,7 @@ def remembering() -> list[Standard]:
     return [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, Standard)]
 
 
-def discard(stream: object) -> None:
+def discard_output(stream: object) -> None:
     """What the stream holds and whatever comes goes nowhere from now on, and that is no failure."""
     if isinstance(stream, Standard):
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -192,7 +192,7 @@ def _answer_for(streams: Sequence[Standard], ended: BaseException | None, status
         return
     for stream in streams:
         if stream.failure is not None:
-            discard(stream)
+            discard_output(stream)
     if any(failure.errno == errno.EPIPE for _, failure in failed):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGPIPE)

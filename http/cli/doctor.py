@@ -35,8 +35,8 @@ class DoctorOptions:
     quick: bool = option(False, "A short examination, without the speed of a 135M model.")
 
 
-OWN, OF_MODEL = options(DoctorOptions, env=False), options(ModelOptions, env=False)
-ROWS = (OWN[0], *(named(OF_MODEL, name) for name in ("revision", "max_model_len")), *OWN[1:])
+OWN, MODEL_ROWS = options(DoctorOptions, env=False), options(ModelOptions, env=False)
+DOCTOR_ROWS = (OWN[0], *(named(MODEL_ROWS, name) for name in ("revision", "max_model_len")), *OWN[1:])
 
 
 def doctor_command() -> Callable[..., None]:
@@ -45,7 +45,7 @@ def doctor_command() -> Callable[..., None]:
     Tokens against the reference, the same bytes under load, speed: some four minutes on two CPU cores.
     Status 0: sound; 1: unsound, with the reasons.
     """
-    return command(doctor, ROWS, doc)
+    return command(doctor, DOCTOR_ROWS, doc)
 
 
 def doctor(chosen: Chosen) -> None:

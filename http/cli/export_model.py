@@ -8,13 +8,13 @@ from pathlib import Path
 
 from gnomon.http.cli.console import fail
 from gnomon.http.cli.options import Chosen, command, made
-from gnomon.http.observe.text import as_utf8, one_line
-from gnomon.reference.system.options import REQUIRED, option, options
+from gnomon.http.observe.text import as_utf8, printable_line
+from gnomon.reference.system.options import NO_DEFAULT, option, options
 
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    directory: str = option(REQUIRED, "A new or an empty directory.", metavar="DIR", argument=True, file=True)
+    directory: str = option(NO_DEFAULT, "A new or an empty directory.", metavar="DIR", argument=True, file=True)
 
 
 def export_command() -> Callable[..., None]:
@@ -38,5 +38,5 @@ def write_model(chosen: Chosen) -> None:
     except OSError as error:
         fail(f"{error.filename or directory}: {error.strerror}", 1)
     for file in files:
-        print(f"{file.stat().st_size:>10,}  {one_line(as_utf8(str(file)))}")
+        print(f"{file.stat().st_size:>10,}  {printable_line(as_utf8(str(file)))}")
     print(f"{len(files)} files, {'written' if written else 'already there'}")

@@ -34,18 +34,20 @@ class DtypeName(StrEnum):
     bfloat16 = "bfloat16"
 
 
-MODEL, ENGINE = "Model", "Engine"
+MODEL_GROUP, ENGINE_GROUP = "Model", "Engine"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
     """Which form of a model is meant."""
 
-    revision: str | None = option(None, "A branch, tag or commit of a hub id. Default: main.", MODEL, metavar="NAME")
+    revision: str | None = option(
+        None, "A branch, tag or commit of a hub id. Default: main.", MODEL_GROUP, metavar="NAME"
+    )
     max_model_len: int | None = option(
         None,
         "Positions of a prompt and its completion together, no more than the model was made for. Default: that.",
-        MODEL,
+        MODEL_GROUP,
         min=1,
         metavar="N",
     )
@@ -53,16 +55,16 @@ class ModelOptions:
         None,
         "The fill-in-the-middle token before the prompt, as its literal; with --fim-suffix. "
         "Default: as the model's files say.",
-        MODEL,
+        MODEL_GROUP,
         metavar="TOKEN",
     )
     fim_suffix: str | None = option(
-        None, "The one before the suffix. Default: as the files say.", MODEL, metavar="TOKEN"
+        None, "The one before the suffix. Default: as the files say.", MODEL_GROUP, metavar="TOKEN"
     )
     fim_middle: str | None = option(
         None,
         "The one before the middle, which the order spm can do without. Default: as the files say.",
-        MODEL,
+        MODEL_GROUP,
         metavar="TOKEN",
     )
     fim_order: Order | None = option(
@@ -70,7 +72,7 @@ class ModelOptions:
         "Their order: psm is PREFIX prompt SUFFIX suffix MIDDLE, spm is SUFFIX suffix PREFIX prompt MIDDLE, "
         "spm-joined is PREFIX SUFFIX suffix MIDDLE prompt. Default: what is known of the tokens, which a line at the "
         "start tells.",
-        MODEL,
+        MODEL_GROUP,
         metavar="ORDER",
     )
 
@@ -90,30 +92,30 @@ class ModelOptions:
 class JaxOptions:
     """What the JAX engine alone is told."""
 
-    slots: int = option(8, "Sequences decoded at a time; only with --engine jax.", ENGINE, min=1, max=65536)
-    dtype: DtypeName = option(DtypeName.float32, "The dtype of the weights; only with --engine jax.", ENGINE)
+    slots: int = option(8, "Sequences decoded at a time; only with --engine jax.", ENGINE_GROUP, min=1, max=65536)
+    dtype: DtypeName = option(DtypeName.float32, "The dtype of the weights; only with --engine jax.", ENGINE_GROUP)
     kv_cache_memory: int | None = option(
         None,
         "Memory for keys and values in MiB; only with --engine jax. Default: room for four contexts a slot, "
         "in at most a quarter of the device's memory.",
-        ENGINE,
+        ENGINE_GROUP,
         min=1,
         metavar="MIB",
     )
     tensor_parallel: int = option(
-        1, "Cut the model over N devices of this host; only with --engine jax.", ENGINE, min=1, metavar="N"
+        1, "Cut the model over N devices of this host; only with --engine jax.", ENGINE_GROUP, min=1, metavar="N"
     )
     native: bool = option(
         True,
         "On a CPU, multiply by the kernel that is built with this machine's C++ compiler, if it has one, "
         "and not by XLA; only with --engine jax.",
-        ENGINE,
+        ENGINE_GROUP,
     )
     cache_dir: str | None = option(
         None,
         "Where that kernel and the compiled programs are kept for the next start; only with --engine jax. "
         "Default: gnomon in $XDG_CACHE_HOME, or in ~/.cache.",
-        ENGINE,
+        ENGINE_GROUP,
         metavar="DIR",
         file=True,
     )

@@ -18,7 +18,7 @@ import typer
 
 from gnomon.http.cli.toml import assignment
 from gnomon.http.observe.text import as_utf8
-from gnomon.reference.system.options import REQUIRED, Option, options
+from gnomon.reference.system.options import NO_DEFAULT, Option, options
 
 D = TypeVar("D")
 
@@ -55,7 +55,7 @@ def _typer_parameter(row: Option) -> tuple[Any, Any]:
     """A type with its description, and a default."""
     if row.argument:
         argument = typer.Argument(help=row.help, envvar=row.env, metavar=row.metavar, show_default=False)
-        return Annotated[row.type, argument], inspect.Parameter.empty if row.default is REQUIRED else row.default
+        return Annotated[row.type, argument], inspect.Parameter.empty if row.default is NO_DEFAULT else row.default
     flag = f"{row.flag}/--no-{row.flag[2:]}" if row.type is bool and row.default else row.flag
     several = row.is_repeatable
     option = typer.Option(
@@ -102,7 +102,7 @@ def config_lines(chosen: Chosen, rows: Iterable[Option]) -> Iterator[str]:
     return (f"{text:{width}}  # {source}" for text, source in texts)
 
 
-def table(rows: Iterable[Option]) -> str:
+def markdown_table(rows: Iterable[Option]) -> str:
     """In Markdown, a row an option; the variable of `--max-queue` is `GNOMON_MAX_QUEUE`."""
     groups: dict[str, list[str]] = {}
     for row in rows:

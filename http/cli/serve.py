@@ -20,8 +20,16 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from gnomon.http.cli.console import Records, discard, fail, record, warn
-from gnomon.http.cli.model import ENGINE, MODEL, EngineName, JaxOptions, ModelOptions, model_name, open_model
+from gnomon.http.cli.console import Records, discard_output, fail, record, warn
+from gnomon.http.cli.model import (
+    ENGINE_GROUP,
+    MODEL_GROUP,
+    EngineName,
+    JaxOptions,
+    ModelOptions,
+    model_name,
+    open_model,
+)
 from gnomon.http.cli.options import Chosen, Setting, command, config_lines, made
 from gnomon.http.cli.toml import fitting
 from gnomon.http.settings import AuthMode, AuthSettings, LogFormat, Settings
@@ -40,16 +48,16 @@ class Start:
     model: str | None = option(
         None,
         "A model's directory on this machine, or its id on the Hugging Face hub; left out, the embedded model.",
-        MODEL,
+        MODEL_GROUP,
         argument=True,
         file=True,
     )
     engine: EngineName = option(
-        EngineName.jax, "What runs the model; jax keeps its compiled programs: see --cache-dir.", ENGINE
+        EngineName.jax, "What runs the model; jax keeps its compiled programs: see --cache-dir.", ENGINE_GROUP
     )
 
 
-ROWS = (
+SERVE_ROWS = (
     *options(Start),
     *options(ModelOptions),
     *options(JaxOptions),
@@ -91,7 +99,7 @@ def serve(chosen: Chosen) -> None:
         if origin != "*" and not re.fullmatch(r"https?://[^/\s?#@]+", origin):
             fail(f"--cors-origins: {origin!r} is no origin; give scheme, host and port, such as https://example.org", 2)
     if print_config:
-        for line in config_lines(chosen, ROWS):
+        for line in config_lines(chosen, SERVE_ROWS):
             print(fitting(line, sys.stdout.encoding or "ascii"))
     else:
         with signals_held():
@@ -99,13 +107,13 @@ def serve(chosen: Chosen) -> None:
 
 
 def serve_command() -> Callable[..., None]:
-    secret = " ".join(row.said for row in ROWS if row.secret)
+    secret = " ".join(row.said for row in SERVE_ROWS if row.secret)
     doc = f"""Serve a model over HTTP: POST /v1/completions, and what belongs to it.
 
     Every option can be set by an environment variable too: GNOMON_PORT for --port. The command line goes first.
     A secret has a variable only: {secret}.
     """
-    return command(serve, (*ROWS, *options(Instead, env=False)), doc)
+    return command(serve, (*SERVE_ROWS, *options(Instead, env=False)), doc)
 
 
 # ---- what can be refused before anything is opened
@@ -113,7 +121,7 @@ def serve_command() -> Callable[..., None]:
 
 def check_environment(environment: Mapping[str, str]) -> None:
     """An empty variable would count as none, and a misspelt one is none: both leave open what they were to close."""
-    known = {row.env for row in ROWS}
+    known = {row.env for row in SERVE_ROWS}
     others = {"GNOMON_DATA", "GNOMON_PEERS", "GNOMON_PEER_SCRIPTS"}  # the tests' own
     others |= {"GNOMON_KEY"}  # what `gnomon verify` reads
     for name in sorted(name for name in environment if name.startswith("GNOMON_") and name not in others):
@@ -153,10 +161,10 @@ def _auth_mode(chosen: Mapping[str, Setting], loopback: bool) -> Setting:
 def check_auth(auth: AuthSettings) -> AuthSettings:
     """The settings with their keys read, if they are in a pipe, such as a shell's <(...), which can be read once."""
     from gnomon.http.auth import ConfigError, authenticator
-    from gnomon.http.identity.options import api_keys, check
+    from gnomon.http.identity.options import api_keys, check_settings
 
     try:
-        check(auth)
+        check_settings(auth)
         if auth.mode is AuthMode.api_key and not (auth.api_key_file and os.path.isfile(auth.api_key_file)):
             auth = replace(auth, api_keys=api_keys(auth), api_key_file=None)
         authenticator(auth)
@@ -257,5 +265,5 @@ def announce(settings: Settings, base: str) -> None:
     try:
         print(said, flush=True)
     except (OSError, UnicodeEncodeError) as error:  # it serves all the same
-        discard(sys.stdout)
+        discard_output(sys.stdout)
         logging.getLogger("gnomon.http").warning("served at %s, which standard output did not take: %s", base, error)

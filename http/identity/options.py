@@ -69,7 +69,7 @@ MODES = {
 """In which modes an option means anything."""
 
 SHORTEST_KEY = 16  # characters
-MOST_BYTES = 16 * 2**20  # of a file of keys
+MOST_KEY_BYTES = 16 * 2**20  # of a file of keys
 PIPE_SECONDS = 10.0  # for a pipe of keys to be written to its end
 VISIBLE = re.compile(r"[\x21-\x7e]+")  # what can be one word of a header
 COMMENT = re.compile(r"(?:^|[ \t])#.*")
@@ -89,7 +89,7 @@ def refuse(name: str, why: str) -> NoReturn:
     raise ConfigError(f"{flag(name)}: {why}")
 
 
-def check(settings: AuthSettings) -> None:
+def check_settings(settings: AuthSettings) -> None:
     """Everything that can be said without opening a file."""
     if settings.mode is None:
         refuse("mode", f"choose one of {', '.join(AuthMode)}")
@@ -194,7 +194,7 @@ def read_keys(path: Path) -> bytes:
     """All that is in a file, or in a pipe, such as a shell's <(...). Raises OSError. A pipe that nobody writes to is
     waited for, though not for ever; a device is refused."""
     if not stat.S_ISFIFO(os.stat(path).st_mode):
-        return read_regular(path, MOST_BYTES)
+        return read_regular(path, MOST_KEY_BYTES)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         return b"".join(_pieces(descriptor))
@@ -209,8 +209,8 @@ def _pieces(descriptor: int) -> Iterator[bytes]:
         while ready.select(max(0.0, end - time.monotonic())):
             piece = os.read(descriptor, 2**16)
             size += len(piece)
-            if size > MOST_BYTES:
-                raise OSError(errno.EFBIG, f"larger than {MOST_BYTES:,} bytes")
+            if size > MOST_KEY_BYTES:
+                raise OSError(errno.EFBIG, f"larger than {MOST_KEY_BYTES:,} bytes")
             if not piece:
                 return
             yield piece

@@ -21,7 +21,7 @@ def _decoded(found: re.Match[str]) -> str:
     return found[0].encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
 
 
-def one_line(text: str) -> str:
+def printable_line(text: str) -> str:
     """One line that a terminal shows as it is."""
     if text.isprintable():
         return text

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, get_type_hints
 MOST_SECONDS = 365 * 24 * 3600
 """A year, for whoever means "for ever". What is not finite, or near the end of a clock's range, is no time limit."""
 
-REQUIRED: Any = MISSING
+NO_DEFAULT: Any = MISSING
 """In place of a default: the option has none, and must be given."""
 
 

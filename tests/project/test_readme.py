@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gnomon.http.cli.serve import ROWS
+from gnomon.http.cli.serve import SERVE_ROWS
 from gnomon.reference import FIELDS, CompletionRequest, default_model_path, load, prepare
 from helpers.readme import DOCUMENTS, README, TESTS, with_table
 
@@ -67,7 +67,7 @@ def test_every_test_that_security_names_exists() -> None:
 
 
 def test_every_option_that_a_document_names_exists() -> None:
-    flags = {row.flag for row in ROWS}
+    flags = {row.flag for row in SERVE_ROWS}
     others = {
         "--print-config",
         "--max-tokens",

@@ -23,9 +23,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gnomon.http.cli.complete import show
+from gnomon.http.cli.complete import print_choices
 from gnomon.http.cli.main import main
-from gnomon.http.cli.serve import ROWS
+from gnomon.http.cli.serve import SERVE_ROWS
 from gnomon.http.settings import LIMITS, TIMES, AuthMode
 from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.completion import EngineFailed, Run, prepare
@@ -275,7 +275,7 @@ def test_text_is_on_its_way_before_the_next_piece_is_asked_for(monkeypatch: pyte
         yield chunk(2, "")
         yield chunk(2, "y", "stop")
 
-    show(chunks(), 3)
+    print_choices(chunks(), 3)
     assert pipe.getvalue().endswith(b"--- choice 2 ---\ny\n")
 
 
@@ -635,7 +635,7 @@ def test_another_address_is_served_when_a_mode_is_chosen(model: Path, monkeypatc
 
 def test_every_option_has_a_flag_a_variable_and_a_line_of_help(gnomon: Gnomon) -> None:
     help = " ".join(gnomon("serve", "--help").out.split())
-    for row in ROWS:
+    for row in SERVE_ROWS:
         assert f"GNOMON_{row.name.upper()}" in help
         if not row.secret:
             assert f" {row.name if row.argument else row.flag} " in help
@@ -643,14 +643,16 @@ def test_every_option_has_a_flag_a_variable_and_a_line_of_help(gnomon: Gnomon) -
 
 
 def test_no_secret_can_be_given_on_the_command_line(gnomon: Gnomon) -> None:
-    assert [row.name for row in ROWS if row.secret] == ["auth_api_keys"]
+    assert [row.name for row in SERVE_ROWS if row.secret] == ["auth_api_keys"]
     assert gnomon("serve", "--auth-api-keys", "x").code == 2
 
 
 def test_the_command_line_goes_before_the_environment_and_that_before_the_default(
     gnomon: Gnomon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = {row.name: 7 if row.type in (int, int | None) else 7.5 for row in ROWS if row.group in (LIMITS, TIMES)}
+    given = {
+        row.name: 7 if row.type in (int, int | None) else 7.5 for row in SERVE_ROWS if row.group in (LIMITS, TIMES)
+    }
     given["openai_limits"], given["max_header_bytes"], given["max_queued_bytes"] = True, 2048, 8192
     variables = {**given, "cors_origins": ["https://a.example", "https://b.example"], "log_format": "json"}
     for name, value in variables.items():
@@ -668,7 +670,7 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_defaul
     for name, value in variables.items():
         assert shown.pop(name) == (value, f"environment GNOMON_{name.upper()}")
     assert all(source.startswith("default") for _, source in shown.values())
-    assert set(shown) == {row.name for row in ROWS} - {*variables, "max_queue", "port", "engine"}
+    assert set(shown) == {row.name for row in SERVE_ROWS} - {*variables, "max_queue", "port", "engine"}
 
 
 def toml(text: str) -> dict[str, Any]:
@@ -822,7 +824,7 @@ def test_an_option_out_of_range_is_a_usage_error(gnomon: Gnomon, model: Path, op
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e300"])
 def test_seconds_that_are_no_time_limit_are_refused_by_name(gnomon: Gnomon, model: Path, value: str) -> None:
     """Each is compared with a clock: nothing is less than nan, and the system's clocks end long before 1e300."""
-    rows = [row for row in ROWS if row.type is float]
+    rows = [row for row in SERVE_ROWS if row.type is float]
     assert len(rows) >= 10
     for flag in (row.flag for row in rows):
         result = gnomon("serve", model, f"{flag}={value}", "--print-config")

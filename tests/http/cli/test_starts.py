@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from gnomon.http.cli.main import main
-from gnomon.http.cli.serve import ROWS
+from gnomon.http.cli.serve import SERVE_ROWS
 from gnomon.http.cli.toml import fitting
 from gnomon.http.identity import options as identity_options
 from gnomon.http.observe.text import as_utf8
@@ -64,7 +64,7 @@ def process(*arguments: object, cwd: Path | None = None, **variables: Any) -> Re
 # ---- numbers
 
 NUMBERS = ("10000000000000000000", "-1", "nan", "inf", "-inf", "1e400", "", " ", "1 2", "٣x", "0x10", "9" * 5000, "1,5")
-NUMERIC = [row for row in ROWS if row.type in (int, int | None, float)]
+NUMERIC = [row for row in SERVE_ROWS if row.type in (int, int | None, float)]
 
 
 @pytest.mark.parametrize("row", NUMERIC, ids=[row.name for row in NUMERIC])

@@ -21,12 +21,11 @@ import httpx
 import pytest
 
 from gnomon.http.settings import AuthMode, AuthSettings
+from helpers.auth_app import auth_app
 from helpers.certificate import certificate
-from helpers.door import door
 from helpers.fake import EOT
-from helpers.identity import FakeIdentity, FakeTime
+from helpers.identity import FakeTime, served_identity
 from helpers.live import eventually
-from helpers.loopback import loopback
 from helpers.models import tiny_llama
 
 CODE = "from gnomon.http.cli.main import main; main()"
@@ -278,13 +277,12 @@ def test_the_authority_of_the_identity_service_is_read_again(tmp_path: Path) -> 
     ours, others, mine = (certificate(tmp_path, name, "127.0.0.1") for name in ("ours", "others", "mine"))
     trusted = Path(shutil.copy(others.certificate, tmp_path / "trusted.pem"))
     clock = FakeTime()
-    with loopback(ours) as at_home:
-        at_home.app = identity = FakeIdentity(at_home.base, clock)
+    with served_identity(clock, tls=ours) as identity:
         settings = AuthSettings(
-            mode=AuthMode.userinfo, issuer=at_home.base, ca_file=trusted, http_seconds=10,
+            mode=AuthMode.userinfo, issuer=identity.issuer, ca_file=trusted, http_seconds=10,
             client_certificate=mine.certificate, client_key=mine.key,
         )  # fmt: skip
-        with door(settings, clock, ready=False) as at:
+        with auth_app(settings, clock, ready=False) as at:
             at.until(lambda: len(clock.slept) > 1)
             assert at.outcome(identity.service_token()) == "unavailable"
             trusted.write_bytes(ours.certificate.read_bytes())
