@@ -535,7 +535,7 @@ def test_what_is_not_finished_when_the_draining_is_over_ends_with_an_error(model
 def test_a_signal_while_it_loads_ends_it_at_once(tmp_path: Path) -> None:
     """Its loading waits for ever."""
     model = tiny_llama(tmp_path / "slow")
-    waits = "import threading, gnomon.http.cli.commands as cli; cli.open_model = lambda *_: threading.Event().wait()\n"
+    waits = "import threading, gnomon.http.cli.serve as cli; cli.open_model = lambda *_: threading.Event().wait()\n"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

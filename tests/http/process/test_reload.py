@@ -196,7 +196,7 @@ def test_a_hangup_without_files_says_so_and_neither_it_nor_user_signals_end_a_dr
 def test_a_hangup_while_it_starts_and_loads_waits_and_does_no_harm(tmp_path: Path) -> None:
     """Its loading waits for ever."""
     model = tiny_llama(tmp_path / "slow")
-    waits = "import threading, gnomon.http.cli.commands as cli; cli.open_model = lambda *_: threading.Event().wait()\n"
+    waits = "import threading, gnomon.http.cli.serve as cli; cli.open_model = lambda *_: threading.Event().wait()\n"
     keys, err = tmp_path / "keys.txt", tmp_path / "err.txt"
     keys.write_text(f"{OLD}\n")
     with socket.socket() as free:
