@@ -24,7 +24,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gnomon.http.cli.complete import print_choices
-from gnomon.http.cli.main import main
 from gnomon.http.cli.serve import SERVE_ROWS
 from gnomon.http.settings import LIMITS, TIMES, AuthMode
 from gnomon.reference.checkpoint.load import load_checkpoint
@@ -33,6 +32,7 @@ from gnomon.reference.engine import ReferenceEngine
 from gnomon.reference.request import FIELDS, CompletionRequest, Field
 from gnomon.reference.response import Choice, Completion
 from gnomon.reference.tokenizer import load_tokenizer
+from helpers.command import COMMAND, Gnomon, Result
 from helpers.fake import EOT
 from helpers.live import eventually
 from helpers.models import tiny_llama
@@ -48,34 +48,6 @@ JAX_OPTIONS = (
     ["--cache-dir", "cache"],
 )
 NO_END = json.dumps({EOT: -100})
-COMMAND = (sys.executable, "-c", "from gnomon.http.cli.main import main; main()")
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=4096)
-
-
-Gnomon = Callable[..., Result]
-
-
-@pytest.fixture
-def gnomon(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Gnomon:
-    def run(*arguments: object, stdin: bytes = b"") -> Result:
-        monkeypatch.setattr(sys, "argv", ["gnomon", *map(str, arguments)])
-        monkeypatch.setattr("logging.config.dictConfig", lambda config: None)  # this process logs to pytest
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as exit:
-            main()
-        return Result(exit.value.code or 0, *capsys.readouterr())  # type: ignore[arg-type]
-
-    return run
 
 
 def check_one_line(result: Result, code: int, beginning: str) -> None:
@@ -360,11 +332,12 @@ class Told:
             sys.meta_path.remove(self)
 sys.meta_path.insert(0, Told())
 from gnomon.http.cli.main import main
+from gnomon.http.cli.model import JaxOptions
 main()
 """
 
 
-@pytest.mark.parametrize("command", ["serve", "doctor"])
+@pytest.mark.parametrize("command", ["serve", pytest.param("doctor", marks=pytest.mark.slow)])
 def test_the_first_line_comes_before_jax_is_imported(command: str) -> None:
     """Importing it takes seconds. JAX_PLATFORMS ends the start there."""
     others = {name: value for name, value in os.environ.items() if not name.startswith("GNOMON_")}
@@ -479,7 +452,7 @@ def test_the_servers_options_are_carried_out(model: Path) -> None:
 LONG = {"model": "tiny", "prompt": "a", "max_tokens": 4000, "stream": True, "logit_bias": {EOT: -100}}
 
 
-@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sig", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_second_signal_ends_a_stream_now_and_properly(model: Path, sig: signal.Signals) -> None:
     with serve(model, "--port", 0, "--engine", "reference") as server:
         with httpx.stream("POST", f"{server.url}/v1/completions", json=LONG) as response:
@@ -843,6 +816,14 @@ def test_options_of_the_jax_engine_are_refused_with_another(gnomon: Gnomon, mode
     result = gnomon("serve", model, "--port", "0", "--engine", "reference", *options)
     assert result.code == 2
     assert options[0] in result.err
+
+
+def test_the_jax_engines_own_defaults_are_those_of_its_options() -> None:
+    from gnomon.jax_engine.engine import EngineSettings
+
+    chosen, own = JaxOptions(), EngineSettings()
+    for name in ("slots", "dtype", "tensor_parallel", "native"):
+        assert getattr(chosen, name) == getattr(own, name), name
 
 
 @pytest.mark.parametrize("options", JAX_OPTIONS)

@@ -23,12 +23,12 @@ import pytest
 from gnomon.http.settings import AuthMode, AuthSettings
 from helpers.auth_app import auth_app
 from helpers.certificate import certificate
+from helpers.command import CODE
 from helpers.fake import EOT
 from helpers.identity import FakeTime, served_identity
 from helpers.live import eventually
 from helpers.models import tiny_llama
 
-CODE = "from gnomon.http.cli.main import main; main()"
 OLD, KEPT, NEW = (letter * 20 for letter in "okn")
 LONG = {"model": "tiny", "prompt": "a", "max_tokens": 4000, "stream": True, "logit_bias": {EOT: -100}}
 
@@ -52,11 +52,6 @@ class Served(NamedTuple):
     def status(self, key: str = "", path: str = "/v1/models") -> int:
         headers = {"authorization": f"Bearer {key}"} if key else {}
         return httpx.get(self.url + path, headers=headers, verify=False).status_code
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=4096)
 
 
 @contextmanager
