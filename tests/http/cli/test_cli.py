@@ -24,6 +24,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gnomon.http.cli.complete import print_choices
+from gnomon.http.cli.model import JaxOptions
 from gnomon.http.cli.serve import SERVE_ROWS
 from gnomon.http.settings import LIMITS, TIMES, AuthMode
 from gnomon.reference.checkpoint.load import load_checkpoint
