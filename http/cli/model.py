@@ -199,8 +199,9 @@ def cache_dir() -> str | None:
 
 def _jax_engine(checkpoint: Checkpoint, jax_options: JaxOptions, say: Say, announce: Say) -> ServedEngine:
     require_jax(announce)
-    from gnomon.jax_engine.engine import EngineSettings, JaxEngine, bytes_per_token
+    from gnomon.jax_engine.engine import JaxEngine
     from gnomon.jax_engine.runtime import store
+    from gnomon.jax_engine.runtime.settings import EngineSettings, bytes_per_token
 
     settings = EngineSettings(
         slots=jax_options.slots,

@@ -333,7 +333,6 @@ class Told:
             sys.meta_path.remove(self)
 sys.meta_path.insert(0, Told())
 from gnomon.http.cli.main import main
-from gnomon.http.cli.model import JaxOptions
 main()
 """
 
@@ -820,7 +819,7 @@ def test_options_of_the_jax_engine_are_refused_with_another(gnomon: Gnomon, mode
 
 
 def test_the_jax_engines_own_defaults_are_those_of_its_options() -> None:
-    from gnomon.jax_engine.engine import EngineSettings
+    from gnomon.jax_engine.runtime.settings import EngineSettings
 
     chosen, own = JaxOptions(), EngineSettings()
     for name in ("slots", "dtype", "tensor_parallel", "native"):
@@ -831,7 +830,7 @@ def test_the_jax_engines_own_defaults_are_those_of_its_options() -> None:
 def test_options_of_the_jax_engine_reach_it(
     gnomon: Gnomon, monkeypatch: pytest.MonkeyPatch, model: Path, options: list[str], tmp_path: Path
 ) -> None:
-    from gnomon.jax_engine.engine import EngineSettings
+    from gnomon.jax_engine.runtime.settings import EngineSettings
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
