@@ -64,7 +64,9 @@ def field_row(name: str) -> Option:
     if switch:
         return Option(name, bool, False, help)
     metavar = field.type.split()[0].strip(":,").upper()
-    return Option(name, *((tuple[str, ...], ()) if name == "stop" else (str | None, None)), help, metavar=metavar)
+    if name == "stop":
+        return Option(name, tuple[str, ...], (), help, metavar=metavar)
+    return Option(name, str | None, None, help, metavar=metavar)
 
 
 OWN, OF_MODEL, INFILL = options(CompleteOptions, env=False), options(ModelOptions, env=False), options(ModelOptions)

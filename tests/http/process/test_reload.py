@@ -148,7 +148,7 @@ def test_a_hangup_reads_keys_and_certificate_again_and_a_stream_goes_on(model: P
         assert at.process.wait(20) == 0
 
 
-@pytest.mark.parametrize("source", ["variable", "pipe"])
+@pytest.mark.parametrize("source", ["variable", pytest.param("pipe", marks=pytest.mark.slow)])
 def test_keys_that_came_from_a_variable_or_a_pipe_stay(model: Path, tmp_path: Path, source: str) -> None:
     environment, read = dict(os.environ), -1
     arguments = ["--auth-mode", "api-key"]
@@ -260,6 +260,7 @@ def test_a_server_whose_terminal_goes_away_drains_and_ends(model: Path, tmp_path
     assert done == "data: [DONE]"
 
 
+@pytest.mark.slow
 def test_quit_ends_it_at_once_as_the_system_has_it(model: Path, tmp_path: Path) -> None:
     no_core = "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))"
     with served(model, tmp_path, before=no_core) as at:
