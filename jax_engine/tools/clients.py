@@ -24,7 +24,7 @@ from gnomon.reference.checkpoint.load import Checkpoint
 from gnomon.reference.engine import Engine, Failed, Job, JobRequest, Token
 from gnomon.reference.sampler import SamplingParams
 
-SERVE = (sys.executable, "-c", "from gnomon.http.cli.commands import main; main()", "serve")
+SERVE = (sys.executable, "-c", "from gnomon.http.cli.main import main; main()", "serve")
 
 
 class ClientError(Exception):

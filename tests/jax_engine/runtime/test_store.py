@@ -19,7 +19,7 @@ from gnomon.jax_engine.runtime.checked import keep
 from helpers.damage import DAMAGES
 from helpers.models import tiny_llama
 
-GNOMON = (sys.executable, "-c", "from gnomon.http.cli.commands import main; main()")
+GNOMON = (sys.executable, "-c", "from gnomon.http.cli.main import main; main()")
 KEPT_NOT = "compiled programs and the native library are not kept for the next start: "
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user, or mount")
 

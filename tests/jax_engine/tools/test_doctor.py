@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gnomon.http.cli.commands import main
+from gnomon.http.cli.main import main
 from gnomon.jax_engine import device, model, sampler
 from gnomon.jax_engine.tools import doctor, same_bytes, speed
 from gnomon.jax_engine.tools.examined import FULL_EXTENT, QUICK_EXTENT, Examination, ExaminedModel, SayLine
@@ -421,7 +421,7 @@ def test_weights_that_are_not_finite_are_refused_before_anything_is_examined(
 
 def test_its_help_needs_no_jax() -> None:
     script = (
-        "import sys\nfrom gnomon.http.cli.commands import main\nsys.argv[1:] = ['doctor', '--help']\n"
+        "import sys\nfrom gnomon.http.cli.main import main\nsys.argv[1:] = ['doctor', '--help']\n"
         "try: main()\nexcept SystemExit as exit: assert exit.code == 0\nprint('jax' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
