@@ -1,6 +1,6 @@
 """The application on one screen: every route, every middleware and the lifespan.
 
-    GET  /                  the page for people: page.py
+    GET  /                  the page for people: page/document.py
     GET  /livez             the process answers
     GET  /readyz, /health   it can answer completions: service.py
     GET  /version           what is running
@@ -39,7 +39,7 @@ from gnomon.http.errors import ErrorForm, no_such_path, response, unknown_route
 from gnomon.http.observe.access import Observed
 from gnomon.http.observe.metrics import Load, Metrics
 from gnomon.http.observe.otel import tracer
-from gnomon.http.page.page import FILE, Page
+from gnomon.http.page.document import Page
 from gnomon.http.schema.openapi import VERSION, capabilities, document
 from gnomon.http.service import Service
 from gnomon.http.settings import AuthMode, AuthSettings, Settings
@@ -62,7 +62,7 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
     metrics = Metrics(settings.served_model_name, lambda: load_of(service, completions), VERSION)
     service = Service(engine, tokenizer, lambda: auth.ready, metrics.engine_fault)
     completions = Completions(service, settings)
-    page = Page(FILE.read_bytes())
+    page = Page()
     retrace = Retrace(service, settings, completions.admission, completions.preparer)
 
     async def livez(request: Request) -> Response:

@@ -51,20 +51,20 @@ class Metrics:
         self._lock = Lock()  # an answer is taken between two requests' counts, never in the middle of one
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
-        self._build = Info("gnomon:build", "What is served, and by what.", registry=self._registry)
+        self._build = Info("gnomon_build", "What is served, and by what.", registry=self._registry)
         self._version = version
 
         def counter(name: str, help: str, *labels: str) -> Counter:
-            return Counter(f"gnomon:{name}", help, labels, registry=self._registry)
+            return Counter(f"gnomon_{name}", help, labels, registry=self._registry)
 
         def gauge(name: str, help: str) -> Gauge:
-            return Gauge(f"gnomon:{name}", help, ("model_name",), registry=self._registry).labels(model)
+            return Gauge(f"gnomon_{name}", help, ("model_name",), registry=self._registry).labels(model)
 
         def tokens(name: str, help: str) -> Counter:
-            return Counter(f"gnomon:{name}", help, ("model_name",), registry=self._registry).labels(model)
+            return Counter(f"gnomon_{name}", help, ("model_name",), registry=self._registry).labels(model)
 
         def histogram(name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
-            of = Histogram(f"gnomon:{name}", help, ("model_name",), registry=self._registry, buckets=buckets)
+            of = Histogram(f"gnomon_{name}", help, ("model_name",), registry=self._registry, buckets=buckets)
             return of.labels(model)
 
         self._running = gauge("num_requests_running", "Requests that the engine works on.")
@@ -93,7 +93,7 @@ class Metrics:
 
         self._received = counter("requests_received", "Requests to POST /v1/completions: ended and in progress.")
         self._in_progress = Gauge(
-            "gnomon:requests_in_progress",
+            "gnomon_requests_in_progress",
             "Requests to POST /v1/completions that have not ended.",
             registry=self._registry,
         )
@@ -105,7 +105,7 @@ class Metrics:
             "outcome",
         )
         self._success = Counter(
-            "gnomon:request_success",
+            "gnomon_request_success",
             "Candidates of answered requests, by what ended them.",
             ("model_name", "finished_reason"),
             registry=self._registry,

@@ -79,13 +79,13 @@ def test_every_ending_is_logged_counted_and_traced_once(
     method, path = request.get("method", "POST"), request.get("path", "/v1/completions")
     code = "none" if status is None else str(status)
     route = path if path in ROUTES else "other"
-    assert here.sample("gnomon:http_requests_total") == 1
-    assert here.sample("gnomon:http_requests_total", route=route, method=method, code=code) == 1
+    assert here.sample("gnomon_http_requests_total") == 1
+    assert here.sample("gnomon_http_requests_total", route=route, method=method, code=code) == 1
     counted = (method, path) == ("POST", "/v1/completions")
-    assert here.sample("gnomon:requests_received_total") == counted
-    assert here.sample("gnomon:requests_ended_total") == counted
-    assert here.sample("gnomon:requests_ended_total", outcome=outcome) == counted
-    assert here.sample("gnomon:requests_in_progress") == 0
+    assert here.sample("gnomon_requests_received_total") == counted
+    assert here.sample("gnomon_requests_ended_total") == counted
+    assert here.sample("gnomon_requests_ended_total", outcome=outcome) == counted
+    assert here.sample("gnomon_requests_in_progress") == 0
     bodies = [message["body"] for message in seen.sent if message["type"] == "http.response.body"]
     assert record.bytes_sent == (0 if method == "HEAD" else sum(map(len, bodies)))
 
@@ -110,7 +110,7 @@ def test_an_exception_that_nobody_made_an_answer_of_is_a_500_with_an_id(caplog: 
 
 def test_the_times_between_tokens_reach_the_metrics(here: World) -> None:
     drive(here.app)
-    assert here.sample("gnomon:inter_token_latency_seconds_sum") == 0.5
+    assert here.sample("gnomon_inter_token_latency_seconds_sum") == 0.5
 
 
 def test_an_outcome_that_somebody_has_judged_stands() -> None:
@@ -122,7 +122,7 @@ def test_an_outcome_that_somebody_has_judged_stands() -> None:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     drive(Observed(judged, here.metrics, ROUTES))
-    assert here.sample("gnomon:requests_ended_total", outcome="failed") == 1
+    assert here.sample("gnomon_requests_ended_total", outcome="failed") == 1
 
 
 def test_what_is_no_request_passes_untouched(caplog: pytest.LogCaptureFixture) -> None:
@@ -453,14 +453,14 @@ def test_on_a_socket_every_answer_has_its_id_and_a_client_that_leaves_is_counted
         with socket.create_connection(("127.0.0.1", port)) as leaver:
             leaver.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-Act: listen\r\nContent-Length: 0\r\n\r\n")
             assert leaver.recv(12) == b"HTTP/1.1 200"
-            assert here.sample("gnomon:requests_in_progress") == 1
-        assert eventually(lambda: here.sample("gnomon:requests_ended_total", outcome="cancelled") == 1)
+            assert here.sample("gnomon_requests_in_progress") == 1
+        assert eventually(lambda: here.sample("gnomon_requests_ended_total", outcome="cancelled") == 1)
         with socket.create_connection(("127.0.0.1", port)) as leaver:
             leaver.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
-            assert eventually(lambda: here.sample("gnomon:requests_in_progress") == 1)
-        assert eventually(lambda: here.sample("gnomon:requests_ended_total", outcome="cancelled") == 2)
-    assert here.sample("gnomon:requests_received_total") == here.sample("gnomon:requests_ended_total") == 7
-    assert here.sample("gnomon:http_requests_total", code="none") == 1
+            assert eventually(lambda: here.sample("gnomon_requests_in_progress") == 1)
+        assert eventually(lambda: here.sample("gnomon_requests_ended_total", outcome="cancelled") == 2)
+    assert here.sample("gnomon_requests_received_total") == here.sample("gnomon_requests_ended_total") == 7
+    assert here.sample("gnomon_http_requests_total", code="none") == 1
 
 
 FLOOD = """

@@ -274,7 +274,7 @@ def test_a_collector_that_is_down_breaks_nothing_and_is_reported_once(caplog: py
             assert drive(here.app).sent[0]["status"] == 200
         of.stop(0.5)
         threads_end()  # before OpenTelemetry may speak again
-        assert here.sample("gnomon:requests_ended_total", outcome="answered") == 1100
+        assert here.sample("gnomon_requests_ended_total", outcome="answered") == 1100
     finally:
         logging.getLogger("opentelemetry").setLevel(logging.NOTSET)
     said = [record for record in caplog.records if record.levelno >= logging.WARNING]
