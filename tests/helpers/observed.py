@@ -20,13 +20,14 @@ from starlette.types import Message, Receive, Scope, Send
 
 from gnomon.http.errors import ErrorForm, Unavailable, unknown_route
 from gnomon.http.observe.access import AccessLine, Observed
-from gnomon.http.observe.metrics import Load, Metrics
-from gnomon.http.observe.otel import Tracer
+from gnomon.http.observe.metrics import Metrics, ServerLoad
+from gnomon.http.observe.otel import OtelSpans
 from gnomon.http.observe.record import Record, record_of
+from gnomon.reference.engine import Load
 from gnomon.reference.request import InvalidRequest
 
 ROUTES = frozenset({"/ok", "/v1/completions"})
-IDLE = Load(running=0, waiting=0, waiting_tokens=0, waiting_bytes=0, slots=8, busy_slots=0, pages=0, held_pages=0)
+IDLE = ServerLoad(running=0, waiting=0, waiting_tokens=0, waiting_bytes=0, engine=Load(8, 0, 0, 0))
 PROMPT = "the-prompt-of-this-request"
 
 
@@ -76,8 +77,8 @@ def complete(record: Record) -> None:
 
 
 @dataclass
-class Told:
-    """Stands where a Tracer stands."""
+class RecordedSpans:
+    """Stands where OtelSpans stands, and keeps the records."""
 
     records: list[Record] = field(default_factory=list)
 
@@ -91,14 +92,14 @@ class World:
 
     app: Starlette
     metrics: Metrics
-    told: Told
+    otel: RecordedSpans
 
     def sample(self, name: str, **labels: str) -> float:
         return sample(self.metrics, name, **labels)
 
 
-def world(tracer: Tracer | None = None) -> World:
-    metrics, told = Metrics("mine", lambda: IDLE, "1.2"), Told()
+def world(otel: OtelSpans | None = None) -> World:
+    metrics, recorded = Metrics("mine", lambda: IDLE, "1.2"), RecordedSpans()
 
     async def ok(request: Request) -> Response:
         return PlainTextResponse("hello")
@@ -106,13 +107,13 @@ def world(tracer: Tracer | None = None) -> World:
     app = Starlette(
         routes=[Route("/ok", ok, methods=["GET"]), Route("/v1/completions", Endpoint(), methods=["POST"])],
         middleware=[
-            Middleware(Observed, metrics=metrics, routes=ROUTES, tracer=tracer or cast("Tracer", told)),
+            Middleware(Observed, metrics=metrics, routes=ROUTES, otel=otel or cast("OtelSpans", recorded)),
             Middleware(ErrorForm),
         ],
         exception_handlers={HTTPException: unknown_route},
     )
     app.router.redirect_slashes = False
-    return World(app, metrics, told)
+    return World(app, metrics, recorded)
 
 
 @dataclass

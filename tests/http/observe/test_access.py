@@ -66,13 +66,13 @@ ENDINGS: dict[str, tuple[dict[str, Any], int | None, str]] = {
 
 
 @pytest.mark.parametrize("how", ENDINGS)
-def test_every_ending_is_logged_counted_and_traced_once(
+def test_every_ending_is_told_once_to_the_log_the_metrics_and_otel(
     here: World, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     request, status, outcome = ENDINGS[how]
     seen = drive(here.app, **request)
     (line,) = lines(caplog.records)
-    (record,) = here.told.records
+    (record,) = here.otel.records
     assert line.record is record
     assert (record.status, record.outcome) == (status, outcome)
     assert record.ended is not None
@@ -143,7 +143,7 @@ def test_a_sound_request_id_is_returned_on_every_answer(here: World, sent: bytes
     for how, (request, status, _) in ENDINGS.items():
         if status is not None and not request.get("hung_up"):
             assert drive(here.app, headers=[(b"x-request-id", sent)], **request).ids == [sent], how
-    assert {record.request_id for record in here.told.records} == {sent.decode()}
+    assert {record.request_id for record in here.otel.records} == {sent.decode()}
 
 
 @pytest.mark.parametrize(
