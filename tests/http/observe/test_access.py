@@ -476,7 +476,7 @@ logging.getLogger("gnomon.http").info("the last")
 """
 
 
-def test_a_standard_error_that_nobody_reads_stops_nothing_and_what_is_lost_is_counted() -> None:
+def test_a_standard_error_that_nobody_reads_stops_nothing_and_counts_what_is_lost() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", FLOOD],
         stdin=subprocess.PIPE,

@@ -95,7 +95,7 @@ def test_a_completion_refused_in_the_queue_counts_no_tokens() -> None:
         assert sample(of, f"gnomon_{name}") == 0
 
 
-def test_a_completion_answered_without_the_engine_counts_its_prompt_but_no_look_into_the_cache() -> None:
+def test_an_answer_without_the_engine_counts_its_prompt_and_no_look_into_the_cache() -> None:
     of = metrics()
     record = Record("id", "POST", "/v1/completions", prompt_tokens=12, status=200, outcome="answered")
     of.began(record)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from starlette.applications import Starlette
@@ -12,13 +12,9 @@ from starlette.applications import Starlette
 from gnomon.http.app import create_app
 from gnomon.http.settings import Settings
 from gnomon.reference.tokenizer import Tokenizer
-from helpers.browser import CONTEXT, Open, Playground, Serve, chromium, slowly
+from helpers.browser import CONTEXT, Open, Playground, Serve, SharedBrowser, slowly
 from helpers.fake import FakeEngine, fake_tokenizer, hashed_logits
 from helpers.live import serving
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
-
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
@@ -30,11 +26,19 @@ def app(tokenizer: Tokenizer) -> Starlette:
     return create_app(FakeEngine(hashed_logits, context=CONTEXT), tokenizer, Settings())
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Not for the whole session: while playwright runs, no other test of its thread can run an event loop."""
-    with chromium() as launched:
-        yield launched
+@pytest.fixture(scope="session")
+def browser() -> Iterator[SharedBrowser]:
+    shared = SharedBrowser()
+    yield shared
+    shared.close()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Function, nextitem: pytest.Function | None) -> None:
+    """Closes the browser where its tests end: while playwright runs, no other test of the process has an event loop."""
+    browser = item.funcargs.get("browser")
+    if browser is not None and "browser" not in getattr(nextitem, "fixturenames", ()):
+        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,7 @@ def serve() -> Iterator[Serve]:
 
 
 @pytest.fixture
-def open_page(browser: Browser, base: str, serve: Serve) -> Iterator[Open]:
+def open_page(browser: SharedBrowser, base: str, serve: Serve) -> Iterator[Open]:
     """Opens the page in a new profile. At the end the console must be silent but for the answers a test asked for."""
     opened: list[Playground] = []
     contexts = []
@@ -67,7 +71,7 @@ def open_page(browser: Browser, base: str, serve: Serve) -> Iterator[Open]:
     def open_one(
         base: str | None = None, fragment: str = "", before: str | None = None, wait: bool = True, **profile: Any
     ) -> Playground:
-        context = browser.new_context(**{"viewport": {"width": 1360, "height": 950}, **profile})
+        context = browser.started().new_context(**{"viewport": {"width": 1360, "height": 950}, **profile})
         contexts.append(context)
         if before is not None:
             context.add_init_script(before)
