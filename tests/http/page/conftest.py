@@ -16,6 +16,7 @@ from helpers.browser import CONTEXT, Open, Playground, Serve, SharedBrowser, slo
 from helpers.fake import FakeEngine, fake_tokenizer, hashed_logits
 from helpers.live import serving
 
+
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))

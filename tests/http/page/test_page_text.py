@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from gnomon.http.settings import Settings
 from gnomon.reference.tokenizer import Tokenizer
 from helpers.browser import CONTEXT, Open, Serve, answer, slowly
 from helpers.fake import FakeEngine, always, hashed_logits
-from helpers.live import MODEL
+from helpers.live import MODEL, eventually
 
 pytestmark = pytest.mark.browser
 
@@ -55,10 +54,7 @@ def test_stop_ends_the_request(open_page: Open, serve: Serve, tokenizer: Tokeniz
     page["#run"].click()
     page["#summary"].filter(has_text=re.compile(r"Stopped after \d+ tokens?\. Seed -?\d+\.")).wait_for()
     assert page["#run"].text_content() == "Complete"
-    end = time.monotonic() + 10
-    while app.state.completions.open and time.monotonic() < end:
-        time.sleep(0.02)
-    assert app.state.completions.open == []
+    assert eventually(lambda: app.state.completions.open == [])
     assert page["[role=option]"].count() < 390
 
 
