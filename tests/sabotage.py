@@ -947,14 +947,14 @@ BREAKS = (
         "http/observe/access.py",
         'hide(fields(scope, b"authorization"))',
         "hide([])",
-        "http/observe/test_access.py::test_no_line_of_a_request_can_show_its_authorization",
+        "http/observe/test_logs.py::test_no_line_of_a_request_can_show_its_authorization",
     ),
     Break(
         "the log shows control characters",
         "http/observe/logs.py",
         "{printable(self.message(record))}",
         "{self.message(record)}",
-        "http/observe/test_access.py::test_no_message_and_no_exception_can_forge_a_line",
+        "http/observe/test_logs.py::test_no_message_and_no_exception_can_forge_a_line",
     ),
     Break(
         "every path is a label",
@@ -2023,7 +2023,7 @@ BREAKS = (
         "http/observe/logs.py",
         "    except BlockingIOError:\n        room",
         "    except BlockingIOError:\n        raise\n        room",
-        "http/observe/test_access.py::test_no_line_is_lost_or_cut_where_standard_error_does_not_wait",
+        "http/observe/test_logs.py::test_no_line_is_lost_or_cut_where_standard_error_does_not_wait",
     ),
     Break(
         "what is no Exception reaches the event loop",

@@ -20,6 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from gnomon.http.errors import ErrorForm, Unavailable, unknown_route
 from gnomon.http.observe.access import AccessLine, Observed
+from gnomon.http.observe.logs import JsonLines, Lines, TextLines
 from gnomon.http.observe.metrics import Metrics, ServerLoad
 from gnomon.http.observe.otel import OtelSpans
 from gnomon.http.observe.record import Record, record_of
@@ -28,6 +29,7 @@ from gnomon.reference.request import InvalidRequest
 
 ROUTES = frozenset({"/ok", "/v1/completions"})
 IDLE = ServerLoad(running=0, waiting=0, waiting_tokens=0, waiting_bytes=0, engine=Load(8, 0, 0, 0))
+TEXT, JSON = TextLines(), JsonLines()
 PROMPT = "the-prompt-of-this-request"
 
 
@@ -199,3 +201,13 @@ def sample(metrics: Metrics, name: str, **labels: str) -> float:
         if s.name == name and s.labels.items() >= labels.items()
     ]
     return sum(found)
+
+
+def formatted(of: Lines, message: object, *args: object, exc: BaseException | None = None) -> str:
+    info = None if exc is None else (type(exc), exc, exc.__traceback__)
+    return of.format(logging.LogRecord("gnomon.http", logging.INFO, "", 0, message, args, info))
+
+
+def line_of(method: str, path: bytes) -> AccessLine:
+    scope = {"method": method, "path": "/", "raw_path": path, "client": ("::1", 1)}
+    return AccessLine.of(Record("id", "other", "other"), scope)
