@@ -38,7 +38,7 @@ def browser() -> Iterator[SharedBrowser]:
 def pytest_runtest_teardown(item: pytest.Function, nextitem: pytest.Function | None) -> None:
     """Closes the browser where its tests end: while playwright runs, no other test of the process has an event loop."""
     browser = item.funcargs.get("browser")
-    if browser is not None and "browser" not in getattr(nextitem, "fixturenames", ()):
+    if isinstance(browser, SharedBrowser) and "browser" not in getattr(nextitem, "fixturenames", ()):
         browser.close()
 
 
