@@ -25,7 +25,7 @@ from gnomon.http.observe.metrics import Metrics, ServerLoad
 from gnomon.http.observe.otel import OtelSpans
 from gnomon.http.observe.record import Record, record_of
 from gnomon.reference.engine import Load
-from gnomon.reference.request import InvalidRequest
+from gnomon.reference.errors import InvalidRequest
 
 ROUTES = frozenset({"/ok", "/v1/completions"})
 IDLE = ServerLoad(running=0, waiting=0, waiting_tokens=0, waiting_bytes=0, engine=Load(8, 0, 0, 0))
