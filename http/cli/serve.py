@@ -196,7 +196,7 @@ def run_server(start: Start, which: ModelOptions, jax_options: JaxOptions, setti
 
     from gnomon.http.identity.options import ConfigError
     from gnomon.http.observe.logs import logging_config
-    from gnomon.http.observe.otel import CannotTrace
+    from gnomon.http.observe.otel import CannotSendSpans
     from gnomon.http.process.descriptors import TooFew, allowed
     from gnomon.http.run import CannotListen, Server, bind, url
 
@@ -225,7 +225,7 @@ def run_server(start: Start, which: ModelOptions, jax_options: JaxOptions, setti
                 log.warning(lowered)
             server = Server(app, settings, lambda: announce(settings, base), load, refused)
             server.run(sockets=[listener])
-    except (CannotListen, CannotTrace, ConfigError, TooFew) as error:
+    except (CannotListen, CannotSendSpans, ConfigError, TooFew) as error:
         fail(str(error), 1)
     except OSError as error:  # another process took the port meanwhile
         fail(f"{settings.host} port {settings.port}: {error.strerror or error}", 1)
