@@ -20,7 +20,8 @@ from gnomon.http.cli.console import fail, say
 from gnomon.http.cli.model import EngineName, JaxOptions, ModelOptions, cache_dir, model_name, open_model
 from gnomon.http.cli.options import Chosen, command, made
 from gnomon.http.settings import Settings
-from gnomon.reference.request import BY_NAME, CompletionRequest, RequestError
+from gnomon.reference.errors import RequestError
+from gnomon.reference.request import BY_NAME, CompletionRequest
 from gnomon.reference.system.options import Option, named, option, options
 
 if TYPE_CHECKING:

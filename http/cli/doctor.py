@@ -50,7 +50,8 @@ def doctor_command() -> Callable[..., None]:
 
 def doctor(chosen: Chosen) -> None:
     asked = made(DoctorOptions, chosen)
-    from gnomon.reference.checkpoint.load import CheckpointError, silently
+    from gnomon.reference.checkpoint.errors import CheckpointError
+    from gnomon.reference.checkpoint.load import silently
     from gnomon.reference.system.files import check_writable
 
     try:

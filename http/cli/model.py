@@ -16,7 +16,7 @@ from gnomon.http.observe.text import as_utf8
 from gnomon.http.settings import Settings
 from gnomon.reference.checkpoint.load import Say
 from gnomon.reference.system.options import named, option, options
-from gnomon.reference.text.infill import Order, Told
+from gnomon.reference.text.infill import InfillOptions, Order
 
 if TYPE_CHECKING:
     from gnomon.reference.checkpoint.load import Checkpoint
@@ -76,7 +76,7 @@ class ModelOptions:
         metavar="ORDER",
     )
 
-    def told(self) -> Told:
+    def told(self) -> InfillOptions:
         """What they say of the fill-in-the-middle tokens. One without those it needs ends the command."""
         given = {
             f"--{name.replace('_', '-')}": getattr(self, name) for name in ("fim_prefix", "fim_suffix", "fim_middle")
@@ -85,7 +85,7 @@ class ModelOptions:
         missing = [flag for flag in needed if given[flag] is None]
         if missing and any(literal is not None for literal in given.values()):
             fail(f"{', '.join(needed)} go together; missing: {', '.join(missing)}", 2)
-        return Told(self.fim_prefix, self.fim_suffix, self.fim_middle, self.fim_order)
+        return InfillOptions(self.fim_prefix, self.fim_suffix, self.fim_middle, self.fim_order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ def open_model(
 ) -> tuple[ServedEngine, Tokenizer, Checkpoint]:
     """The engine, its tokenizer, and what both were made from. `say` gets a line for every step of the start, and
     `announce` one before those that take long, and what is not kept for the next start."""
-    from gnomon.reference.checkpoint.load import CheckpointError
+    from gnomon.reference.checkpoint.errors import CheckpointError
     from gnomon.reference.engine import ReferenceEngine
 
     try:

@@ -160,8 +160,8 @@ def _auth_mode(chosen: Mapping[str, Setting], loopback: bool) -> Setting:
 
 def check_auth(auth: AuthSettings) -> AuthSettings:
     """The settings with their keys read, if they are in a pipe, such as a shell's <(...), which can be read once."""
-    from gnomon.http.auth import ConfigError, authenticator
-    from gnomon.http.identity.options import api_keys, check_settings
+    from gnomon.http.auth import authenticator
+    from gnomon.http.identity.options import ConfigError, api_keys, check_settings
 
     try:
         check_settings(auth)
@@ -194,7 +194,7 @@ def check_tls(settings: Settings) -> None:
 def run_server(start: Start, which: ModelOptions, jax_options: JaxOptions, settings: Settings, loopback: bool) -> None:
     from logging.config import dictConfig
 
-    from gnomon.http.auth import ConfigError
+    from gnomon.http.identity.options import ConfigError
     from gnomon.http.observe.logs import logging_config
     from gnomon.http.observe.otel import CannotTrace
     from gnomon.http.process.descriptors import TooFew, allowed

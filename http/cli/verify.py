@@ -50,7 +50,7 @@ def run_verify(chosen: Chosen) -> None:
 
 def _compared_with(reference: str) -> MakeSection:
     from gnomon.http.verify.weights.weights import compared_with
-    from gnomon.reference.checkpoint.load import CheckpointError
+    from gnomon.reference.checkpoint.errors import CheckpointError
     from gnomon.reference.engine import ReferenceEngine
 
     try:

@@ -19,9 +19,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gnomon.http.auth import Authentication, Authenticator, Principal, authenticator, principal_of
+from gnomon.http.auth import Authentication, Authenticator, authenticator
 from gnomon.http.errors import ErrorForm
 from gnomon.http.identity.bearer import BearerTokens
+from gnomon.http.identity.principal import Principal, principal_of
 from gnomon.http.observe.record import Record, record_of
 from gnomon.http.settings import AuthMode, AuthSettings
 from helpers.certificate import any_authority

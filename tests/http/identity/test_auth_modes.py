@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from gnomon.http.auth import ConfigError, authenticator
+from gnomon.http.auth import authenticator
 from gnomon.http.identity.jwks import ALGORITHMS
-from gnomon.http.identity.options import MODES, SHORTEST_KEY, api_keys, flag
+from gnomon.http.identity.options import MODES, SHORTEST_KEY, ConfigError, api_keys, flag
 from gnomon.http.settings import AuthMode, AuthSettings
 from gnomon.reference.system.options import options
 from helpers.auth_app import AUDIENCE, CHALLENGES, auth_app, settings_for
