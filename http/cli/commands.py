@@ -1008,8 +1008,7 @@ def verify(
     Status 0: all honoured, refused or unclear; 1: findings; 2: could not run to its end.
     """
     from gnomon.http.verify.cases import CASES
-    from gnomon.http.verify.command import Options, show_list
-    from gnomon.http.verify.command import verify as judge
+    from gnomon.http.verify.command import Options, run_verify, show_list
 
     if list_cases:
         raise typer.Exit(show_list(only or (), CASES))
@@ -1039,11 +1038,11 @@ def verify(
         from gnomon.http.verify.golden import replay
 
         sections.append(replay)
-    raise typer.Exit(judge(options, CASES, sections))
+    raise typer.Exit(run_verify(options, CASES, sections))
 
 
 def _compared_with(reference: str) -> MakeSection:
-    from gnomon.http.verify.weights.weights import compared_with
+    from gnomon.http.verify.weights.compare import compared_with
     from gnomon.reference.checkpoint.load import CheckpointError
     from gnomon.reference.engine import ReferenceEngine
 

@@ -26,7 +26,7 @@ from starlette.datastructures import Headers
 from gnomon.http import sse
 from gnomon.http.completions import check_content_type
 from gnomon.http.errors import NotFound
-from gnomon.http.verify.ask.exchange import Budget, Client
+from gnomon.http.verify.ask.client import Budget, Client
 from gnomon.http.verify.ask.probe import Subject
 from gnomon.http.verify.cases import CASES
 from gnomon.http.verify.run import judge_all

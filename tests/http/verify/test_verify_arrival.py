@@ -61,8 +61,8 @@ class Queued(Wireless):
 
 
 def found(transport: httpx.AsyncBaseTransport, base: str = "http://gnomon") -> tuple[Verdict, str]:
-    outcome = judged(transport, arrival.CASES, base)["stream.as_it_is_made"].outcome
-    return outcome.verdict, outcome.reason
+    judgement = judged(transport, arrival.CASES, base)["stream.as_it_is_made"].judgement
+    return judgement.verdict, judgement.reason
 
 
 @contextmanager

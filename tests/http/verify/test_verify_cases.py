@@ -978,7 +978,7 @@ def test_our_own_server_honours_every_sentence(model: Model) -> None:
     with serving(create_app(*model, Settings())) as base:
         for findings in (judged(httpx.AsyncHTTPTransport(), base=base), judged(Wireless(model))):
             assert {
-                name: found.outcome for name, found in findings.items() if found.outcome.verdict != Verdict.honoured
+                name: found.judgement for name, found in findings.items() if found.judgement.verdict != Verdict.honoured
             } == {}
 
 
@@ -1003,4 +1003,4 @@ def closure(name: str) -> list[Case]:
 def test_a_break_turns_its_case_red(model: Model, monkeypatch: pytest.MonkeyPatch, broken: Break) -> None:
     broken.make(monkeypatch)
     found = judged(Wireless(model), closure(broken.red))[broken.red]
-    assert found.outcome.verdict.is_finding, found.outcome
+    assert found.judgement.verdict.is_finding, found.judgement

@@ -24,12 +24,13 @@ from starlette.routing import Route
 from gnomon.http.app import create_app
 from gnomon.http.cli.commands import main
 from gnomon.http.settings import Settings
-from gnomon.http.verify.ask.exchange import Busy, CannotReach, OutOfBudget
+from gnomon.http.verify.ask.answer import Unclear
+from gnomon.http.verify.ask.client import Busy, CannotReach, OutOfBudget
 from gnomon.http.verify.ask.probe import Probe, Subject
 from gnomon.http.verify.command import CannotRun, Options, bases, verify
 from gnomon.http.verify.report.profiles import ProfileName
 from gnomon.http.verify.report.report import Section
-from gnomon.http.verify.verdict import Case, Finding, Outcome, Unclear, case, honoured, ignored, wrong
+from gnomon.http.verify.verdict import Case, Finding, Judgement, case, honoured, ignored, wrong
 from helpers.fake import FakeEngine, fake_tokenizer, hashed_logits
 from helpers.raw import Asked, RawServer, http, raw_server
 
@@ -104,17 +105,17 @@ class Small:
 
 
 @case("good.answers", "prompt", law="3", says="a prompt is continued")
-async def answers(p: Probe) -> Outcome:
+async def answers(p: Probe) -> Judgement:
     return honoured((await p.complete(max_tokens=2)).text)
 
 
 @case("good.again", "seed", law="10", says="and again", needs=("good.answers",))
-async def again(p: Probe) -> Outcome:
+async def again(p: Probe) -> Judgement:
     return honoured((await p.complete(max_tokens=3)).text)
 
 
 @case("best_of.returns_the_best", "best_of", law="8", says="the best comes back", needs=("good.answers",))
-async def bad(p: Probe) -> Outcome:
+async def bad(p: Probe) -> Judgement:
     await p.complete(best_of=2)
     return ignored("it is the first")
 

@@ -64,8 +64,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def test_our_own_server_honours_every_case_within_a_small_budget(model: Model) -> None:
     with serving(create_app(*model, Settings())) as base:
         for findings in (judged(httpx.AsyncHTTPTransport(), CASES, base), judged(Wireless(model), CASES)):
-            outcomes = {name: found.outcome for name, found in findings.items()}
-            assert {name: one for name, one in outcomes.items() if one.verdict != Verdict.honoured} == {}
+            judgements = {name: found.judgement for name, found in findings.items()}
+            assert {name: one for name, one in judgements.items() if one.verdict != Verdict.honoured} == {}
             assert all(found.exchanges for found in findings.values())
 
 
@@ -575,7 +575,7 @@ def test_a_break_turns_its_case_red_and_no_other_parameter(
     broken.make(monkeypatch)
     findings = judged(Wireless(model), CASES)
     found = findings[broken.red]
-    assert found.outcome.verdict.is_finding, found.outcome
-    red = {name: finding.outcome.reason for name, finding in findings.items() if finding.outcome.verdict.is_finding}
+    assert found.judgement.verdict.is_finding, found.judgement
+    red = {name: finding.judgement.reason for name, finding in findings.items() if finding.judgement.verdict.is_finding}
     assert {findings[name].case.param for name in red} == {found.case.param}, red
-    assert Verdict.refused not in {finding.outcome.verdict for finding in findings.values()}
+    assert Verdict.refused not in {finding.judgement.verdict for finding in findings.values()}

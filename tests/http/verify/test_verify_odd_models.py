@@ -36,14 +36,14 @@ def _models() -> list[object]:
 def test_no_case_accuses_a_sound_server_of_its_model(tmp_path: Path, name: str) -> None:
     findings = judged(Wireless(ODD[name].serve(tmp_path)))
     assert len(findings) == len(CASES)
-    accused = {case: found.outcome.reason for case, found in findings.items() if found.outcome.verdict.is_finding}
+    accused = {case: found.judgement.reason for case, found in findings.items() if found.judgement.verdict.is_finding}
     assert accused == {}
-    refused = [case for case, found in findings.items() if found.outcome.verdict is Verdict.refused]
+    refused = [case for case, found in findings.items() if found.judgement.verdict is Verdict.refused]
     assert refused == (["prompt.empty"] if "without an end of text" in name else [])
-    odd = {case: found.outcome.reason for case, found in findings.items() if NOTHING_TO_SEE in found.outcome.reason}
+    odd = {case: found.judgement.reason for case, found in findings.items() if NOTHING_TO_SEE in found.judgement.reason}
     assert odd == {}
-    honoured = sum(found.outcome.verdict is Verdict.honoured for found in findings.values())
-    assert honoured >= ODD[name].least, {case: found.outcome.reason for case, found in findings.items()}
+    honoured = sum(found.judgement.verdict is Verdict.honoured for found in findings.values())
+    assert honoured >= ODD[name].least, {case: found.judgement.reason for case, found in findings.items()}
 
 
 @pytest.mark.long
@@ -51,7 +51,7 @@ def test_no_case_accuses_a_sound_server_of_its_model(tmp_path: Path, name: str) 
 @pytest.mark.parametrize("name", ODD)
 def test_no_case_accuses_a_sound_server_of_other_weights(tmp_path: Path, name: str, salt: int) -> None:
     findings = judged(Wireless(ODD[name].of(salt).serve(tmp_path)))
-    assert {case: found.outcome.reason for case, found in findings.items() if found.outcome.verdict.is_finding} == {}
+    assert {case: found.judgement.reason for case, found in findings.items() if found.judgement.verdict.is_finding} == {}
 
 
 @pytest.mark.slow
@@ -61,7 +61,7 @@ def test_no_case_accuses_our_own_server_of_a_model_that_ends_at_once(tmp_path: P
         import httpx
 
         findings = judged(httpx.AsyncHTTPTransport(), base=base)
-    assert {case: found.outcome.reason for case, found in findings.items() if found.outcome.verdict.is_finding} == {}
+    assert {case: found.judgement.reason for case, found in findings.items() if found.judgement.verdict.is_finding} == {}
 
 
 # ---- a fault is not acquitted
@@ -89,5 +89,5 @@ def test_a_fault_is_not_acquitted_on_such_a_model(
 ) -> None:
     model = ODD[name].serve(tmp_path)
     broken.make(monkeypatch)
-    outcome = judged(Wireless(model), closure(broken.red))[broken.red].outcome
-    assert outcome.verdict is not Verdict.honoured, outcome.reason
+    judgement = judged(Wireless(model), closure(broken.red))[broken.red].judgement
+    assert judgement.verdict is not Verdict.honoured, judgement.reason

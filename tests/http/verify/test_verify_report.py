@@ -18,14 +18,14 @@ from rich.console import Console
 
 from gnomon.http.verify.ask.exchange import Exchange
 from gnomon.http.verify.ask.probe import Probe
-from gnomon.http.verify.ask.safe import HIDDEN, Secret, line, plain, visible
+from gnomon.http.verify.ask.safe import HIDDEN, Secret, line, plain, escaped
 from gnomon.http.verify.report import baseline
 from gnomon.http.verify.report.junit import junit
 from gnomon.http.verify.report.page import page
 from gnomon.http.verify.report.profiles import PROFILES, Documented, ProfileName, documented
 from gnomon.http.verify.report.report import (
     Cost,
-    Entry,
+    ReportedFinding,
     Law,
     NoSuchCase,
     Report,
@@ -36,13 +36,13 @@ from gnomon.http.verify.report.report import (
     with_needs,
 )
 from gnomon.http.verify.report.terminal import list_cases, show
-from gnomon.http.verify.verdict import Case, Finding, Outcome, Verdict
+from gnomon.http.verify.verdict import Case, Finding, Judgement, Verdict
 
 README = Path(__file__).resolve().parents[3] / "http" / "verify" / "README.md"
 NASTY = "a \x1b[31m\x00\ud800\u202e <b>&amp;\"'] ]]> \ufffe end"
 
 
-async def never(p: Probe) -> Outcome:
+async def never(p: Probe) -> Judgement:
     raise AssertionError("no case is judged here")
 
 
@@ -58,7 +58,7 @@ def sent(body: Mapping[str, Any] | bytes, with_key: bool = False) -> Exchange:
 
 def finding(name: str, verdict: Verdict, reason: str = "so it was", **evidence: Any) -> Finding:
     exchanges = () if verdict is Verdict.unclear else (sent({"prompt": name}), sent({"prompt": name, "seed": 1}))
-    return Finding(made_case(name, odds="1 in 10,000"), Outcome(verdict, reason, evidence), exchanges, 1.25)
+    return Finding(made_case(name, odds="1 in 10,000"), Judgement(verdict, reason, evidence), exchanges, 1.25)
 
 
 ONE_OF_EACH = tuple(finding(f"{verdict}.case", verdict) for verdict in Verdict)
@@ -84,7 +84,7 @@ def made_report(
         "2026-11-26T12:00:00Z",
         Law.read(),
         {**options, **more.pop("options", {})},
-        tuple(Entry.of(one, secret, profile) for one in findings),
+        tuple(ReportedFinding.of(one, secret, profile) for one in findings),
         tuple(part(section, secret, profile) for section in sections),
         Cost(12, 3456, 7.8),
         **more,
@@ -198,8 +198,8 @@ def test_a_short_key_is_hidden_as_a_word_and_in_no_other() -> None:
 
 
 def test_what_a_terminal_would_obey_is_written_as_an_escape() -> None:
-    assert visible("a\x1b[2J\x07\x9b\u202e\ud800\u2028é😀") == "a\\x1b[2J\\x07\\x9b\\u202e\\ud800\\u2028é😀"
-    assert visible("a\tb\nc", keep="\n") == "a\\tb\nc"
+    assert escaped("a\x1b[2J\x07\x9b\u202e\ud800\u2028é😀") == "a\\x1b[2J\\x07\\x9b\\u202e\\ud800\\u2028é😀"
+    assert escaped("a\tb\nc", keep="\n") == "a\\tb\nc"
     assert line("  two \r\n lines\x1b ", Secret(None)) == "two lines\\x1b"
     assert line("x" * 700, Secret(None)) == "x" * 599 + "…"
 
@@ -275,7 +275,7 @@ def test_the_json_is_ascii_and_sound_whatever_a_server_said() -> None:
 
 def test_the_last_different_requests_are_kept_in_their_order() -> None:
     bodies = [{"n": k % 20} for k in range(40)]
-    many = Finding(made_case("a.b"), Outcome(Verdict.wrong, "so"), tuple(sent(body) for body in bodies), 1)
+    many = Finding(made_case("a.b"), Judgement(Verdict.wrong, "so"), tuple(sent(body) for body in bodies), 1)
     [entry] = made_report(many).entries
     assert [re.findall(r'"n": (\d+)', command) for command in entry.curl] == [[str(k)] for k in range(8, 20)]
     assert entry.requests == 40
@@ -287,14 +287,14 @@ def test_the_last_different_requests_are_kept_in_their_order() -> None:
 def test_a_curl_line_sends_the_same_bytes_and_has_no_key(tmp_path: Path) -> None:
     for body in (b'{"a": "it\'s $HOME `x` \\\\ !"}', b'{"a": "\xff\x00%s\\"}', '{"a": "é\u202e\x1b"}'.encode()):
         command = sent(body, with_key=True).curl()
-        assert visible(command) == command
+        assert escaped(command) == command
         assert command.count("$GNOMON_KEY") == 1
         assert played(command, tmp_path) == body
 
 
 def test_a_key_that_a_case_sent_on_is_in_no_command() -> None:
     key = "sk-0123456789abcdef"
-    judged = Finding(made_case("a.b"), Outcome(Verdict.wrong, "so"), (sent({"prompt": f"said {key}"}),), 1)
+    judged = Finding(made_case("a.b"), Judgement(Verdict.wrong, "so"), (sent({"prompt": f"said {key}"}),), 1)
     report = made_report(judged, key=key)
     assert key not in report.text() + printed(report) + page(report)
     assert f"said {HIDDEN}" in report.entries[0].curl[0]
@@ -405,8 +405,8 @@ def test_the_list_of_cases_has_sentence_law_needs_and_odds() -> None:
 
 def test_junit_fails_findings_skips_the_unclear_and_passes_refusals() -> None:
     root = ElementTree.fromstring(junit(made_report(*ONE_OF_EACH)))
-    outcomes = {case.get("name", "").split(":")[0]: [child.tag for child in case] for case in root.iter("testcase")}
-    assert outcomes == {
+    judgements = {case.get("name", "").split(":")[0]: [child.tag for child in case] for case in root.iter("testcase")}
+    assert judgements == {
         "honoured.case": [],
         "refused.case": ["system-out"],
         "ignored.case": ["failure"],

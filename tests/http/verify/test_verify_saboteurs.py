@@ -49,7 +49,7 @@ def _parameters() -> list[Any]:
 def test_a_break_is_blamed_on_its_own_parameter(model: Model, monkeypatch: pytest.MonkeyPatch, broken: Break) -> None:
     broken.make(monkeypatch)
     findings = judged(Wireless(model))
-    red = {name: found.outcome.reason for name, found in findings.items() if found.outcome.verdict.is_finding}
-    assert broken.red in red, findings[broken.red].outcome
+    red = {name: found.judgement.reason for name, found in findings.items() if found.judgement.verdict.is_finding}
+    assert broken.red in red, findings[broken.red].judgement
     assert {PARAM[name] for name in red} == {PARAM[broken.red]}, red
-    assert Verdict.refused not in {found.outcome.verdict for found in findings.values()}
+    assert Verdict.refused not in {found.judgement.verdict for found in findings.values()}

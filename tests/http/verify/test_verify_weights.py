@@ -14,13 +14,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gnomon.http.verify.ask.exchange import Budget, Client
+from gnomon.http.verify.ask.client import Budget, Client
 from gnomon.http.verify.ask.probe import Subject
 from gnomon.http.verify.verdict import Verdict
-from gnomon.http.verify.weights.explain import Kind
+from gnomon.http.verify.weights.compare import compare
+from gnomon.http.verify.weights.comparison import Comparison
 from gnomon.http.verify.weights.labels import Listed as Named
 from gnomon.http.verify.weights.labels import Names, Place, Style, places_of, trace_ids
-from gnomon.http.verify.weights.weights import STORY, Comparison, compare, grain
+from gnomon.http.verify.weights.questions import STORY
+from gnomon.http.verify.weights.readings import Kind
+from gnomon.http.verify.weights.resolved import grain
 from gnomon.reference import engine as engine_module
 from gnomon.reference import load, load_checkpoint, load_tokenizer
 from gnomon.reference.completion import prepare
@@ -143,7 +146,7 @@ def test_our_own_server_is_exact_and_every_sentence_is_honoured(model: Model) ->
     comparison = compared(Server(model), model)
     assert kinds(comparison) == dict.fromkeys(ALL, Kind.rounding)
     assert max(group.fit.worst for group in comparison.groups) < 1e-12
-    assert {finding.outcome.verdict for finding in comparison.findings()} == {Verdict.honoured}
+    assert {finding.judgement.verdict for finding in comparison.findings()} == {Verdict.honoured}
     assert {finding.case.name.split(".")[1] for finding in comparison.findings()} == ALL | {"choices"}
     assert comparison.unresolved == 0
     assert not comparison.departs
@@ -169,7 +172,7 @@ def test_float32_values_of_the_embedded_model_are_rounding_and_say_how_much() ->
     assert set(kinds(comparison).values()) == {Kind.rounding}
     assert comparison.sentence.startswith("float32 rounding: ")
     assert "off by 5.0e-05 at most" in comparison.sentence
-    assert {finding.outcome.verdict for finding in comparison.findings()} == {Verdict.honoured}
+    assert {finding.judgement.verdict for finding in comparison.findings()} == {Verdict.honoured}
 
 
 def test_the_worst_place_is_named_with_both_values(model: Model) -> None:
@@ -206,7 +209,7 @@ def test_weights_of_fewer_bits_are_recognized_and_not_accused(
     comparison = compared(Server(with_weights(model, change)), model)
     assert set(kinds(comparison).values()) == {Kind.precision}, comparison.sentence
     assert said in words(comparison, "greedy")
-    verdicts = {finding.case.name: finding.outcome.verdict for finding in comparison.findings()}
+    verdicts = {finding.case.name: finding.judgement.verdict for finding in comparison.findings()}
     assert verdicts.pop("weights.choices") is Verdict.honoured  # near-ties are excused
     assert set(verdicts.values()) == {Verdict.unclear}
     assert not comparison.departs
@@ -259,9 +262,9 @@ def test_values_taken_after_a_stage_are_told_from_raw_ones(
     comparison = compared(Server(model), model)
     assert kinds(comparison) == {**dict.fromkeys(ALL, Kind.rounding), group: Kind.processed}
     assert words(comparison, group) == said
-    (finding,) = (one for one in comparison.findings() if one.outcome.verdict.is_finding)
+    (finding,) = (one for one in comparison.findings() if one.judgement.verdict.is_finding)
     assert finding.case.name == f"weights.{group}"
-    assert f"consistent with {said}, which leaves at most" in finding.outcome.reason
+    assert f"consistent with {said}, which leaves at most" in finding.judgement.reason
 
 
 def test_a_temperature_that_nobody_asked_for_is_found(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,9 +322,9 @@ def test_a_begin_token_that_the_server_puts_before_prompts_is_told(model: Model)
     assert words(comparison, "greedy") == words(comparison, "temperature") == expected
     assert kinds(comparison)["ids"] is kinds(comparison)["empty"] is Kind.rounding
     greedy = next(finding for finding in comparison.findings() if finding.case.name == "weights.greedy")
-    assert greedy.outcome.verdict is Verdict.wrong
+    assert greedy.judgement.verdict is Verdict.wrong
     n = len(model.tokenizer.encode(STORY).ids)
-    assert f"the prompt of “a story” is billed as {n + 1} tokens, and has {n} here" in greedy.outcome.reason
+    assert f"the prompt of “a story” is billed as {n + 1} tokens, and has {n} here" in greedy.judgement.reason
 
 
 def test_a_begin_token_that_the_server_leaves_out_is_told(model: Model) -> None:
@@ -348,7 +351,7 @@ def test_other_weights_are_another_model(model: Model, tmp_path: Path) -> None:
     assert "another model or vocabulary" in words(comparison, "greedy")
     assert comparison.departs
     choices = next(finding for finding in comparison.findings() if finding.case.name == "weights.choices")
-    assert choices.outcome.verdict is Verdict.unclear  # said once, where it is
+    assert choices.judgement.verdict is Verdict.unclear  # said once, where it is
 
 
 def test_what_nothing_explains_is_said_to_be_unexplained(model: Model) -> None:
@@ -379,9 +382,9 @@ def test_a_greedy_choice_against_the_servers_own_values_is_found(model: Model, m
     loops = with_weights(model, lambda array: array)
     comparison = compared(Server(loops), model)
     assert set(kinds(comparison).values()) == {Kind.rounding}
-    (finding,) = (one for one in comparison.findings() if one.outcome.verdict.is_finding)
+    (finding,) = (one for one in comparison.findings() if one.judgement.verdict.is_finding)
     assert finding.case.name == "weights.choices"
-    assert "consistent with a penalty on repetition" in finding.outcome.reason
+    assert "consistent with a penalty on repetition" in finding.judgement.reason
 
 
 # ---- labels of other servers
@@ -508,7 +511,7 @@ def test_a_server_without_echo_is_compared_in_the_rest(model: Model) -> None:
 def test_without_log_probabilities_it_says_that_it_cannot_compare(model: Model) -> None:
     comparison = compared(Server(model, asked=lambda body: {**body, "logprobs": None}), model)
     assert comparison.sentence == "cannot compare: the server gives no log-probabilities"
-    assert [finding.outcome.verdict for finding in comparison.findings()] == [Verdict.unclear]
+    assert [finding.judgement.verdict for finding in comparison.findings()] == [Verdict.unclear]
     assert comparison.tables() == ()
     assert comparison.rows() == ()
     assert not comparison.departs
