@@ -100,7 +100,7 @@ class Lists(NamedTuple):
 
 
 def whole(exchange: Exchange) -> SoundAnswer:
-    """Raises Refused for an error of 400 to 499, Broken for whatever else is no completion."""
+    """Raises Refused for an error of 400 to 499, UnsoundAnswer for whatever else is no completion."""
     if exchange.status is not None and 400 <= exchange.status < 500:
         raise Refused(exchange)
     if exchange.trouble is not None:

@@ -121,12 +121,12 @@ class Probe:
         return {name: value for name, value in {**defaults, **fields}.items() if value is not ABSENT}
 
     async def complete(self, **fields: Any) -> SoundAnswer:
-        """The answer to `body(**fields)`. Raises Refused, Broken."""
+        """The answer to `body(**fields)`. Raises Refused, UnsoundAnswer."""
         crowd = fields.pop("_crowd", False)
         return whole(await self.send(self.body(**fields), crowd=crowd))
 
     async def stream(self, **fields: Any) -> SoundAnswer:
-        """The same, streamed and joined. Raises Refused, Broken."""
+        """The same, streamed and joined. Raises Refused, UnsoundAnswer."""
         return joined(await self.send(self.body(**fields, stream=True)))
 
     # ---- what is known of the model

@@ -49,7 +49,7 @@ class Timed(NamedTuple):
 
 
 def timed(exchange: Exchange) -> Timed:
-    """Raises Refused and Broken as `joined`, and Unclear where no event has text."""
+    """Raises Refused and UnsoundAnswer as `joined`, and Unclear where no event has text."""
     text = joined(exchange).text
     ends = [end for end, data in _events(exchange.content) if _has_text(data)]
     if not ends:

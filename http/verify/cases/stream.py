@@ -33,7 +33,7 @@ class Chunks(NamedTuple):
 
 
 async def streamed(p: Probe, **fields: Any) -> Chunks:
-    """Raises Refused, Broken."""
+    """Raises Refused, UnsoundAnswer."""
     exchange = await p.send(p.body(**fields, stream=True))
     answer = joined(exchange)
     return Chunks(answer, Streamed.read(exchange).events)

@@ -27,7 +27,7 @@ from gnomon.http.settings import Settings
 from gnomon.http.verify.ask.answer import Unclear
 from gnomon.http.verify.ask.client import Busy, CannotReach, OutOfBudget
 from gnomon.http.verify.ask.probe import Probe, Subject
-from gnomon.http.verify.command import CannotRun, Options, bases, verify
+from gnomon.http.verify.command import CannotRun, Options, bases, run_verify
 from gnomon.http.verify.report.profiles import ProfileName
 from gnomon.http.verify.report.report import Section
 from gnomon.http.verify.verdict import Case, Finding, Judgement, case, honoured, ignored, wrong
@@ -135,7 +135,7 @@ def judged(capfd: pytest.CaptureFixture[str]) -> Callable[..., Judged]:
 
     def run(small: Small, cases: Sequence[Case] = CASES, sections: Sequence[Any] = (), **options: Any) -> Judged:
         given = {"url": "http://small", **options}
-        status = verify(Options(**given), cases, sections, httpx.ASGITransport(small.app))
+        status = run_verify(Options(**given), cases, sections, httpx.ASGITransport(small.app))
         return Judged(status, *capfd.readouterr())
 
     return run

@@ -23,11 +23,11 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from gnomon.http.verify.ask.client import Budget, CannotReach, Client
-from gnomon.http.verify.ask.exchange import MOST_BYTES, Exchange, Streamed
+from gnomon.http.verify.ask.exchange import MOST_ANSWER_BYTES, Exchange, Streamed
 from gnomon.http.verify.ask.probe import Probe, Subject
 from gnomon.http.verify.ask.reply import PIECE_BYTES
-from gnomon.http.verify.command import Options, verify
-from gnomon.http.verify.run import judge
+from gnomon.http.verify.command import Options, run_verify
+from gnomon.http.verify.run import judge_case
 from gnomon.http.verify.verdict import Case, Judgement, Verdict, case, honoured
 from helpers.certificate import certificate
 from helpers.loopback import Tls, closed_port
@@ -101,7 +101,7 @@ def run(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.M
         file = tmp_path / "report.json"
         more = {"html": str(tmp_path / "report.html"), "junit": str(tmp_path / "report.xml")}
         began = time.monotonic()
-        status = verify(Options(url, json=str(file), **{**more, **options}), cases)
+        status = run_verify(Options(url, json=str(file), **{**more, **options}), cases)
         assert time.monotonic() - began < SECONDS
         out, err = capfd.readouterr()
         assert "Traceback" not in out + err
@@ -176,7 +176,7 @@ def closes(server: RawServer, client: socket.socket, asked: Asked) -> None:
 @cache
 def bomb(levels: int) -> bytes:
     """Spaces that unpack to more than is read, packed so many times."""
-    return gzip.compress(bomb(levels - 1)) if levels else b"{" + b" " * (3 * MOST_BYTES)
+    return gzip.compress(bomb(levels - 1)) if levels else b"{" + b" " * (3 * MOST_ANSWER_BYTES)
 
 
 def packed(levels: int, coding: str) -> Misdeed:
@@ -309,7 +309,7 @@ def test_thousands_of_choices_are_an_answer(run: Run) -> None:
 
 def test_a_bomb_is_not_unpacked_beyond_the_bound() -> None:
     exchange = asked_once(packed(1, "gzip"))
-    assert MOST_BYTES < len(exchange.content) <= MOST_BYTES + PIECE_BYTES
+    assert MOST_ANSWER_BYTES < len(exchange.content) <= MOST_ANSWER_BYTES + PIECE_BYTES
 
 
 def test_packed_answers_of_a_sound_size_are_read() -> None:
@@ -655,7 +655,7 @@ async def findings(value: Any, stream: bytes) -> list[tuple[str, Verdict, str]]:
     client = Client("http://odd/v1", None, Budget(10**9), timeout=5, transport=answering(value, stream))
     subject = Subject(client, "m")
     try:
-        found = await asyncio.gather(*(judge(one, subject) for one in ALL))
+        found = await asyncio.gather(*(judge_case(one, subject) for one in ALL))
         return [(finding.case.name, finding.judgement.verdict, finding.judgement.reason) for finding in found]
     finally:
         await subject.close()
@@ -688,7 +688,7 @@ def test_a_fault_within_a_case_is_unclear_and_names_its_place() -> None:
         value = {"choices": [{"text": "a"}], "usage": {"prompt_tokens": "3"}}
         client = Client("http://odd/v1", None, Budget(1000), transport=answering(value, b""))
         try:
-            return (await judge(fault, Subject(client, "m"))).judgement
+            return (await judge_case(fault, Subject(client, "m"))).judgement
         finally:
             await client.close()
 
@@ -702,7 +702,7 @@ def test_a_server_that_is_gone_is_no_fault_of_a_case() -> None:
     async def go() -> None:
         client = Client(f"{closed_port()}/v1", None, Budget(1000))
         try:
-            await judge(plain_whole, Subject(client, "m"))
+            await judge_case(plain_whole, Subject(client, "m"))
         finally:
             await client.close()
 

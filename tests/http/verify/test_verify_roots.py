@@ -16,12 +16,12 @@ from gnomon.http.verify.ask.safe import Secret
 from gnomon.http.verify.cases import CASES
 from gnomon.http.verify.report.junit import junit
 from gnomon.http.verify.report.page import page
-from gnomon.http.verify.report.report import Cost, ReportedFinding, Law, Report, Section, Table, part
-from gnomon.http.verify.report.terminal import show
+from gnomon.http.verify.report.report import Cost, Law, Report, ReportedFinding, Section, Table, part, with_needs
+from gnomon.http.verify.report.terminal import show_report
 from gnomon.http.verify.roots import rooted
-from gnomon.http.verify.verdict import Case, SharedFault, Finding, Judgement, Verdict
+from gnomon.http.verify.verdict import Case, Finding, Judgement, SharedFault, Verdict
 from helpers.browser import chromium
-from helpers.saboteurs import Model, Patch, Wireless, body, judged, small_model
+from helpers.faults import InProcessServer, Model, Patch, body, judged
 
 BY_NAME = {case.name: case for case in CASES}
 IGNORED, WRONG, UNCLEAR, HONOURED = Verdict.ignored, Verdict.wrong, Verdict.unclear, Verdict.honoured
@@ -45,7 +45,7 @@ def made_report(findings: Sequence[Finding], sections: Sequence[Section] = ()) -
 
 def printed(report: Report, width: int = 80, **how: bool) -> str:
     out = io.StringIO()
-    show(report, Console(file=out, width=width), **how)
+    show_report(report, Console(file=out, width=width), **how)
     return out.getvalue()
 
 
@@ -98,14 +98,11 @@ def test_a_case_that_cannot_be_told_follows_the_last_of_what_it_needs() -> None:
 # ---- on a server
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return small_model(tmp_path_factory.mktemp("tokenizer"))
-
-
 def test_a_server_that_ignores_echo_has_one_root_and_all_else_follows(model: Model, monkeypatch: Patch) -> None:
     body(lambda sent: {name: value for name, value in sent.items() if name != "echo"})(monkeypatch)
-    findings = list(judged(Wireless(model)).values())
+    about_echo = [case for case in CASES if "echo.text" in {needed.name for needed in with_needs([case], CASES)}]
+    about_echo += [case for case in CASES if case.follows == "echo.text"]
+    findings = list(judged(InProcessServer(model), with_needs(about_echo, CASES)).values())
     report = made_report(findings)
     [root] = report.roots
     assert root.entry.case == "echo.text"

@@ -1,4 +1,4 @@
-"""`gnomon verify --reference`: our own server is exact; each saboteur is explained rightly; labels of any style."""
+"""`gnomon verify --reference`: our own server is exact; each fault is explained rightly; labels of any style."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import pytest
 from gnomon.http.verify.ask.client import Budget, Client
 from gnomon.http.verify.ask.probe import Subject
 from gnomon.http.verify.verdict import Verdict
-from gnomon.http.verify.weights.compare import compare
+from gnomon.http.verify.weights.compare import compare_weights
 from gnomon.http.verify.weights.comparison import Comparison
+from gnomon.http.verify.weights.labels import LabelledPlace, Style, TokenNames, places_of, trace_ids
 from gnomon.http.verify.weights.labels import Listed as Named
-from gnomon.http.verify.weights.labels import Names, Place, Style, places_of, trace_ids
 from gnomon.http.verify.weights.questions import STORY
 from gnomon.http.verify.weights.readings import Kind
 from gnomon.http.verify.weights.resolved import grain
@@ -33,9 +33,9 @@ from gnomon.reference.response import json_bytes
 from gnomon.reference.sampler import add_bias, penalize, report, sample
 from gnomon.reference.tokenizer import Tokenizer
 from helpers.fake import EOT, MERGES, tokenizer_files
+from helpers.faults import answer
 from helpers.live import MODEL
 from helpers.models import tiny_llama
-from helpers.saboteurs import answer
 
 Body = dict[str, Any]
 KINDS = {kind for kind in Kind if kind is not Kind.rounding}
@@ -109,7 +109,7 @@ def compared(server: httpx.AsyncBaseTransport, model: Model, budget: int = 5000)
     async def run() -> Comparison:
         client = Client("http://gnomon/v1", None, Budget(budget), transport=server)
         try:
-            return await compare(Subject(client, MODEL), *model)
+            return await compare_weights(Subject(client, MODEL), *model)
         finally:
             await client.close()
 
@@ -449,18 +449,18 @@ def test_ids_and_bytes_beside_labels_are_taken_as_they_are(with_id: bool, model:
 
 def test_bytes_of_one_character_are_told_by_the_text_they_make(model: Model) -> None:
     """A server that decodes while it goes calls the first byte "" and the last one the character."""
-    names = Names(model.tokenizer)
-    places = [Place(Named(label, -1.0), ()) for label in ("o", "", "é", "n")]
+    names = TokenNames(model.tokenizer)
+    places = [LabelledPlace(Named(label, -1.0), ()) for label in ("o", "", "é", "n")]
     ids = trace_ids(names, places, "oén", Style.text, frozenset())
     assert b"".join(model.tokenizer.token_bytes[v] for v in ids if v is not None) == "oén".encode()
     assert None not in ids
-    ends = trace_ids(names, [*places, Place(Named("", -1.0), ())], "oén", Style.text, frozenset({EOT}))
+    ends = trace_ids(names, [*places, LabelledPlace(Named("", -1.0), ())], "oén", Style.text, frozenset({EOT}))
     assert ends == (*ids, EOT)
 
 
 def test_a_space_that_labels_lack_is_told_by_the_text(model: Model) -> None:
-    names, the = Names(model.tokenizer), 256 + MERGES.index("Ġt he")
-    places = [Place(Named("the", -1.0), ()), Place(Named("n", -1.0), ())]
+    names, the = TokenNames(model.tokenizer), 256 + MERGES.index("Ġt he")
+    places = [LabelledPlace(Named("the", -1.0), ()), LabelledPlace(Named("n", -1.0), ())]
     assert trace_ids(names, places, " then", Style.stripped, frozenset())[0] == the
     assert names.style([(places, " then")]) is Style.stripped
 
@@ -474,7 +474,7 @@ def test_a_text_that_is_a_byte_of_the_fallback_too_is_the_ordinary_token(tmp_pat
     decoder = {"type": "Sequence", "decoders": [bars, {"type": "ByteFallback"}, {"type": "Fuse"}]}
     spec = {"version": "1.0", "added_tokens": specials, "decoder": decoder, "model": bpe}
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
-    names = Names(load_tokenizer(tmp_path, len(vocabulary)))
+    names = TokenNames(load_tokenizer(tmp_path, len(vocabulary)))
     assert names.ids(Named("A", -1.0), Style.text) == (2,)
     assert names.ids(Named("<0x41>", -1.0), Style.piece) == (1,)
     assert names.ids(Named("?", -1.0, data=b"A"), Style.text) == (2,)
