@@ -205,12 +205,12 @@ class Comparison:
         if self.cannot is not None:
             return ()
         tables: list[Table] = [
-            (
+            Table(
                 "Log-probabilities against the reference, in nats",
                 ("what", "values", "max", "mean", "top in common"),
                 tuple(_row(group) for group in self.groups),
             ),
-            (
+            Table(
                 "Where they are off most",
                 ("what", "at", "server", "reference"),
                 tuple(_worst_row(group) for group in self.groups if group.worst is not None),
@@ -228,7 +228,7 @@ class Comparison:
                     for one in group.explanation.tried[:6]
                 ]
                 header = ("hypothesis", "max left", "mean left", "mean it would cause")
-                tables.append((f"{group.name}: the hypotheses that leave least", header, tuple(rows)))
+                tables.append(Table(f"{group.name}: the hypotheses that leave least", header, tuple(rows)))
         return tuple(tables)
 
     def lines(self) -> tuple[str, ...]:

@@ -454,6 +454,7 @@ def test_our_own_server_is_judged_through_the_command(
     assert "sk-the-key" not in (tmp_path / "r.json").read_text() + result.out + result.err
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_what_was_found_and_no_traceback(tmp_path: Path) -> None:
     """After the plain request and one more, the server answers nothing; then the signal comes."""
     reached = threading.Event()
@@ -487,6 +488,7 @@ def test_ctrl_c_ends_with_what_was_found_and_no_traceback(tmp_path: Path) -> Non
     assert value["totals"]["not_run"] > 100
 
 
+@pytest.mark.slow
 def test_ctrl_c_before_the_first_answer_is_one_line(tmp_path: Path) -> None:
     reached = threading.Event()
 
