@@ -9,7 +9,7 @@ from gnomon.http.verify.ask.answer import Refused, SoundAnswer, whole
 from gnomon.http.verify.ask.probe import ABSENT, ANOTHER, PROMPT, Forced, Probe
 from gnomon.http.verify.cases.request import says_error
 from gnomon.http.verify.verdict import Judgement, case, honoured, ignored, unclear, wrong
-from gnomon.reference.completion import StopMatcher
+from gnomon.reference.stop import StopMatcher
 
 # ---- prompts
 

@@ -18,8 +18,9 @@ import numpy as np
 
 from gnomon.http.verify.weights.precisions import FLOAT32, precisions
 from gnomon.http.verify.weights.readings import LAW, Kind, VariantLogits, deviations, fit_of, overlap, readings
-from gnomon.http.verify.weights.trial import F64, ROUNDING, Fit, Trial
+from gnomon.http.verify.weights.trial import ROUNDING, Fit, Trial
 from gnomon.http.verify.weights.variants import PLAIN, Variant, prompt_variants
+from gnomon.reference.arrays import F64
 from gnomon.reference.engine import ReferenceEngine
 from gnomon.reference.sampler import report
 from gnomon.reference.tokenizer import Tokenizer

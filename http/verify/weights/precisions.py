@@ -10,8 +10,8 @@ import ml_dtypes
 import numpy as np
 
 from gnomon.http.verify.weights.readings import Kind
-from gnomon.http.verify.weights.trial import F64
 from gnomon.http.verify.weights.variants import Variant
+from gnomon.reference.arrays import F64
 
 FLOAT32 = "float32 arithmetic"
 

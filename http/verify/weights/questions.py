@@ -17,8 +17,8 @@ from gnomon.http.verify.ask.client import OutOfBudget
 from gnomon.http.verify.ask.exchange import Exchange
 from gnomon.http.verify.ask.probe import Probe
 from gnomon.http.verify.weights.labels import LabelledPlace, places_of
-from gnomon.reference.completion import encode_prompt
 from gnomon.reference.engine import ReferenceEngine
+from gnomon.reference.prompt import encode_prompt
 from gnomon.reference.request import InvalidRequest
 from gnomon.reference.tokenizer import Tokenizer
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gnomon.http.verify.weights.trial import F64, ComparedPlace, Fit, Trial
+from gnomon.http.verify.weights.trial import ComparedPlace, Fit, Trial
+from gnomon.reference.arrays import F64
 from gnomon.reference.sampler import add_bias, penalize, report
 
 

@@ -6,10 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-F64 = NDArray[np.float64]
+from gnomon.reference.arrays import F64
 
 ROUNDING = 1e-4
 """What float32 may come to, in nats: of 50,680 log-probabilities that the float32 engine computed for the embedded
