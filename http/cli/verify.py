@@ -26,12 +26,12 @@ def verify_command() -> Callable[..., None]:
 
     Status 0: all honoured, refused or unclear; 1: findings; 2: could not run to its end.
     """
-    return command(run_verify, options(Options, env=False), doc)
+    return command(verify, options(Options, env=False), doc)
 
 
-def run_verify(chosen: Chosen) -> None:
+def verify(chosen: Chosen) -> None:
     from gnomon.http.verify.cases import CASES
-    from gnomon.http.verify.command import show_list, verify
+    from gnomon.http.verify.command import run_verify, show_list
 
     asked = made(Options, chosen)
     if asked.list:
@@ -45,11 +45,11 @@ def run_verify(chosen: Chosen) -> None:
         from gnomon.http.verify.golden import replay
 
         sections.append(replay)
-    raise typer.Exit(verify(asked, CASES, sections))
+    raise typer.Exit(run_verify(asked, CASES, sections))
 
 
 def _compared_with(reference: str) -> MakeSection:
-    from gnomon.http.verify.weights.weights import compared_with
+    from gnomon.http.verify.weights.compare import compared_with
     from gnomon.reference.checkpoint.errors import CheckpointError
     from gnomon.reference.engine import ReferenceEngine
 
