@@ -22,7 +22,7 @@ class NoThread(Exception):
     """The system starts no further thread: there are too many, or there is too little memory."""
 
 
-class Broken(Exception):
+class Panic(Exception):
     """A call raised what is no Exception (a library in Rust that panicked, a SystemExit). An event loop that is handed
     such a thing ends, or passes it by everything that makes an answer of an error."""
 
@@ -108,7 +108,7 @@ def _carry_out(future: Future[T], call: Callable[[], T]) -> None:
     except Exception as error:
         future.set_exception(error)
     except BaseException as error:
-        broken = Broken(f"{type(error).__name__}: {error}")
+        broken = Panic(f"{type(error).__name__}: {error}")
         broken.__cause__ = error
         future.set_exception(broken)
         del broken

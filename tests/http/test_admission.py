@@ -31,13 +31,8 @@ from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import Usage
 from gnomon.reference.tokenizer import Tokenizer
 from gnomon.reference.work import Work
-from helpers.fake import EOT, FakeEngine, always, fake_tokenizer
+from helpers.fake import EOT, FakeEngine, always
 from helpers.live import MODEL, Gate, check_error, connection, events, eventually, post, request_body, serving
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture

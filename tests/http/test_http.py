@@ -24,7 +24,7 @@ from gnomon.http.settings import Settings
 from gnomon.reference.completion import prepare
 from gnomon.reference.request import CompletionRequest, shown
 from gnomon.reference.tokenizer import Tokenizer
-from helpers.fake import FAKE_VOCAB, FakeEngine, fake_tokenizer, hashed_logits
+from helpers.fake import FAKE_VOCAB, FakeEngine, hashed_logits
 from helpers.live import MODEL, call, check_error, exchange, post, request_body
 
 GETS = (
@@ -33,11 +33,6 @@ GETS = (
 )  # fmt: skip
 ROUTES = {**dict.fromkeys(GETS, "GET"), "/v1/completions": "POST", "/v1/completions/trace": "POST"}
 KNOWN = ", ".join(f"{method} {path.replace(MODEL, '{model}')}" for path, method in ROUTES.items())
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from gnomon.reference import tokenizer as tokenizer_module
 from gnomon.reference.engine import Event, ReferenceJob, go_on
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.tokenizer import Tokenizer
-from helpers.fake import FakeEngine, always, fake_tokenizer, hashed_logits
+from helpers.fake import FakeEngine, always, hashed_logits
 from helpers.live import Gate, request_body
 
 QUEUE, REQUEST = 60.0, 600.0
@@ -314,11 +314,6 @@ SENDING = (sent, event_is_sent)
 Told = tuple[str, Outcome]
 CLOCK: Told = ("request_timeout", "timed_out")
 ENDS: Told = ("draining", "drained")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 Judge = Callable[[Client], None]

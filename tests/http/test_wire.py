@@ -27,12 +27,13 @@ from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 
 from gnomon.http.app import create_app
+from gnomon.http.framing import MOST_FIELDS, SLICE, Connection
 from gnomon.http.run import Server, bind
 from gnomon.http.settings import Settings
-from gnomon.http.wire import MOST_FIELDS, SLICE, Connection, protocol
+from gnomon.http.wire import protocol
 from gnomon.reference.tokenizer import Tokenizer
 from helpers.certificate import certificate as make_certificate
-from helpers.fake import EOT, FakeEngine, always, fake_tokenizer
+from helpers.fake import EOT, FakeEngine, always
 from helpers.live import Gate, eventually, request_body, serving
 from helpers.loopback import Tls
 
@@ -141,11 +142,6 @@ def completion(**fields: object) -> bytes:
 def is_served(base: str) -> bool:
     """The server is as it was: a new connection gets the right answer."""
     return ask(base, completion(max_tokens=3)).text == "abc"
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture
