@@ -78,11 +78,9 @@ class Anyone:
     def __init__(self) -> None:
         self.ready = True
 
-    async def start(self) -> None:
-        """There is nothing to begin."""
+    async def start(self) -> None: ...
 
-    async def stop(self) -> None:
-        """There is nothing to end."""
+    async def stop(self) -> None: ...
 
     async def authenticate(self, headers: Headers) -> Principal:
         return ANYONE
@@ -100,11 +98,9 @@ class KeyHolders:
         self.settings = replace(settings, api_keys=())
         self.most = settings.max_token_bytes
 
-    async def start(self) -> None:
-        """There is nothing to begin."""
+    async def start(self) -> None: ...
 
-    async def stop(self) -> None:
-        """There is nothing to end."""
+    async def stop(self) -> None: ...
 
     async def authenticate(self, headers: Headers) -> Principal:
         digest = digest_of(credential(headers, self.most))

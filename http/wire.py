@@ -8,7 +8,7 @@ A connection is closed in three steps, since a socket that is closed with bytes 
 overtakes the answer: flush and say that it was all, read on for a while without looking, close.
 
 uvicorn's class is no public interface: pyproject.toml admits no version newer than the one that this was tested with,
-and tests/http/test_wire.py names every attribute of it that is used here.
+and tests/http/test_uvicorn.py names every attribute of it that is used here.
 
 How the bytes that come are read as requests is decided in framing.py; what a request means once it is whole, and how
 long its body may take, in the application.

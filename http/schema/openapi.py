@@ -9,7 +9,7 @@ from typing import Any
 from starlette.routing import BaseRoute
 
 from gnomon.http.auth import credential_errors
-from gnomon.http.errors import ServerFailed, HeadersTooLarge, HttpError, MethodNotAllowed, PathNotFound, TooSlow
+from gnomon.http.errors import HeadersTooLarge, HttpError, MethodNotAllowed, PathNotFound, ServerFailed, TooSlow
 from gnomon.http.schema.components import COMPONENTS, schemas
 from gnomon.http.schema.examples import examples_of
 from gnomon.http.schema.route import JSON, DescribedRoute, Facts

@@ -154,8 +154,8 @@ def prepare_trace(
 
 
 def no_label(i: int, label: str) -> InvalidRequest:
-    name = f"tokens[{i}]"
-    return InvalidRequest(name, f"{name}: {shown(label)} is no label of this model; give them as logprobs.tokens has them")
+    place, allowed = f"tokens[{i}]", "give them as logprobs.tokens has them"
+    return InvalidRequest(place, f"{place}: {shown(label)} is no label of this model; {allowed}")
 
 
 # ---- 3. the model, once

@@ -32,7 +32,16 @@ def description_of(
     context: int | None = CONTEXT,
     vocab_size: int | None = FAKE_VOCAB,
 ) -> dict[str, Any]:
-    return document(application(settings).routes, Facts(settings, MODEL, context, mode, vocab_size))
+    return document(application(settings).routes, facts_of(settings, mode, context, vocab_size))
+
+
+def facts_of(
+    settings: Settings,
+    mode: AuthMode = AuthMode.none,
+    context: int | None = CONTEXT,
+    vocab_size: int | None = FAKE_VOCAB,
+) -> Facts:
+    return Facts(settings, MODEL, context, mode, vocab_size)
 
 
 def capabilities_of(engine: ServedEngine, tokenizer: Tokenizer, settings: Settings = Settings()) -> dict[str, Any]:  # noqa: B008

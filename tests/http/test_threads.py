@@ -11,7 +11,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from gnomon.http.threads import START_SECONDS, Panic, NoThread, Threads
+from gnomon.http.threads import START_SECONDS, NoThread, Panic, Threads
 from helpers.live import eventually
 
 
