@@ -1,19 +1,24 @@
-"""A request's body on its way in: its type, its size and its time. What is wrong with them is refused before any of it
-is parsed. What its JSON means is decided in reference/request.py."""
+"""A request's body on its way in, for completions and traces alike: its type, its size and its time. What is wrong with
+them is refused before any of it is parsed. What its JSON means is decided in reference/request.py."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 from email.message import Message
+from typing import TypeVar
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
+from gnomon.http.admission import Admission
 from gnomon.http.errors import BodyTooLarge, TooSlow, UnsupportedMedia
+from gnomon.http.life import SHORT_BODY, Life, Preparer
 from gnomon.http.schema.route import error_of
 from gnomon.http.settings import Settings
 from gnomon.reference.request import RequestError, shown
+
+T = TypeVar("T")
 
 LONGEST_MEDIA = 256  # characters of a Content-Type: a longer one takes its parser a time that grows with the square
 
@@ -55,6 +60,29 @@ def media_trouble(sent: str) -> str | None:
     charsets = [value for name, value in parameters if name.lower() == "charset"]
     other = next((value for value in charsets if str(value).lower() not in ("utf-8", "utf8")), None)
     return None if other is None else f"the charset {shown(other)} is not allowed"
+
+
+async def attend(
+    request: Request,
+    life: Life,
+    settings: Settings,
+    admission: Admission,
+    preparer: Preparer,
+    room: Callable[[], None],
+    prepare: Callable[[bytes], T],
+) -> T:
+    """From the first byte of a body to what `prepare` makes of it in a thread. The body is let go here: what an answer
+    needs of it is in what was made.
+
+    room: asked again once the body is whole; raises QueueFull if there is none.
+    """
+    with admission.arriving() as arrival:
+        most = min(settings.max_body_bytes, settings.max_queued_bytes)
+        body = await read_body(request, most, settings.body_seconds, arrival.grow)
+        room()
+        life.is_whole(request.receive)
+        life.is_small = len(body) <= SHORT_BODY
+        return await preparer.prepare(len(body), lambda: prepare(body))
 
 
 async def read_body(

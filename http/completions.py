@@ -27,9 +27,9 @@ from starlette.types import Receive, Scope, Send
 from gnomon.http import sse
 from gnomon.http.admission import Admission, Answer, Places, clock_errors
 from gnomon.http.answer import send_json
-from gnomon.http.body import body_errors, check_content_type, read_body
+from gnomon.http.body import attend, body_errors, check_content_type
 from gnomon.http.errors import Draining, QueueFull, as_request_error, let_go
-from gnomon.http.life import SHORT_BODY, Life, Lives, Preparer
+from gnomon.http.life import Life, Lives, Preparer
 from gnomon.http.observe.record import Record, record_of
 from gnomon.http.process.tidy import Tidy
 from gnomon.http.schema.route import EVENTS, JSON, Facts, Operation, error_of
@@ -125,16 +125,14 @@ class Completions:
                 tally(run, record)
 
     async def prepared(self, life: Life, request: Request, engine: Engine, tokenizer: Tokenizer) -> Run:
-        """From the first byte of a body to its run. The body is let go here: what an answer needs of it is in its
-        run."""
-        settings = self.settings
-        with self.admission.arriving() as arrival:
-            most = min(settings.max_body_bytes, settings.max_queued_bytes)
-            body = await read_body(request, most, settings.body_seconds, arrival.grow)
+
+        def room() -> None:
             self.admission.room(self.preparing)
-            life.is_whole(request.receive)
-            life.is_small = len(body) <= SHORT_BODY
-            return await self.preparer.prepare(len(body), lambda: self.prepare(body, engine, tokenizer, life.work))
+
+        def prepared(body: bytes) -> Run:
+            return self.prepare(body, engine, tokenizer, life.work)
+
+        return await attend(request, life, self.settings, self.admission, self.preparer, room, prepared)
 
     def prepare(self, body: bytes, engine: Engine, tokenizer: Tokenizer, work: Work) -> Run:
         settings = self.settings

@@ -25,7 +25,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gnomon.http.admission import LONGEST_RETRY, Admission, clock_errors
-from gnomon.http.body import body_errors, check_content_type, read_body
+from gnomon.http.body import attend, body_errors, check_content_type
 from gnomon.http.errors import Draining, NotFound, QueueFull, Unavailable
 from gnomon.http.life import Life, Lives, Preparer
 from gnomon.http.observe.record import record_of
@@ -179,13 +179,10 @@ class Retrace:
         await Response(answer, media_type="application/json")(request.scope, request.receive, send)
 
     async def prepared(self, life: Life, request: Request, engine: Engine, tokenizer: Tokenizer) -> Task:
-        settings = self.settings
-        with self.admission.arriving() as arrival:
-            most = min(settings.max_body_bytes, settings.max_queued_bytes)
-            body = await read_body(request, most, settings.body_seconds, arrival.grow)
-            self.room()
-            life.is_whole(request.receive)
-            return await self.preparer.prepare(len(body), lambda: self.prepare(body, engine, tokenizer, life.work))
+        def prepared(body: bytes) -> Task:
+            return self.prepare(body, engine, tokenizer, life.work)
+
+        return await attend(request, life, self.settings, self.admission, self.preparer, self.room, prepared)
 
     def room(self) -> None:
         """Raises QueueFull if the line is. Who is still sending a body is not in it."""

@@ -130,7 +130,7 @@ BREAKS = (
         "http/life.py",
         "if size <= SHORT_BODY:",
         "if size <= LONG_BODY:",
-        "http/test_life.py::test_as_many_bodies_of_middle_size_are_prepared_at_a_time_as_there_are_processors",
+        "http/test_life.py::test_as_many_middle_sized_bodies_are_prepared_at_a_time_as_there_are_processors",
     ),
     # ---- starts, files and descriptors
     Break(
@@ -1714,7 +1714,7 @@ BREAKS = (
         "http/sse.py",
         "                await self.write(PING)",
         "                self._since = time.monotonic()",
-        "http/test_admission.py::test_a_stream_that_waits_for_its_turn_is_kept_alive_too_and_ends_with_an_error_event",
+        "http/test_admission.py::test_a_stream_that_waits_for_its_turn_is_kept_alive_and_ends_with_an_error_event",
     ),
     # ---- one interpreter for all
     Break(

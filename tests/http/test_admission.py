@@ -129,7 +129,7 @@ def test_the_tokens_that_may_wait_are_bounded_too(gate: Gate, tokenizer: Tokeniz
         assert all(answer.result(20).status_code == 200 for answer in answers)
 
 
-def test_a_request_that_alone_is_more_than_may_wait_is_a_400_since_waiting_cannot_cure_it(
+def test_a_request_that_alone_is_more_than_may_wait_is_a_400_as_waiting_is_no_cure(
     gate: Gate, tokenizer: Tokenizer
 ) -> None:
     gate.allow(5000)
@@ -342,7 +342,7 @@ def test_a_silent_stream_is_kept_alive_by_comments_and_stays_what_it_is(gate: Ga
     assert "".join(texts) == "ab"
 
 
-def test_a_stream_that_waits_for_its_turn_is_kept_alive_too_and_ends_with_an_error_event(
+def test_a_stream_that_waits_for_its_turn_is_kept_alive_and_ends_with_an_error_event(
     gate: Gate, tokenizer: Tokenizer
 ) -> None:
     app = app_of(gate, tokenizer, ping_seconds=0.05, queue_seconds=0.5)

@@ -410,7 +410,7 @@ def test_openai_limits_and_max_candidates_are_the_servers_choice(engine: FakeEng
 # ---- faults of ours
 
 
-def test_an_unexpected_exception_is_a_500_without_its_text_and_is_logged_with_its_cause(
+def test_an_unexpected_exception_is_a_500_without_its_text_and_its_cause_is_logged(
     tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(tokens: Sequence[int]) -> NDArray[np.float64]:
@@ -486,7 +486,7 @@ def arbitrary_body(rng: random.Random) -> bytes:
     return bytes(body)
 
 
-def test_whatever_is_sent_the_answer_is_a_200_or_an_error_in_form_and_the_next_request_works(
+def test_whatever_is_sent_is_a_200_or_an_error_in_form_and_the_next_request_works(
     engine: FakeEngine, tokenizer: Tokenizer
 ) -> None:
     """600 bodies; a never-seen 500 in one of a hundred would be missed with odds of 1 in 400."""

@@ -489,7 +489,7 @@ def test_a_request_that_comes_when_the_server_has_ended_is_told_so(
     refused(*ENDS)(asyncio.run(run()))
 
 
-def test_as_many_bodies_of_middle_size_are_prepared_at_a_time_as_there_are_processors() -> None:
+def test_as_many_middle_sized_bodies_are_prepared_at_a_time_as_there_are_processors() -> None:
     """Who has left meanwhile is never begun, and a short body waits for none of them."""
 
     async def run() -> tuple[int, int]:
