@@ -26,6 +26,7 @@ from gnomon.jax_engine.engine import EngineSettings, JaxEngine  # noqa: E402
 from gnomon.reference import model  # noqa: E402
 from gnomon.reference.checkpoint.families import ARCHITECTURES, stored_tensors  # noqa: E402
 from gnomon.reference.checkpoint.load import CheckpointError, load_checkpoint, read_config, silently  # noqa: E402
+from gnomon.reference.engine import JobRequest  # noqa: E402
 from gnomon.reference.sampler import SamplingParams  # noqa: E402
 from gnomon.reference.transformer import family_of, forward  # noqa: E402
 from helpers.families import CONTEXT, VARIANTS, architecture_in, save_random  # noqa: E402
@@ -89,7 +90,9 @@ def test_neighbours_change_no_byte(directories: dict[str, Path], native_cache: P
 
     def answer(seed: int, length: int) -> list[str]:
         ids = text(seed)[:length]
-        return sorted(map(repr, engine.submit([ids], [seed], params, candidates=2, top=3, score=True).events()))
+        return sorted(
+            map(repr, engine.submit(JobRequest([ids], [seed], params, candidates=2, top=3, score=True)).events())
+        )
 
     def disturb(number: int) -> None:
         while not stop.is_set():
