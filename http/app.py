@@ -37,7 +37,7 @@ from gnomon.http.service import SERVER_VERSION, Service, not_ready, not_serving
 from gnomon.http.settings import AuthMode, Settings
 from gnomon.http.trace import Retrace
 from gnomon.reference.engine import ServedEngine
-from gnomon.reference.request import InvalidRequest, ModelNotFound, RequestError
+from gnomon.reference.errors import InvalidRequest, ModelNotFound, RequestError
 from gnomon.reference.response import json_bytes
 from gnomon.reference.tokenizer import Tokenizer
 

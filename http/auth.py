@@ -28,7 +28,7 @@ from gnomon.http.observe.record import record_of
 from gnomon.http.process.reload import Read, Reader, check_file
 from gnomon.http.schema.route import error_of
 from gnomon.http.settings import AuthMode, AuthSettings
-from gnomon.reference.request import RequestError
+from gnomon.reference.errors import RequestError
 
 __all__ = ["Authentication", "Authenticator", "ConfigError", "Principal", "authenticator", "principal_of"]
 

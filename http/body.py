@@ -16,7 +16,8 @@ from gnomon.http.errors import BodyTooLarge, TooSlow, UnsupportedMedia
 from gnomon.http.life import SHORT_BODY, Life, Preparer
 from gnomon.http.schema.route import error_of
 from gnomon.http.settings import Settings
-from gnomon.reference.request import RequestError, shown
+from gnomon.reference.body.shown import shown
+from gnomon.reference.errors import RequestError
 
 T = TypeVar("T")
 

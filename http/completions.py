@@ -39,7 +39,8 @@ from gnomon.http.threads import NoThread, Threads
 from gnomon.reference.body.writing import blocks
 from gnomon.reference.completion import Run, prepare
 from gnomon.reference.engine import Engine
-from gnomon.reference.request import CompletionRequest, ContextExceeded, ModelNotFound, RequestError
+from gnomon.reference.errors import ContextExceeded, ModelNotFound, RequestError
+from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import json_bytes
 from gnomon.reference.tokenizer import Tokenizer
 from gnomon.reference.work import Work

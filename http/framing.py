@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 import h11
 
 from gnomon.http.errors import HeadersTooLarge, HttpError, MalformedRequest, UnknownCoding, UnknownVersion
-from gnomon.reference.request import shown
+from gnomon.reference.body.shown import shown
 
 MOST_FIELDS = 1000  # of a head: h11, uvicorn and the middleware look at each of them again and again
 SLICE = 1024  # chunks of a body that are read before others have their turn: a read may have 40,000 of them

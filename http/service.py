@@ -27,7 +27,7 @@ from gnomon.http.threads import NoThread, start
 from gnomon.reference.checkpoint.load import Checkpoint
 from gnomon.reference.completion import system_fingerprint
 from gnomon.reference.engine import Failed, JobRequest, Load, ServedEngine
-from gnomon.reference.request import RequestError
+from gnomon.reference.errors import RequestError
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.tokenizer import Tokenizer
 

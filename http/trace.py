@@ -33,10 +33,11 @@ from gnomon.http.schema.route import JSON, Facts, Operation, error_of
 from gnomon.http.service import Service, not_serving
 from gnomon.http.settings import Settings
 from gnomon.http.threads import Threads
-from gnomon.reference.checkpoint.load import CheckpointError
+from gnomon.reference.body.reading import parse_json
+from gnomon.reference.checkpoint.errors import CheckpointError
 from gnomon.reference.completion import EngineFailed
 from gnomon.reference.engine import Engine, NonFiniteLogits, ReferenceEngine
-from gnomon.reference.request import ContextExceeded, ModelNotFound, RequestError, parse_json
+from gnomon.reference.errors import ContextExceeded, ModelNotFound, RequestError
 from gnomon.reference.response import json_bytes
 from gnomon.reference.tokenizer import Tokenizer
 from gnomon.reference.trace.replay import Retracer, Task, TraceRequest, inside, no_label, prepare_trace

@@ -15,7 +15,7 @@ from gnomon.http.schema.examples import examples_of
 from gnomon.http.schema.route import JSON, DescribedRoute, Facts
 from gnomon.http.service import SERVER_VERSION
 from gnomon.http.settings import AuthMode
-from gnomon.reference.request import RequestError
+from gnomon.reference.errors import RequestError
 
 ABOUT = (
     "Any other path is a 404 and any other method a 405, both in the form of `Error`. HEAD is answered wherever GET "

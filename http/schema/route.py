@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from starlette.routing import Route
 
 from gnomon.http.settings import AuthMode, Settings
-from gnomon.reference.request import RequestError
+from gnomon.reference.errors import RequestError
 
 JSON = "application/json"
 EVENTS = "text/event-stream"

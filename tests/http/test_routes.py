@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from gnomon.http.app import create_app
 from gnomon.http.schema.route import DescribedRoute
 from gnomon.http.settings import AuthMode, AuthSettings, Settings
-from gnomon.reference.request import RequestError
+from gnomon.reference.errors import RequestError
 from helpers.described import application, facts_of
 from helpers.live import MODEL, call, check_error
 

@@ -27,7 +27,8 @@ from gnomon.http.app import create_app
 from gnomon.http.settings import AuthMode, AuthSettings, Settings
 from gnomon.reference import sampler
 from gnomon.reference.completion import prepare
-from gnomon.reference.request import BY_NAME, FIELDS, STAGES, CompletionRequest, InvalidRequest, RequestError
+from gnomon.reference.errors import InvalidRequest, RequestError
+from gnomon.reference.request import BY_NAME, FIELDS, STAGES, CompletionRequest
 from gnomon.reference.text.infill import Infill, Order
 from gnomon.reference.tokenizer import Tokenizer
 from helpers.described import CONTEXT, capabilities_of, description_of

@@ -18,8 +18,9 @@ needs = "the extra `parity` is not installed: pip install 'gnomon[parity]'"
 torch = pytest.importorskip("torch", reason=needs)
 pytest.importorskip("transformers", reason=needs)
 
+from gnomon.reference.checkpoint.errors import UnsupportedModel  # noqa: E402
 from gnomon.reference.checkpoint.families import ARCHITECTURES, HEADLESS  # noqa: E402
-from gnomon.reference.checkpoint.load import UnsupportedModel, load_checkpoint, silently  # noqa: E402
+from gnomon.reference.checkpoint.load import load_checkpoint, silently  # noqa: E402
 from gnomon.reference.sampler import report  # noqa: E402
 from gnomon.reference.transformer import forward  # noqa: E402
 from helpers.families import VARIANTS, architecture_in, save_random  # noqa: E402
