@@ -50,7 +50,7 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
     Raises CannotTrace, or ConfigError for options of authentication that cannot be meant.
     """
     started = int(time.time())
-    mode = settings.auth.mode or AuthMode.none  # who is to be asked beyond loopback was decided in cli/commands.py
+    mode = settings.auth.mode or AuthMode.none  # who is to be asked beyond loopback was decided in cli/serve.py
     auth = authenticator(replace(settings.auth, mode=mode))
     trace = tracer(settings, settings.served_model_name)
     metrics = Metrics(settings.served_model_name, lambda: load_of(service, completions), SERVER_VERSION)

@@ -20,12 +20,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gnomon.http.identity.bearer import BearerTokens, digest_of
 from gnomon.http.identity.clock import SYSTEM, Clock
-from gnomon.http.identity.options import ConfigError, api_keys, check, flag, tls_context
-from gnomon.http.identity.principal import ANYONE, SCOPE_KEY, Principal, principal_of
+from gnomon.http.identity.options import ConfigError, api_keys, check_settings, flag, tls_context
+from gnomon.http.identity.principal import ANYONE, PRINCIPAL_KEY, Principal, principal_of
 from gnomon.http.identity.refusals import Away, BadToken, Denied, Refusal
 from gnomon.http.identity.tokens import credential
 from gnomon.http.observe.record import record_of
-from gnomon.http.process.reload import Read, Reader, check_file
+from gnomon.http.process.reload import Renew, Renewal, check_file
 from gnomon.http.schema.route import error_of
 from gnomon.http.settings import AuthMode, AuthSettings
 from gnomon.reference.errors import RequestError
@@ -44,13 +44,13 @@ class Authenticator(Protocol):
     async def authenticate(self, headers: Headers) -> Principal:
         """Who calls; raises a Refusal."""
 
-    def readers(self) -> Sequence[Reader]:
+    def readers(self) -> Sequence[Renew]:
         """What of it SIGHUP reads again."""
 
 
 def authenticator(settings: AuthSettings, clock: Clock = SYSTEM) -> Authenticator:
     """The authenticator of the chosen mode; ConfigError says what cannot be meant."""
-    check(settings)
+    check_settings(settings)
     match settings.mode:
         case AuthMode.none:
             return Anyone()
@@ -78,14 +78,16 @@ class Anyone:
     def __init__(self) -> None:
         self.ready = True
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        """Nothing of it goes on in the background."""
 
-    async def stop(self) -> None: ...
+    async def stop(self) -> None:
+        """Nothing of it goes on in the background."""
 
     async def authenticate(self, headers: Headers) -> Principal:
         return ANYONE
 
-    def readers(self) -> Sequence[Reader]:
+    def readers(self) -> Sequence[Renew]:
         return ()
 
 
@@ -98,9 +100,11 @@ class KeyHolders:
         self.settings = replace(settings, api_keys=())
         self.most = settings.max_token_bytes
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        """Nothing of it goes on in the background."""
 
-    async def stop(self) -> None: ...
+    async def stop(self) -> None:
+        """Nothing of it goes on in the background."""
 
     async def authenticate(self, headers: Headers) -> Principal:
         digest = digest_of(credential(headers, self.most))
@@ -112,10 +116,10 @@ class KeyHolders:
             raise refusal
         return Principal(f"key {name}", None, (), None, name)
 
-    def readers(self) -> Sequence[Reader]:
+    def readers(self) -> Sequence[Renew]:
         return [self.read]
 
-    def read(self) -> Read:
+    def read(self) -> Renewal:
         """The keys as their file has them now. One that is not there any more is refused from then on."""
         file = self.settings.api_key_file
         if file is None:
@@ -129,7 +133,7 @@ class KeyHolders:
         def use() -> None:
             self.digests = digests
 
-        return Read(told, use)
+        return Renewal(told, use)
 
 
 class Authentication:
@@ -142,7 +146,7 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in self.open_paths:
-            scope[SCOPE_KEY] = await self.ask(scope)
+            scope[PRINCIPAL_KEY] = await self.ask(scope)
         await self.app(scope, receive, send)
 
     async def ask(self, scope: Scope) -> Principal:

@@ -46,7 +46,7 @@ from gnomon.reference.checkpoint.config import read_config
 from gnomon.reference.checkpoint.load import default_model_path
 from helpers.judge import random_request
 
-COMMAND = (sys.executable, "-c", "from gnomon.http.cli.commands import main; main()")
+COMMAND = (sys.executable, "-c", "from gnomon.http.cli.main import main; main()")
 QUIET_SECONDS = 40.0  # for all to be back at its start
 ANSWER_SECONDS = 300.0  # for one answer; more is a hang
 OUTCOMES = ("answered", "refused", "cancelled", "failed")

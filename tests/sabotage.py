@@ -205,7 +205,7 @@ BREAKS = (
     ),
     Break(
         "locale: bytes that an ASCII locale could not read stay surrogates",
-        "http/cli/console.py",
+        "http/observe/text.py",
         "    return UNDECODED.sub(_decoded, text)\n",
         "    return text\n",
         "http/cli/test_starts.py::test_texts_of_an_ascii_locale_are_read_as_utf8",
@@ -756,8 +756,7 @@ BREAKS = (
         "jax_engine/scheduler.py",
         "work.names[: (len(work.prompt) - 1) // self.chunk]",
         "work.names",
-        "jax_engine/test_scheduler.py::"
-        "test_a_second_equal_prompt_takes_all_whole_chunks_but_the_one_with_its_last_position",
+        "jax_engine/test_scheduler.py::test_a_second_equal_prompt_takes_all_whole_chunks_but_that_of_its_last_position",
     ),
     Break(
         "the partly filled page is not copied",
@@ -775,21 +774,21 @@ BREAKS = (
     ),
     Break(
         "attention sees one position ahead",
-        "jax_engine/model.py",
+        "jax_engine/kernels/xla.py",
         "seen = at[None, None, :] <= positions[:, :, None]",
         "seen = at[None, None, :] <= positions[:, :, None] + 1",
         "jax_engine/test_jax_fuzz.py::test_every_token_of_random_requests_is_the_references",
     ),
     Break(
         "the walk over pages stops at the shortest row",
-        "jax_engine/model.py",
+        "jax_engine/kernels/xla.py",
         "blocks = (lengths.max() + page_size - 1) // page_size",
         "blocks = (lengths.min() + page_size - 1) // page_size",
         "jax_engine/test_same_bytes.py::test_neighbours_that_come_and_go_change_no_byte",
     ),
     Break(
         "what no sequence wrote is masked in the scores alone",
-        "jax_engine/model.py",
+        "jax_engine/kernels/xla.py",
         "v_block = jnp.where(exists[:, :, None, None], values[pages].astype(jnp.float32), 0.0)",
         "v_block = values[pages].astype(jnp.float32)",
         "jax_engine/test_same_bytes.py::test_nan_in_every_free_page_changes_no_byte",
@@ -959,7 +958,7 @@ BREAKS = (
     Break(
         "the log shows control characters",
         "http/observe/logs.py",
-        "{printable(self.message(record))}",
+        "{printable_line(self.message(record))}",
         "{self.message(record)}",
         "http/observe/test_access.py::test_no_message_and_no_exception_can_forge_a_line",
     ),
@@ -1078,7 +1077,7 @@ BREAKS = (
     ),
     Break(
         "auth: who leaves takes the question along",
-        "http/identity/recall.py",
+        "http/identity/token_cache.py",
         "return await asyncio.shield(task)",
         "return await task",
         "http/identity/test_auth_cache.py::test_a_leader_who_leaves_does_not_take_the_others_along",
@@ -1123,7 +1122,7 @@ BREAKS = (
         "http/identity/bearer.py",
         "        digest = digest_of(text)\n",
         '        digest = digest_of(text)\n        logger.debug("a token: %s", text)\n',
-        "http/identity/test_auth_secrets.py::test_no_token_and_no_passport_leaves_by_a_side_door",
+        "http/identity/test_auth_secrets.py::test_no_token_and_no_passport_leaves_in_any_other_way",
     ),
     # ---- loading
     Break(
@@ -1260,7 +1259,7 @@ BREAKS = (
     ),
     Break(
         "start: seconds may be infinite",
-        "http/settings.py",
+        "reference/system/options.py",
         "            if types[f.name] is float:",
         "            if False:",
         "http/cli/test_cli.py::test_seconds_that_are_no_time_limit_are_refused_by_name[inf]",
@@ -1317,8 +1316,8 @@ BREAKS = (
     Break(
         "start: damage to a program is not told",
         "jax_engine/runtime/programs.py",
-        "kept = find(self._path, key, SUFFIX, self._say)",
-        "kept = find(self._path, key, SUFFIX, lambda line: None)",
+        "kept = find(self._path, key, PROGRAM_SUFFIX, self._say)",
+        "kept = find(self._path, key, PROGRAM_SUFFIX, lambda line: None)",
         "jax_engine/runtime/test_programs.py::test_a_damaged_program_is_compiled_once_more_with_one_line[half of it]",
     ),
     Break(
@@ -1331,7 +1330,7 @@ BREAKS = (
     Break(
         "start: half a library is loaded",
         "jax_engine/kernels/native.py",
-        "        kept = find(cache, target, SUFFIX, announce)\n",
+        "        kept = find(cache, target, LIBRARY_SUFFIX, announce)\n",
         "        from gnomon.jax_engine.runtime.checked import Kept\n\n"
         '        there = list(cache.glob(f"{target}-*"))\n'
         '        kept = Kept(there[0], b"") if there else None\n',
@@ -1339,9 +1338,9 @@ BREAKS = (
     ),
     Break(
         "start: jax is imported before a word is said",
-        "http/cli/commands.py",
-        "            say(_first_line(settings.served_model_name, engine))\n",
-        "            import jax; say(_first_line(settings.served_model_name, engine))\n",
+        "http/cli/serve.py",
+        "            say(_first_line(settings.served_model_name, start.engine))\n",
+        "            import jax; say(_first_line(settings.served_model_name, start.engine))\n",
         "http/cli/test_cli.py::test_the_first_line_comes_before_jax_is_imported[serve]",
     ),
     Break(
@@ -1641,7 +1640,7 @@ BREAKS = (
     ),
     Break(
         "a variable of a Kubernetes Service is an option",
-        "http/cli/commands.py",
+        "http/cli/app.py",
         "        del os.environ[name]\n",
         "        pass\n",
         "http/cli/test_environment.py::test_a_pod_beside_services_of_our_name_starts_and_says_so_in_one_line",
@@ -1669,7 +1668,7 @@ BREAKS = (
     ),
     Break(
         "the greeting is text whatever the log's format",
-        "http/cli/commands.py",
+        "http/cli/serve.py",
         "    if settings.log_format is LogFormat.json:\n",
         "    if False:\n",
         "http/cli/test_console.py::test_every_line_of_a_server_is_json_from_its_start_to_the_end_of_its_draining",
@@ -2044,16 +2043,14 @@ BREAKS = (
         "reference/tokenizer.py",
         "if type(error).__module__ != PANIC:",
         "if type(error).__module__ == PANIC:",
-        "jax_engine/test_faults.py::"
-        "test_a_text_at_which_the_tokenizers_library_panics_is_a_400_and_the_next_one_is_read",
+        "jax_engine/test_faults.py::test_a_text_at_which_the_tokenizer_panics_is_a_400_and_the_next_one_is_read",
     ),
     Break(
         "a system without a thread left is a fault of the server's",
         "http/errors.py",
         "if isinstance(error, NoThread):",
         "if isinstance(error, ZeroDivisionError):",
-        "jax_engine/test_faults.py::"
-        "test_where_the_system_has_no_thread_left_a_request_is_a_503_and_the_engine_is_not_blamed",
+        "jax_engine/test_faults.py::test_without_a_thread_left_a_request_is_a_503_and_the_engine_is_not_blamed",
     ),
     Break(
         "the event loop waits for a thread that died at its birth",

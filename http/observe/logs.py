@@ -24,7 +24,7 @@ from queue import SimpleQueue
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import quote
 
-from gnomon.http.cli.console import as_utf8, printable
+from gnomon.http.observe.text import as_utf8, printable_line
 from gnomon.http.settings import LogFormat, Settings
 
 HIDDEN = "[hidden]"
@@ -90,8 +90,8 @@ class Lines(logging.Formatter):
 
 class TextLines(Lines):
     def format(self, record: logging.LogRecord) -> str:
-        lines = [f"{self.time(record)} {record.levelname} {printable(self.message(record))}"]
-        lines += ["    " + printable(line) for line in self.traceback(record).splitlines()]
+        lines = [f"{self.time(record)} {record.levelname} {printable_line(self.message(record))}"]
+        lines += ["    " + printable_line(line) for line in self.traceback(record).splitlines()]
         return "\n".join(lines)
 
 

@@ -27,14 +27,13 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from gnomon.http.cli.console import as_utf8
 from gnomon.http.verify.ask.exchange import Budget, Busy, CannotReach, Client, Exchange, OutOfBudget
 from gnomon.http.verify.ask.probe import PROMPT, Broken, Refused, Subject, whole
 from gnomon.http.verify.ask.safe import Secret, line
+from gnomon.http.verify.options import Options, file_name
 from gnomon.http.verify.report import baseline
 from gnomon.http.verify.report.junit import junit
 from gnomon.http.verify.report.page import page
-from gnomon.http.verify.report.profiles import ProfileName
 from gnomon.http.verify.report.report import (
     Cost,
     Entry,
@@ -64,39 +63,6 @@ class CannotRun(Exception):
 
 class CutShort(Exception):
     """Why a run did not come to its end, in one line for the user."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the user chose. json "-" is standard output."""
-
-    url: str
-    model: str | None = None
-    api_key: str | None = None
-    only: tuple[str, ...] = ()
-    json: str | None = None
-    junit: str | None = None
-    html: str | None = None
-    baseline: str | None = None
-    profile: ProfileName | None = None
-    accept_documented: bool = False
-    concurrency: int = 4
-    budget_tokens: int = 50_000
-    timeout: float = 60
-    verbose: bool = False
-    findings: bool = False
-
-    def shown(self) -> dict[str, Any]:
-        """What of it belongs in a report."""
-        return {
-            "only": list(self.only),
-            "profile": None if self.profile is None else str(self.profile),
-            "accept_documented": self.accept_documented,
-            "concurrency": self.concurrency,
-            "budget_tokens": self.budget_tokens,
-            "timeout": self.timeout,
-            "with_key": self.api_key is not None,
-        }
 
 
 @dataclass(slots=True)
@@ -168,6 +134,7 @@ class Prepared(NamedTuple):
 
 def _prepare(options: Options, cases: Sequence[Case]) -> Prepared:
     """Raises CannotRun."""
+    assert options.url is not None
     key = options.api_key
     if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
         raise CannotRun("the key is empty, or has a character that no header can have; it is not shown here")
@@ -215,7 +182,7 @@ class Files(NamedTuple):
             try:
                 self.paths[name].write_bytes(content)
             except OSError as error:
-                raise CannotRun(f"--{name}: {as_utf8(str(self.paths[name]))!r}: {error.strerror}") from None
+                raise CannotRun(f"--{name}: {file_name(self.paths[name])!r}: {error.strerror}") from None
 
 
 @contextmanager
@@ -232,7 +199,7 @@ def _files(options: Options) -> Iterator[Files]:
         try:
             check_writable(path)
         except OSError as error:
-            raise CannotRun(f"--{name}: {as_utf8(str(given[name]))!r}: {error.strerror}") from None
+            raise CannotRun(f"--{name}: {file_name(given[name])!r}: {error.strerror}") from None
         if new:
             made.append(path)
     try:

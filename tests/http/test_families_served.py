@@ -23,7 +23,7 @@ from helpers.families import VARIANTS, save_random  # noqa: E402
 pytestmark = pytest.mark.families
 
 FAMILIES = [name for name in VARIANTS if "," not in name]  # one of each; the variants are in test_families.py
-COMMAND = (sys.executable, "-c", "from gnomon.http.cli.commands import main; main()", "serve")
+COMMAND = (sys.executable, "-c", "from gnomon.http.cli.main import main; main()", "serve")
 
 
 @contextmanager

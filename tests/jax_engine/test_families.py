@@ -22,7 +22,8 @@ pytest.importorskip("transformers", reason=needs)
 
 from family_table import BEGIN, END, FILE, against_jax, against_transformers, text  # noqa: E402
 
-from gnomon.jax_engine.engine import EngineSettings, JaxEngine  # noqa: E402
+from gnomon.jax_engine.engine import JaxEngine  # noqa: E402
+from gnomon.jax_engine.runtime.settings import EngineSettings  # noqa: E402
 from gnomon.reference.checkpoint.config import read_config  # noqa: E402
 from gnomon.reference.checkpoint.errors import CheckpointError  # noqa: E402
 from gnomon.reference.checkpoint.families import ARCHITECTURES  # noqa: E402

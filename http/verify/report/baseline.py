@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gnomon.http.cli.console import as_utf8
 from gnomon.http.verify.ask.safe import Secret, line
+from gnomon.http.verify.options import file_name
 from gnomon.http.verify.report.report import SCHEMA, VERSION, Report
 from gnomon.http.verify.verdict import Verdict
 from gnomon.reference.system.files import read_regular
@@ -70,7 +70,7 @@ class Earlier(NamedTuple):
 
 def read(file: str) -> Earlier:
     """Raises NoReport."""
-    path, file = Path(file), as_utf8(file)
+    path, file = Path(file), file_name(file)
     try:
         value = json.loads(read_regular(path, MOST_BYTES))
     except OSError as error:

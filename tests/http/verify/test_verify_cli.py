@@ -22,11 +22,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gnomon.http.app import create_app
-from gnomon.http.cli.commands import main
+from gnomon.http.cli.main import main
 from gnomon.http.settings import Settings
 from gnomon.http.verify.ask.exchange import Busy, CannotReach, OutOfBudget
 from gnomon.http.verify.ask.probe import Probe, Subject
-from gnomon.http.verify.command import CannotRun, Options, bases, verify
+from gnomon.http.verify.command import CannotRun, bases, verify
+from gnomon.http.verify.options import Options
 from gnomon.http.verify.report.profiles import ProfileName
 from gnomon.http.verify.report.report import Section
 from gnomon.http.verify.verdict import Case, Finding, Outcome, Unclear, case, honoured, ignored, wrong
@@ -37,7 +38,7 @@ COMMAND = (
     sys.executable,
     "-c",
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    "from gnomon.http.cli.commands import main; main()",
+    "from gnomon.http.cli.main import main; main()",
 )
 
 

@@ -24,7 +24,8 @@ from starlette.types import Receive, Scope, Send
 
 from gnomon.http.verify.ask.exchange import MOST_BYTES, PIECE_BYTES, Budget, CannotReach, Client, Exchange, Streamed
 from gnomon.http.verify.ask.probe import Probe, Subject
-from gnomon.http.verify.command import Options, verify
+from gnomon.http.verify.command import verify
+from gnomon.http.verify.options import Options
 from gnomon.http.verify.run import judge
 from gnomon.http.verify.verdict import Case, Outcome, Verdict, case, honoured
 from helpers.certificate import certificate
