@@ -63,7 +63,7 @@ def media_trouble(sent: str) -> str | None:
     return None if other is None else f"the charset {shown(other)} is not allowed"
 
 
-async def attend(
+async def take_body(
     request: Request,
     life: Life,
     settings: Settings,

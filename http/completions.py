@@ -27,7 +27,7 @@ from starlette.types import Receive, Scope, Send
 from gnomon.http import sse
 from gnomon.http.admission import Admission, Answer, Places, clock_errors
 from gnomon.http.answer import send_json
-from gnomon.http.body import attend, body_errors, check_content_type
+from gnomon.http.body import body_errors, check_content_type, take_body
 from gnomon.http.errors import Draining, QueueFull, as_request_error, let_go
 from gnomon.http.life import Life, Lives, Preparer
 from gnomon.http.observe.record import Record, record_of
@@ -133,7 +133,7 @@ class Completions:
         def prepared(body: bytes) -> Run:
             return self.prepare(body, engine, tokenizer, life.work)
 
-        return await attend(request, life, self.settings, self.admission, self.preparer, room, prepared)
+        return await take_body(request, life, self.settings, self.admission, self.preparer, room, prepared)
 
     def prepare(self, body: bytes, engine: Engine, tokenizer: Tokenizer, work: Work) -> Run:
         settings = self.settings

@@ -25,7 +25,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gnomon.http.admission import LONGEST_RETRY, Admission, clock_errors
-from gnomon.http.body import attend, body_errors, check_content_type
+from gnomon.http.body import body_errors, check_content_type, take_body
 from gnomon.http.errors import Draining, NotFound, QueueFull, Unavailable
 from gnomon.http.life import Life, Lives, Preparer
 from gnomon.http.observe.record import record_of
@@ -183,7 +183,7 @@ class Retrace:
         def prepared(body: bytes) -> Task:
             return self.prepare(body, engine, tokenizer, life.work)
 
-        return await attend(request, life, self.settings, self.admission, self.preparer, self.room, prepared)
+        return await take_body(request, life, self.settings, self.admission, self.preparer, self.room, prepared)
 
     def room(self) -> None:
         """Raises QueueFull if the line is. Who is still sending a body is not in it."""
