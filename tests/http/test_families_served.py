@@ -20,7 +20,7 @@ pytest.importorskip("transformers", reason=needs)
 from helpers.fake import EOT, tokenizer_files  # noqa: E402
 from helpers.families import VARIANTS, save_random  # noqa: E402
 
-pytestmark = pytest.mark.families
+pytestmark = pytest.mark.weekly
 
 FAMILIES = [name for name in VARIANTS if "," not in name]  # one of each; the variants are in test_families.py
 COMMAND = (sys.executable, "-c", "from gnomon.http.cli.commands import main; main()", "serve")

@@ -5,7 +5,7 @@ up `token_logprobs` past the context and without the last entry (the sampled tok
 each of its values *is* the largest of its `top_logprobs` (compared with `==`). So it sees a shift by one, a value that
 is not raw, a lost entry, a number written in two ways, and choices out of order; batches come as lists of prompts.
 
-    pytest -m lm_eval -rP        (needs the extra `parity`)
+    pytest -m slow -rP        (needs the extra `parity`)
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ torch: Any = pytest.importorskip("torch", reason=needs)
 transformers: Any = pytest.importorskip("transformers", reason=needs)
 lm_eval: Any = pytest.importorskip("lm_eval", reason=needs)
 
-pytestmark = pytest.mark.lm_eval
+pytestmark = pytest.mark.slow
 Samples = dict[str, list[dict[str, Any]]]
 
 TOLERANCE = 1e-4  # on the log-likelihood of a continuation, in nats; transformers' RMSNorm and angles are float32

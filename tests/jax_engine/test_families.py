@@ -1,4 +1,4 @@
-"""Every family and variant against transformers, a few of them on the JAX engine; with `-m families` all of them."""
+"""Every family and variant against transformers, a few of them on the JAX engine; with `-m weekly` all of them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,6 @@ from gnomon.reference.sampler import SamplingParams  # noqa: E402
 from gnomon.reference.transformer import family_of, forward  # noqa: E402
 from helpers.families import CONTEXT, VARIANTS, architecture_in, save_random  # noqa: E402
 from helpers.models import tiny_llama  # noqa: E402
-
-pytestmark = pytest.mark.parity
 
 SHORT = ("Gemma 2", "GPT-2")
 LONG_ROPE = ("Phi-3, long", "Phi-4-mini, partly rotated")  # which change their factors with the context
@@ -68,7 +66,7 @@ def test_the_references_logits_are_transformers(directories: dict[str, Path], na
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.families) for name in VARIANTS]
+    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.weekly) for name in VARIANTS]
 )
 def test_the_jax_engine_computes_what_the_reference_does(directories: dict[str, Path], name: str) -> None:
     worst, tokens_equal = against_jax(directories[name], text(seed_of(name)))
@@ -79,7 +77,7 @@ def test_the_jax_engine_computes_what_the_reference_does(directories: dict[str, 
 UNLIKE_LLAMA = ("Mixtral", "Qwen3-MoE", "Gemma 3", "Phi-3, long", "OLMo 2", "GPT-2")  # in what a row might share
 
 
-@pytest.mark.families
+@pytest.mark.weekly
 @pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("name", UNLIKE_LLAMA)
 def test_neighbours_change_no_byte(directories: dict[str, Path], native_cache: Path, name: str, native: bool) -> None:
@@ -106,7 +104,7 @@ def test_neighbours_change_no_byte(directories: dict[str, Path], native_cache: P
     engine.stop()
 
 
-@pytest.mark.families
+@pytest.mark.weekly
 def test_a_family_that_is_cut_over_two_devices_computes_the_same(directories: dict[str, Path]) -> None:
     """In a process of its own, which is told before it begins that it has two."""
     names = ("Llama, biases", *UNLIKE_LLAMA, "GPT-NeoX", "Phi-2", "StarCoder2")

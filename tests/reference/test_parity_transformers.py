@@ -37,7 +37,6 @@ needs = "the extra `parity` is not installed: pip install 'gnomon[parity]'"
 torch: Any = pytest.importorskip("torch", reason=needs)
 transformers: Any = pytest.importorskip("transformers", reason=needs)
 
-pytestmark = pytest.mark.parity
 Record = Callable[[str, object], None]
 
 VOCAB, LENGTH, CONTEXT = 300, 150, 512

@@ -221,7 +221,7 @@ def answer(base: str, body: str) -> list[dict[str, Any]]:
     return choices
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_a_text_streams_and_is_the_one_that_the_api_gives(open_page: Open, slow_base: str) -> None:
     page = open_page(slow_base)
     page.set("prompt", "the end\nof")
@@ -269,7 +269,7 @@ VALUES: dict[str, Any] = {
 }
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [field.name for field in FIELDS])
 def test_every_parameter_has_a_control_that_reaches_the_body(open_page: Open, name: str) -> None:
     page = open_page()
@@ -288,7 +288,7 @@ def test_every_parameter_has_a_control_that_reaches_the_body(open_page: Open, na
     assert sent == expected
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_the_sliders_end_where_this_server_does(open_page: Open, serve: Serve, tokenizer: Tokenizer) -> None:
     narrow = create_app(
         FakeEngine(hashed_logits, context=80), tokenizer, Settings(openai_limits=True, max_candidates=3)
@@ -309,7 +309,7 @@ def test_the_sliders_end_where_this_server_does(open_page: Open, serve: Serve, t
     }
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_choosing_a_token_opens_the_trace_of_its_draw(open_page: Open) -> None:
     page = open_page()
     page.drawn(seed=3, top_p=0.5)
@@ -330,7 +330,7 @@ def test_choosing_a_token_opens_the_trace_of_its_draw(open_page: Open) -> None:
     page["#trace-title"].filter(has_text="Draw 8").wait_for()
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_moving_top_p_makes_the_same_draw_again_at_once(open_page: Open) -> None:
     page = open_page()
     page.drawn(seed=3)
@@ -370,7 +370,7 @@ def number(text: str) -> float:
     return float(text.replace("−", "-").removesuffix(" %"))
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_the_chance_in_this_draw_is_shared_among_the_tokens_that_top_p_left(open_page: Open) -> None:
     page = open_page()
     page.drawn(seed=3, temperature=0.5)
@@ -392,7 +392,7 @@ def test_the_chance_in_this_draw_is_shared_among_the_tokens_that_top_p_left(open
     page["#trace-lead"].filter(has_text="with a chance of 100 %. No other token could come.").wait_for()
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_a_running_sum_below_top_p_is_never_written_as_if_it_had_reached_it(open_page: Open) -> None:
     page = open_page()
     page.drawn(seed=3)
@@ -409,7 +409,7 @@ def test_a_running_sum_below_top_p_is_never_written_as_if_it_had_reached_it(open
     assert [sum < 100 * top_p for sum in shown[:12]] == [i <= last for i in range(12)]
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_the_sum_of_every_token_adds_up_in_the_table(open_page: Open) -> None:
     page = open_page()
     page.drawn(seed=3, temperature=0.7)
@@ -424,7 +424,7 @@ def test_the_sum_of_every_token_adds_up_in_the_table(open_page: Open) -> None:
     assert page["#stages li.idle"].all_text_contents()[-1] == "7the drawNot used at temperature 0."
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_what_is_random_has_one_name(open_page: Open) -> None:
     page = open_page()
     page.drawn()
@@ -432,7 +432,7 @@ def test_what_is_random_has_one_name(open_page: Open) -> None:
     assert re.findall(r"dice|\bluck|noise|\bscore|andidate by", page["body"].inner_text()) == []
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 @pytest.mark.parametrize("then", [{"echo": False}, {"echo": False, "max_tokens": 3}])
 def test_the_prompts_tokens_take_no_part_in_the_comparison_with_the_run_before(
     open_page: Open, then: dict[str, Any]
@@ -455,7 +455,7 @@ def test_the_prompts_tokens_take_no_part_in_the_comparison_with_the_run_before(
     assert was != now
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_running_again_keeps_the_draw_that_was_looked_at(open_page: Open) -> None:
     page = open_page()
     page.drawn(seed=3, n=2)
@@ -476,7 +476,7 @@ def test_running_again_keeps_the_draw_that_was_looked_at(open_page: Open) -> Non
     page["#trace-title"].filter(has_not_text="Draw 18:").wait_for()
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_more_candidates_than_choices_say_beside_stream_that_they_do_not_stream(open_page: Open) -> None:
     page = open_page()
     page.set("best_of", 3)
@@ -488,7 +488,7 @@ def test_more_candidates_than_choices_say_beside_stream_that_they_do_not_stream(
         assert "best_of is more" not in (page[f"#say-{name}"].text_content() or "")
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [None, 5])
 def test_coming_back_to_the_page_finds_everything_as_it_was_set(open_page: Open, base: str, seed: int | None) -> None:
     page = open_page()
@@ -510,7 +510,7 @@ def test_coming_back_to_the_page_finds_everything_as_it_was_set(open_page: Open,
     assert again == body
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_the_law_on_the_page_is_the_law(open_page: Open) -> None:
     page = open_page()
     text = (FILE.parents[2] / "reference" / "LAW.md").read_text(encoding="utf-8")
@@ -528,7 +528,7 @@ def test_the_law_on_the_page_is_the_law(open_page: Open) -> None:
     assert "It is required." in (page["[data-control=model] .exact p"].text_content() or "")
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_a_gap_behind_a_space_is_said_to_be_in_the_wrong_place(open_page: Open) -> None:
     page = open_page()
     for at, says in ((4, True), (3, False)):
@@ -538,7 +538,7 @@ def test_a_gap_behind_a_space_is_said_to_be_in_the_wrong_place(open_page: Open) 
         assert ("right behind the word" in (page["#gap-note"].text_content() or "")) is says
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_on_a_phone_the_names_stay_while_the_rest_is_swiped(open_page: Open) -> None:
     page = open_page(viewport={"width": 390, "height": 800}, has_touch=True)
     page.drawn(seed=3)
@@ -557,7 +557,7 @@ def test_on_a_phone_the_names_stay_while_the_rest_is_swiped(open_page: Open) -> 
     assert page.page.evaluate("document.scrollingElement.scrollWidth") <= 390
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_the_next_run_with_the_same_seed_says_where_it_differs(open_page: Open) -> None:
     page = open_page()
     page.set("seed", 3)
@@ -574,7 +574,7 @@ def test_the_next_run_with_the_same_seed_says_where_it_differs(open_page: Open) 
     assert f"the first difference is at token {at + 1}," in (page["#summary"].text_content() or "")
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_what_the_reference_says_is_what_the_server_answered(open_page: Open) -> None:
     page = open_page()
 
@@ -592,7 +592,7 @@ def test_what_the_reference_says_is_what_the_server_answered(open_page: Open) ->
     assert page[".t.differs"].count() == 1
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_without_the_trace_the_reason_is_said_and_the_reported_tokens_are_shown(
     open_page: Open, serve: Serve, tokenizer: Tokenizer
 ) -> None:
@@ -607,7 +607,7 @@ def test_without_the_trace_the_reason_is_said_and_the_reported_tokens_are_shown(
     assert page["#knobs"].is_hidden()
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
@@ -643,7 +643,7 @@ def test_an_error_is_shown_in_words_beside_the_field_it_names(
     assert control.get_attribute("aria-invalid") is None
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_a_server_that_is_gone_is_said_to_be(open_page: Open) -> None:
     page = open_page()
     page.page.route("**/v1/completions", lambda route: route.abort())
@@ -652,7 +652,7 @@ def test_a_server_that_is_gone_is_said_to_be(open_page: Open) -> None:
     page.complaints.clear()  # the browser's own line about it
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_stop_ends_the_request(open_page: Open, serve: Serve, tokenizer: Tokenizer) -> None:
     app = create_app(FakeEngine(slowly(hashed_logits), context=CONTEXT), tokenizer, Settings())
     base = serve(app)
@@ -670,7 +670,7 @@ def test_stop_ends_the_request(open_page: Open, serve: Serve, tokenizer: Tokeniz
     assert page["[role=option]"].count() < 390
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_candidates_that_best_of_left_out_are_shown_and_the_returned_ones_marked(open_page: Open, base: str) -> None:
     page = open_page()
     for name, value in (("seed", 11), ("n", 2), ("best_of", 5), ("max_tokens", 6)):
@@ -697,7 +697,7 @@ def test_candidates_that_best_of_left_out_are_shown_and_the_returned_ones_marked
     assert len(titles) == 5
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_texts_of_two_runs_are_compared_candidate_by_candidate(open_page: Open) -> None:
     page = open_page()
     for name, value in (("seed", 11), ("n", 1), ("best_of", 5), ("max_tokens", 6)):
@@ -718,7 +718,7 @@ def test_texts_of_two_runs_are_compared_candidate_by_candidate(open_page: Open) 
     page["#summary"].filter(has_text="Once the same text as the run before.").wait_for()
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_a_draw_of_a_returned_candidate_is_made_again_as_that_candidate(open_page: Open) -> None:
     page = open_page()
     for name, value in (("seed", 11), ("n", 1), ("best_of", 5), ("max_tokens", 6)):
@@ -733,7 +733,7 @@ def test_a_draw_of_a_returned_candidate_is_made_again_as_that_candidate(open_pag
     assert again.value.json()["draw"]["key"] == told.value.json()["draw"]["key"]
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_a_gap_in_the_text_is_filled(open_page: Open, tokenizer: Tokenizer, base: str) -> None:
     page = open_page()
     page["#prompt"].fill("the  end")
@@ -751,7 +751,7 @@ def test_a_gap_in_the_text_is_filled(open_page: Open, tokenizer: Tokenizer, base
     assert page["#p-suffix"].input_value() == ""
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_echoed_tokens_show_their_surprise_and_were_not_drawn(open_page: Open, base: str) -> None:
     page = open_page()
     page.set("prompt", "the end")
@@ -780,7 +780,7 @@ def test_echoed_tokens_show_their_surprise_and_were_not_drawn(open_page: Open, b
     page["#trace-title"].filter(has_text="Draw 1:").wait_for()
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_a_stop_string_cuts_the_text_and_its_tokens_are_shown_as_cut(
     open_page: Open, serve: Serve, tokenizer: Tokenizer
 ) -> None:
@@ -797,7 +797,7 @@ def test_a_stop_string_cuts_the_text_and_its_tokens_are_shown_as_cut(
     assert "cut off by a stop string" in (page[".text .t.cut >> nth=0"].get_attribute("aria-label") or "")
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_several_prompts_have_choices_of_their_own(open_page: Open, base: str) -> None:
     page = open_page()
     page.set("prompt", ["the", "a e"])
@@ -817,7 +817,7 @@ def test_several_prompts_have_choices_of_their_own(open_page: Open, base: str) -
 # ---- keys and links
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_with_authentication_it_asks_for_a_key_and_keeps_it_to_itself(
     open_page: Open, serve: Serve, tokenizer: Tokenizer
 ) -> None:
@@ -851,7 +851,7 @@ def test_with_authentication_it_asks_for_a_key_and_keeps_it_to_itself(
     page["#run:not([disabled])"].wait_for()
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_a_link_brings_the_request_back_to_the_byte(open_page: Open) -> None:
     page = open_page()
     for name in (
@@ -881,7 +881,7 @@ def test_a_link_brings_the_request_back_to_the_byte(open_page: Open) -> None:
     assert other.run() == body
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_a_link_that_names_nothing_or_nonsense_does_no_harm(open_page: Open) -> None:
     page = open_page(fragment="#key=abc&nonsense=1&top_p=%3Cimg%3E&seed=1.5&stop=%5B&prompt_json=%7B")
     assert page["#p-top_p"].input_value() == "<img>"
@@ -890,7 +890,7 @@ def test_a_link_that_names_nothing_or_nonsense_does_no_harm(open_page: Open) -> 
     assert page["img"].count() == 0
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 def test_the_shown_calls_are_the_same_request(open_page: Open, base: str, stream: bool) -> None:
     page = open_page()
@@ -918,7 +918,7 @@ def test_the_shown_calls_are_the_same_request(open_page: Open, base: str, stream
 # ---- for everybody
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_markup_stays_text_wherever_it_comes_from(
     open_page: Open, serve: Serve, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -945,7 +945,7 @@ def test_markup_stays_text_wherever_it_comes_from(
     assert page.page.evaluate("'hit' in window") is False
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_the_keyboard_is_enough(open_page: Open) -> None:
     page = open_page()
     keys = page.page.keyboard
@@ -985,7 +985,7 @@ def violations(page: Playground) -> list[str]:
     return [f"{rule['id']}: {node['html'][:160]}" for rule in found for node in rule["nodes"]]
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_to_complain_of(open_page: Open, serve: Serve, tokenizer: Tokenizer, scheme: str) -> None:
     page = open_page(color_scheme=scheme)
@@ -1006,7 +1006,7 @@ def test_axe_finds_nothing_to_complain_of(open_page: Open, serve: Serve, tokeniz
     assert violations(asking) == []
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 700, 1000])
 def test_nothing_is_wider_than_the_screen(open_page: Open, width: int) -> None:
     page = open_page(viewport={"width": width, "height": 740}, has_touch=width == 360)
@@ -1019,7 +1019,7 @@ def test_nothing_is_wider_than_the_screen(open_page: Open, width: int) -> None:
     assert smallest >= 18
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_dark_is_dark_as_the_system_has_it_or_as_one_chooses(open_page: Open) -> None:
     def lightness(page: Playground) -> float:
         colour = page.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
@@ -1047,7 +1047,7 @@ new PerformanceObserver((list) => {
 """
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 1360])
 @pytest.mark.parametrize("n", [1, 3])
 def test_nothing_moves_while_the_text_streams(
@@ -1065,7 +1065,7 @@ def test_nothing_moves_while_the_text_streams(
     assert sum(page.page.evaluate("window.shifts")) < 0.001
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_who_asked_for_less_motion_gets_none(open_page: Open, slow_base: str) -> None:
     for motion, names in (("reduce", "none"), ("no-preference", "blink")):
         page = open_page(slow_base, reduced_motion=motion)
@@ -1074,7 +1074,7 @@ def test_who_asked_for_less_motion_gets_none(open_page: Open, slow_base: str) ->
         assert page[".caret"].evaluate("one => getComputedStyle(one, '::after').animationName") == names
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 def test_a_server_that_is_loading_is_asked_again(open_page: Open, serve: Serve, tokenizer: Tokenizer) -> None:
     app = create_app(None, None, replace(Settings()))
     base = serve(app)

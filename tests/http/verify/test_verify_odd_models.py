@@ -28,7 +28,7 @@ NOTHING_TO_SEE = "form that this case cannot read"
 
 def _models() -> list[object]:
     others = [name for name in ODD if name not in QUICK]
-    marks = {name: pytest.mark.long if i % 6 else pytest.mark.slow for i, name in enumerate(others)}
+    marks = {name: pytest.mark.weekly if i % 6 else pytest.mark.slow for i, name in enumerate(others)}
     return [pytest.param(name, marks=marks.get(name, ())) for name in ODD]
 
 
@@ -46,7 +46,7 @@ def test_no_case_accuses_a_sound_server_of_its_model(tmp_path: Path, name: str) 
     assert honoured >= ODD[name].least, {case: found.outcome.reason for case, found in findings.items()}
 
 
-@pytest.mark.long
+@pytest.mark.weekly
 @pytest.mark.parametrize("salt", [1, 2, 3])
 @pytest.mark.parametrize("name", ODD)
 def test_no_case_accuses_a_sound_server_of_other_weights(tmp_path: Path, name: str, salt: int) -> None:
@@ -78,7 +78,7 @@ def _broken() -> list[object]:
     rows = []
     for name in ("ends at once", "no text", "one token"):
         for i, broken in enumerate(broken for broken in BREAKS if broken.name not in UNSEEN):
-            marks = [pytest.mark.long] if i % EVERY else []
+            marks = [pytest.mark.weekly] if i % EVERY else []
             rows.append(pytest.param(name, broken, id=f"{name}: {broken.red}: {broken.name}", marks=marks))
     return list(rows)
 

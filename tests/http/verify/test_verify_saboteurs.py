@@ -38,9 +38,7 @@ def test_the_cases_have_names_of_their_own_and_need_each_other_in_no_circle() ->
 def _parameters() -> list[Any]:
     """Every fifth is in CI's slice; all of them are the long run."""
     return [
-        pytest.param(
-            broken, id=f"{broken.red}: {broken.name}", marks=pytest.mark.long if i % 5 else pytest.mark.saboteurs
-        )
+        pytest.param(broken, id=f"{broken.red}: {broken.name}", marks=pytest.mark.weekly if i % 5 else pytest.mark.slow)
         for i, broken in enumerate(BREAKS)
     ]
 

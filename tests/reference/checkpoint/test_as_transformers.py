@@ -24,8 +24,6 @@ from gnomon.reference.sampler import report  # noqa: E402
 from gnomon.reference.transformer import forward  # noqa: E402
 from helpers.families import VARIANTS, architecture_in, save_random  # noqa: E402
 
-pytestmark = pytest.mark.parity
-
 Tensors = dict[str, NDArray[Any]]
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]
 GONE = object()
