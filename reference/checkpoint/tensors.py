@@ -22,8 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np  # before ml_dtypes, whose C code prints a traceback where numpy cannot be imported
+
+# isort: split
 import ml_dtypes
-import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 

@@ -32,7 +32,8 @@ TESTS = {  # field → the test to read first
     "stop": "reference/test_stop.py::test_a_completion_ends_where_generating_a_character_at_a_time_would_end",
     "seed": "reference/test_sampler.py::test_the_noise_of_a_draw_belongs_to_seed_candidate_step_and_id_only",
     "stream": "reference/test_chunks.py::test_chunks_joined_are_the_whole_and_show_nothing_that_may_be_cut",
-    "stream_options": "reference/test_chunks.py::test_include_usage_is_null_on_every_chunk_and_then_one_chunk_without_choices",
+    "stream_options": "reference/test_chunks.py"
+    "::test_include_usage_is_null_on_every_chunk_and_then_one_chunk_without_choices",
     "user": "reference/test_request.py::test_user_is_accepted_and_changes_nothing_else",
 }
 

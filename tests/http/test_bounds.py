@@ -83,7 +83,7 @@ def test_what_is_fixed_in_the_code_stands_there_with_its_value() -> None:
 @pytest.mark.parametrize("row", table(), ids=lambda row: row.name[:40])
 def test_every_bound_has_an_answer_and_a_test_of_its_own(row: Bound) -> None:
     assert row.answer
-    named = re.findall(r"`(test_\w+\.py)::(\w+)`", row.tests)
+    named = re.findall(r"`([\w/]*test_\w+\.py)::(\w+)`", row.tests)
     assert named, row.name
     for file, function in named:
         tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))

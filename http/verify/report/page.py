@@ -27,7 +27,7 @@ OPENED = (Verdict.ignored, Verdict.wrong)
 
 
 def page(report: Report) -> str:
-    frame = Template((files("gnomon.http.verify") / "page.html").read_text(encoding="utf-8"))
+    frame = Template((files("gnomon.http.verify.report") / "page.html").read_text(encoding="utf-8"))
     body = [
         _head(report),
         _summary(report),

@@ -225,8 +225,8 @@ def test_a_stored_tensor_may_have_several_parts_each_with_its_own_function(
         Stored("c_attn", (2, 6), parts),
         Stored("wte", (3, 2), ((("embed_tokens",), lambda array: array),)),
     ]
-    for module in ("checkpoint", "surplus"):
-        monkeypatch.setattr(f"gnomon.reference.{module}.stored_tensors", lambda config: table)
+    for module in ("load", "surplus"):
+        monkeypatch.setattr(f"gnomon.reference.checkpoint.{module}.stored_tensors", lambda config: table)
     checkpoint = load_checkpoint(path)
     assert checkpoint.parameter_count == 18
     attn = checkpoint.params["layers"][0]["attn"]
