@@ -75,8 +75,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take long come first, so that no worker is left with one at the end: those that compile models."""
-    order = {"jax_engine": 0, "http": 1, "project": 2}
-    items.sort(key=lambda item: order.get(item.path.relative_to(ROOT / "tests").parts[0], 3))
+    order = [ROOT / "tests" / folder for folder in ("jax_engine", "http", "project")]
+    items.sort(key=lambda item: [item.path.is_relative_to(folder) for folder in order], reverse=True)
 
 
 # ---- skips
