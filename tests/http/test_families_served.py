@@ -13,12 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
-needs = "the extra `parity` is not installed: pip install 'gnomon[parity]'"
-pytest.importorskip("torch", reason=needs)
-pytest.importorskip("transformers", reason=needs)
+from helpers.extras import extra
+from helpers.fake import EOT, tokenizer_files
+from helpers.families import VARIANTS, save_random
 
-from helpers.fake import EOT, tokenizer_files  # noqa: E402
-from helpers.families import VARIANTS, save_random  # noqa: E402
+extra("parity", "torch", "transformers")
 
 pytestmark = pytest.mark.weekly
 

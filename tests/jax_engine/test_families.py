@@ -15,21 +15,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from family_table import BEGIN, END, FILE, against_jax, against_transformers, text
 
-needs = "the extra `parity` is not installed: pip install 'gnomon[parity]'"
-torch = pytest.importorskip("torch", reason=needs)
-pytest.importorskip("transformers", reason=needs)
+from gnomon.jax_engine.engine import EngineSettings, JaxEngine
+from gnomon.reference import model
+from gnomon.reference.checkpoint.families import ARCHITECTURES, stored_tensors
+from gnomon.reference.checkpoint.load import CheckpointError, load_checkpoint, read_config, silently
+from gnomon.reference.sampler import SamplingParams
+from gnomon.reference.transformer import family_of, forward
+from helpers.extras import extra
+from helpers.families import CONTEXT, VARIANTS, architecture_in, save_random
+from helpers.models import tiny_llama
 
-from family_table import BEGIN, END, FILE, against_jax, against_transformers, text  # noqa: E402
-
-from gnomon.jax_engine.engine import EngineSettings, JaxEngine  # noqa: E402
-from gnomon.reference import model  # noqa: E402
-from gnomon.reference.checkpoint.families import ARCHITECTURES, stored_tensors  # noqa: E402
-from gnomon.reference.checkpoint.load import CheckpointError, load_checkpoint, read_config, silently  # noqa: E402
-from gnomon.reference.sampler import SamplingParams  # noqa: E402
-from gnomon.reference.transformer import family_of, forward  # noqa: E402
-from helpers.families import CONTEXT, VARIANTS, architecture_in, save_random  # noqa: E402
-from helpers.models import tiny_llama  # noqa: E402
+torch = extra("parity", "torch", "transformers")
 
 SHORT = ("Gemma 2", "GPT-2")
 LONG_ROPE = ("Phi-3, long", "Phi-4-mini, partly rotated")  # which change their factors with the context

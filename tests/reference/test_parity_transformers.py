@@ -30,12 +30,12 @@ from gnomon.reference.model import F64, forward, inverse_frequencies
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.tokenizer import load_tokenizer
+from helpers.extras import extra
 from helpers.fake import FAKE_VOCAB, SPECIALS, tokenizer_files
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # everything is a local directory; nothing may be looked up
-needs = "the extra `parity` is not installed: pip install 'gnomon[parity]'"
-torch: Any = pytest.importorskip("torch", reason=needs)
-transformers: Any = pytest.importorskip("transformers", reason=needs)
+torch = extra("parity", "torch")
+transformers = extra("parity", "transformers")
 
 Record = Callable[[str, object], None]
 
