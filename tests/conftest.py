@@ -43,8 +43,8 @@ from hypothesis import settings  # noqa: E402
 from helpers.identity import FakeIdentity, FakeTime  # noqa: E402
 from helpers.loopback import Loopback, loopback  # noqa: E402
 
-settings.register_profile("quick", deadline=None, derandomize=True, database=None, max_examples=60)
-settings.register_profile("thorough", deadline=None, database=None, max_examples=600)
+settings.register_profile("quick", deadline=None, derandomize=True, database=None, max_examples=100)
+settings.register_profile("thorough", deadline=None, database=None, max_examples=1000)
 settings.load_profile("quick")  # `--hypothesis-profile=thorough` comes after it
 
 
