@@ -23,7 +23,8 @@ from functools import partial
 
 from gnomon.http.errors import QueueFull, Unavailable
 from gnomon.http.settings import Settings
-from gnomon.reference.completion import MoreThanMayWait, Run, RunClosed
+from gnomon.reference.completion import Run, RunClosed
+from gnomon.reference.prompt import MoreThanMayWait
 from gnomon.reference.request import InvalidRequest, RequestError
 
 LONGEST_RETRY = 120  # seconds; beyond that an estimate is worth nothing

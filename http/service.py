@@ -23,7 +23,7 @@ from gnomon.http.errors import Draining, Unavailable
 from gnomon.http.threads import NoThread, start
 from gnomon.reference.checkpoint.load import Checkpoint
 from gnomon.reference.completion import system_fingerprint
-from gnomon.reference.engine import Failed, Load, ServedEngine
+from gnomon.reference.engine import Failed, JobRequest, Load, ServedEngine
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.tokenizer import Tokenizer
 
@@ -133,7 +133,7 @@ class Service:
 
     def _try_one_token(self, engine: ServedEngine) -> None:
         try:
-            job = engine.submit([[0]], [0], SamplingParams(max_tokens=1), candidates=1, top=0, score=False)
+            job = engine.submit(JobRequest([[0]], [0], SamplingParams(max_tokens=1), candidates=1, top=0, score=False))
             if not any(isinstance(event, Failed) for event in job.events()):
                 self.sound()
                 log.info("the engine answers again")

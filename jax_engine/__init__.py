@@ -1,1 +1,1 @@
-"""The fast path in JAX. At present: `train`, which made the embedded model."""
+"""The engine interface on programs compiled by jax: the same tokens, fast. Start with `engine.py`."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SCRATCH_PAGE = 0
+SCRATCH_PAGE = 0  # where idle rows and padding write; never part of a sequence
 NEVER = 2**63  # later than any use
 
 
@@ -76,7 +76,7 @@ class PagePool:
 
 @dataclass(eq=False, slots=True)
 class Chunk:
-    """A cached chunk."""
+    """A piece of a prompt whose keys and values are kept."""
 
     name: bytes
     pages: tuple[int, ...]

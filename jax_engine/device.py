@@ -18,7 +18,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -32,10 +31,10 @@ from jax.sharding import NamedSharding
 from numpy.typing import NDArray
 
 from gnomon.jax_engine import sharding
+from gnomon.jax_engine.cache import SCRATCH_PAGE
 from gnomon.jax_engine.kernels.native import Unavailable
 from gnomon.jax_engine.kernels.native import load as load_native
 from gnomon.jax_engine.model import (
-    SCRATCH_PAGE,
     Batch,
     Cache,
     Params,
@@ -46,78 +45,19 @@ from gnomon.jax_engine.model import (
     product,
     unembed,
 )
-from gnomon.jax_engine.runtime.memory import Memory, memory
 from gnomon.jax_engine.runtime.programs import Programs
-from gnomon.jax_engine.sampler import LOWEST_TEMPERATURE, Rows, Sampled, ranking, report, sample
+from gnomon.jax_engine.runtime.settings import EngineSettings, cache_dtype
+from gnomon.jax_engine.sampler import LOWEST_TEMPERATURE, Rows, Sampled, ranked_ids, report, sample
 from gnomon.reference.checkpoint.load import Checkpoint
 from gnomon.reference.checkpoint.tensors import Place
 from gnomon.reference.model import ModelConfig
+from gnomon.reference.prng import DrawKey
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.system.sources import sources_hash
 
-SLOT_BYTES = 12  # a token of the vocabulary: its bias, its count and its logit
 COMPILE_SECONDS, COMPILE_SECONDS_A_LAYER = 3, 0.5  # of all programs, as it took on a machine of two cores
+FIRST = DrawKey(seed=0, candidate=0, step=0)  # of slots that nobody is in
 SERVE_NOTHING = ("tools", "training")  # folders that decide no served number
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """The shapes of the compiled programs and the size of the pool."""
-
-    slots: int = 8  # the decode batch
-    page_size: int = 32  # positions
-    chunk: int = 128  # positions prefilled at once; a multiple of the page
-    pool_tokens: int | None = None  # positions that the key/value pool holds; None: see `default_pool_tokens`
-    dtype: str = "float32"  # of the weights: float32 or bfloat16
-    tensor_parallel: int = 1  # devices over which heads, feed-forward and vocabulary are cut
-    native: bool = True  # on a CPU, products by native.cc if it can be built into the compilation cache; else by XLA
-    compilation_cache: Path | None = None  # where compiled programs are kept for the next start; None: nowhere
-
-
-def cache_dtype(settings: EngineSettings) -> str:
-    """The dtype of keys and values: that of the weights, but float32 on a CPU, which converts bfloat16 slowly."""
-    return "float32" if jax.default_backend() == "cpu" else settings.dtype
-
-
-def bytes_per_token(config: ModelConfig, settings: EngineSettings) -> int:
-    """What one position costs in the key/value pool."""
-    width = config.num_key_value_heads * config.head_dim
-    return 2 * config.num_hidden_layers * width * jnp.dtype(cache_dtype(settings)).itemsize
-
-
-def memory_bytes(devices: int = 1) -> Memory:
-    """What so many devices have together; a CPU has no memory of its own, but the machine has, however many devices jax
-    makes of it."""
-    stats = jax.devices()[0].memory_stats() or {}
-    limit, used = int(stats.get("bytes_limit", 0)), int(stats.get("bytes_in_use", 0))
-    return Memory(devices * limit, devices * (limit - used)) if limit else memory()
-
-
-def check_memory(checkpoint: Checkpoint, settings: EngineSettings, pool_tokens: int) -> None:
-    """Raises ValueError, with the numbers, if the memory that is free does not hold the pool, the weights and what each
-    slot has. Asked before any of it is made: a system that is out of memory ends the process without a word."""
-    config = checkpoint.config
-    weights = checkpoint.parameter_count * jnp.dtype(settings.dtype).itemsize
-    slots = settings.slots * config.vocab_size * SLOT_BYTES
-    pool = pool_tokens * bytes_per_token(config, settings)
-    whole, free = memory_bytes(settings.tensor_parallel)
-    if pool + weights + slots > free:
-        raise ValueError(
-            f"a key/value pool of {pool_tokens:,} tokens takes {_mib(pool)} MiB, the weights {_mib(weights)} and "
-            f"{settings.slots:,} slots {_mib(slots)}, and there are {_mib(whole)} MiB of memory, {_mib(free)} of them "
-            "free; give less with --kv-cache-memory or --slots"
-        )
-
-
-def _mib(size: int) -> str:
-    return f"{-(-size // 2**20):,}"
-
-
-def default_pool_tokens(config: ModelConfig, settings: EngineSettings) -> int:
-    """Room for four full contexts a slot, so that prefixes stay cached, in at most a quarter of the device's memory."""
-    affordable = memory_bytes().limit // 4 // bytes_per_token(config, settings)
-    whole_pages = -(-config.max_position_embeddings // settings.page_size) * settings.page_size
-    return min(affordable, 4 * settings.slots * whole_pages)
 
 
 # ---- the programs
@@ -135,7 +75,7 @@ class Slots(NamedTuple):
     rows: Rows
 
 
-class Entry(NamedTuple):
+class SlotEntry(NamedTuple):
     """What a candidate brings into its slot."""
 
     slot: Any  # int32
@@ -207,12 +147,12 @@ def score(
     live = jnp.arange(len(targets)) < count
     logits = _constrain(unembed(config, params, hidden, over(live, product)), whole)
     logprobs = report(logits)
-    top_ids = ranking(logits)
+    top_ids = ranked_ids(logits)
     picked = jnp.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0]
     return picked, top_ids, jnp.take_along_axis(logprobs, top_ids, axis=-1), jnp.isfinite(logits).all(axis=-1)
 
 
-def begin(cache: Cache, slots: Slots, entry: Entry) -> tuple[Cache, Slots]:
+def begin(cache: Cache, slots: Slots, entry: SlotEntry) -> tuple[Cache, Slots]:
     """A candidate enters a slot: its row of every array is set, its counts cleared, its partial page copied."""
     i, (to, origin) = entry.slot, (entry.copy_to, entry.copy_from)
     copied = [(k.at[to].set(k[origin]), v.at[to].set(v[origin])) for k, v in cache]
@@ -241,8 +181,8 @@ class Program(NamedTuple):
         return jax.jit(self.function, donate_argnums=self.donated, in_shardings=homes, out_shardings=self.results)
 
 
-def rows_of(params: SamplingParams, seed: int, candidate: int) -> Rows:
-    """The sampling parameters of one candidate, as scalars."""
+def rows_of(params: SamplingParams, key: DrawKey) -> Rows:
+    """The sampling parameters of one candidate and its next draw's key, as scalars."""
     return Rows(
         temperature=np.float32(max(params.temperature, LOWEST_TEMPERATURE)),
         top_p=np.float32(params.top_p),
@@ -250,10 +190,10 @@ def rows_of(params: SamplingParams, seed: int, candidate: int) -> Rows:
         presence_penalty=np.float32(params.presence_penalty),
         is_greedy=np.bool_(params.temperature == 0),
         is_nucleus=np.bool_(params.temperature != 0 and params.top_p != 1),
-        seed_high=np.uint32(seed % 2**64 >> 32),
-        seed_low=np.uint32(seed % 2**32),
-        candidate=np.uint32(candidate),
-        step=np.uint32(0),
+        seed_high=np.uint32(key.seed % 2**64 >> 32),
+        seed_low=np.uint32(key.seed % 2**32),
+        candidate=np.uint32(key.candidate),
+        step=np.uint32(key.step),
     )
 
 
@@ -362,7 +302,7 @@ class Device:
         keys = self.layout.sharding("keys")
         self.cache = empty_cache(self.config, self.pages + 1, s.page_size, cache_dtype(s), keys)
         self.nothing = jax.device_put(np.zeros((s.slots, self.config.hidden_size), np.float32), whole)
-        nobody = Rows(*(np.zeros(s.slots, value.dtype) for value in rows_of(SamplingParams(), 0, 0)))
+        nobody = Rows(*(np.zeros(s.slots, value.dtype) for value in rows_of(SamplingParams(), FIRST)))
         self.slots: Slots = jax.device_put(
             Slots(
                 tables=np.full((s.slots, self.table_width), SCRATCH_PAGE, np.int32),
@@ -383,7 +323,7 @@ class Device:
         hidden = {rows: jax.device_put(np.zeros((rows, D), np.float32), whole) for rows in (s.slots, s.chunk)}
         last = jax.device_put(np.zeros(D, np.float32), whole)
         pages = [(self.layout.sharding("keys"), self.layout.sharding("values"))] * self.config.num_hidden_layers
-        entry = self._entry(0, [], 1, last, SamplingParams(), 0, 0, None)
+        entry = self._entry(0, [], 1, last, SamplingParams(), FIRST, None)
         return {
             "prefill": Program(
                 partial(prefill, self.config, self.products.many),
@@ -438,12 +378,12 @@ class Device:
         prompt_length: int,
         hidden: Array,
         params: SamplingParams,
-        seed: int,
-        candidate: int,
+        key: DrawKey,
         copy: tuple[int, int] | None,
     ) -> None:
-        """A candidate enters a slot. hidden: what prefill gave for the prompt's last id; copy: a page (from, to)."""
-        entry = self._entry(slot, pages, prompt_length, hidden, params, seed, candidate, copy)
+        """A candidate enters a slot. hidden: what prefill gave for the prompt's last id; key: of its first draw;
+        copy: a page (from, to)."""
+        entry = self._entry(slot, pages, prompt_length, hidden, params, key, copy)
         self.cache, self.slots = self.compiled["begin"](self.cache, self.slots, entry)
 
     def step(self, running: Collection[int], new: Collection[int]) -> Sampled:
@@ -473,17 +413,16 @@ class Device:
         prompt_length: int,
         hidden: Array,
         params: SamplingParams,
-        seed: int,
-        candidate: int,
+        key: DrawKey,
         copy: tuple[int, int] | None,
-    ) -> Entry:
+    ) -> SlotEntry:
         bias = np.zeros(self.config.vocab_size, np.float32)
         for v, value in (params.logit_bias or {}).items():
             bias[v] = value
         copy_from, copy_to = copy or (SCRATCH_PAGE, SCRATCH_PAGE)
-        rows = rows_of(params, seed, candidate)
+        rows = rows_of(params, key)
         at = (np.int32(slot), self._table(pages), np.int32(prompt_length - 1))
-        return Entry(*at, hidden, bias, rows, np.int32(copy_from), np.int32(copy_to))
+        return SlotEntry(*at, hidden, bias, rows, np.int32(copy_from), np.int32(copy_to))
 
     def _table(self, pages: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int32]]:
         table = np.full(self.table_width, SCRATCH_PAGE, np.int32)
@@ -521,6 +460,6 @@ class Device:
         hidden, last = self.prefill(ids, pages, 0)
         yield hidden, last, self.score(hidden, ids[1:])
         params = SamplingParams(temperature=0.7, top_p=0.9)
-        self.begin(0, pages, len(ids), last, params, 1, 0, None)
+        self.begin(0, pages, len(ids), last, params, DrawKey(1, 0, 0), None)
         yield self.step([0], [0])
         yield self.step([0], [])

@@ -1,4 +1,5 @@
-"""JaxEngine: the waist of reference/engine.py on compiled programs, many requests at once, the same bytes under load.
+"""JaxEngine: the engine interface of reference/engine.py on compiled programs: many requests at once, and the same
+bytes under load.
 
 One thread owns the device. A step of it is:
 
@@ -6,7 +7,7 @@ One thread owns the device. A step of it is:
     2 prefill   one chunk of the first prompt in line, if there is one
     3 admit     candidates of prefilled prompts into free slots
     4 step      one more token asked of the device for every running slot
-    5 land      what the step before asked for has come: tokens and logprobs as events, ends to the scheduler
+    5 hand out  what the step before asked for has come: tokens and logprobs as events, ends to the scheduler
 
 So the device works on a step while the host hands out the one before. A sequence whose last token has been asked for
 leaves its slot at once; one that ends by an end token is found out a step later, and that step's token is dropped.
@@ -29,22 +30,16 @@ import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
-from gnomon.jax_engine.device import (
-    Device,
-    EngineSettings,
-    Program,
-    bytes_per_token,
-    check_memory,
-    default_pool_tokens,
-)
+from gnomon.jax_engine.device import Device, Program
 from gnomon.jax_engine.runtime.backend import one_line, require_devices
 from gnomon.jax_engine.runtime.pins import pinned, refused
+from gnomon.jax_engine.runtime.settings import EngineSettings, bytes_per_token, check_memory, default_pool_tokens
 from gnomon.jax_engine.sampler import Sampled
-from gnomon.jax_engine.scheduler import Running, Scheduler, Work
+from gnomon.jax_engine.scheduler import PromptWork, Running, Scheduler
 from gnomon.reference.body.rankings import Ranking, Rankings
 from gnomon.reference.checkpoint.load import Checkpoint
-from gnomon.reference.engine import LOWEST_LOGPROB, Done, Event, Failed, Load, PromptScored, Token
-from gnomon.reference.sampler import SamplingParams
+from gnomon.reference.engine import LOWEST_LOGPROB, Done, Event, Failed, JobRequest, Load, PromptScored, Token
+from gnomon.reference.prng import DrawKey
 
 __all__ = ["EngineSettings", "JaxEngine", "bytes_per_token", "default_pool_tokens"]
 
@@ -67,28 +62,22 @@ Message = Callable[[Scheduler], object]
 class JaxJob:
     """One request's end of the engine: a queue of events, read by one reader."""
 
-    def __init__(
-        self,
-        engine: JaxEngine,
-        works: Sequence[Work],
-        seeds: Sequence[int],
-        params: SamplingParams,
-        candidates: int,
-        top: int,
-    ) -> None:
-        self.params = params
-        self.candidates = candidates
-        self.top = top
-        self.seeds = seeds
-        self.works = works
+    def __init__(self, engine: JaxEngine, request: JobRequest) -> None:
+        params, score = request.params, request.score
+        candidates = request.candidates if params.max_tokens else 0  # else nothing grows from a prompt
+        self.request = request
+        self.works = [
+            PromptWork(tuple(prompt), params.max_tokens, candidates, score, owner=self, index=j)
+            for j, prompt in enumerate(request.prompts)
+        ]
+        self.open = {(work.index, c) for work in self.works for c in range(request.candidates)}
         self.scored: dict[int, tuple[list[float | None], Rankings]] = {}  # of prompts that are being prefilled
         self.started: float | None = None
         self.made = 0.0
         self.has_failed = False
         self._engine = engine
         self._queue: queue.SimpleQueue[tuple[float, Event | None]] = queue.SimpleQueue()
-        self._open = {(work.index, c) for work in works for c in range(candidates)}
-        self._awaited = {work.index for work in works if work.score}
+        self._awaited = {work.index for work in self.works if score}
 
     @property
     def cached_tokens(self) -> int:
@@ -99,7 +88,7 @@ class JaxJob:
 
     def put_done(self, prompt: int) -> None:
         """All candidates of a prompt have ended, none of them with a token."""
-        for c in range(self.candidates):
+        for c in range(self.request.candidates):
             self.put(Done(prompt, c))
 
     def fail(self, message: str) -> None:
@@ -107,7 +96,7 @@ class JaxJob:
         self.put(Failed(message))
 
     def events(self) -> Iterator[Event]:
-        while self._open or self._awaited:
+        while self.open or self._awaited:
             self.made, event = self._queue.get()
             if event is None:
                 continue  # something was closed; is anything left to wait for?
@@ -118,30 +107,30 @@ class JaxJob:
                 if event.prompt in self._awaited:
                     self._awaited.discard(event.prompt)
                     yield event
-            elif (event.prompt, event.candidate) in self._open:
+            elif (event.prompt, event.candidate) in self.open:
                 if isinstance(event, Done):
-                    self._open.discard((event.prompt, event.candidate))
+                    self.open.discard((event.prompt, event.candidate))
                 yield event
 
     def close(self, prompt: int | None = None, candidate: int | None = None) -> None:
         """What has ended, failed or been closed before is not closed again."""
         if prompt is None or candidate is None:
-            is_over = self.has_failed or not (self._open or self._awaited)
-            self._open.clear()
+            is_over = self.has_failed or not (self.open or self._awaited)
+            self.open.clear()
             self._awaited.clear()
             if not is_over:
                 self._engine.close_works(self.works)
-        elif (prompt, candidate) in self._open:
-            self._open.discard((prompt, candidate))
+        elif (prompt, candidate) in self.open:
+            self.open.discard((prompt, candidate))
             self._engine.post(partial(Scheduler.close, work=self.works[prompt], candidate=candidate))
         self.put(None)
 
 
-class Landing(NamedTuple):
+class Pending(NamedTuple):
     """What the device is at work on: whose it is, and what to do with it once it is there."""
 
     jobs: Sequence[JaxJob]
-    land: Callable[[], None]
+    hand_out: Callable[[], None]
 
 
 # ---- the engine
@@ -189,13 +178,13 @@ class JaxEngine:
         progress = progress or (lambda line: None)
         try:
             with pinned():
-                self._device = Device(checkpoint, s, self._scheduler.pool.size, progress, announce or progress)
+                self.device = Device(checkpoint, s, self._scheduler.pool.size, progress, announce or progress)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise MemoryError(f"the device's memory does not hold the model and its pool: {one_line(error)}") from error
-        self.fingerprint = self._device.fingerprint
-        self._landings: deque[Landing] = deque()
+        self.fingerprint = self.device.fingerprint
+        self._pending: deque[Pending] = deque()
         self._inbox: queue.SimpleQueue[Iterable[Message] | None] = queue.SimpleQueue()
         self._taking: Iterator[Message] = iter(())  # what is left of the last that was taken from the inbox
         self._posting = threading.Lock()
@@ -211,31 +200,17 @@ class JaxEngine:
     def programs(self) -> dict[str, Program]:
         """Every program that the engine runs, with arguments of the shapes it is compiled for, and no others."""
         with pinned():
-            return self._device.programs()
+            return self.device.programs()
 
-    # ---- the waist
+    # ---- the engine interface
 
-    def submit(
-        self,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        params: SamplingParams,
-        candidates: int,
-        top: int,
-        score: bool,
-    ) -> JaxJob:
-        works = [
-            Work(tuple(prompt), params.max_tokens, candidates if params.max_tokens else 0, score, index=j)
-            for j, prompt in enumerate(prompts)
-        ]
-        job = JaxJob(self, works, seeds, params, candidates, top)
-        for work in works:
-            work.owner = job
-        if params.max_tokens == 0 and not score:
+    def submit(self, request: JobRequest) -> JaxJob:
+        job = JaxJob(self, request)
+        if request.params.max_tokens == 0 and not request.score:
             job.started = time.monotonic()
-            for work in works:
+            for work in job.works:
                 job.put_done(work.index)
-        elif not self.post_each(partial(_submit, work=work) for work in works):
+        elif not self.post_each(partial(_submit, work=work) for work in job.works):
             job.fail(STOPPED)
         return job
 
@@ -256,7 +231,7 @@ class JaxEngine:
         scheduler = self._scheduler
         return Load(self.settings.slots, len(scheduler.running), scheduler.pool.size, scheduler.held_pages)
 
-    def close_works(self, works: Sequence[Work]) -> None:
+    def close_works(self, works: Sequence[PromptWork]) -> None:
         self.post_each(partial(Scheduler.close, work=work) for work in works)
 
     def stop(self) -> None:
@@ -284,20 +259,21 @@ class JaxEngine:
             self._serve()
 
     def _serve(self) -> None:
-        torn = False
+        is_inconsistent = False
         while True:
             try:
                 if not self._take():
                     self._fail_all(STOPPED)
                     return
-                if torn:  # tried anew for every arrival: as long as it fails, that request fails and nobody waits
-                    self._device.clear()
-                    torn = False
+                # tried anew for every arrival: as long as it fails, that request fails and nobody waits
+                if is_inconsistent:
+                    self.device.clear()
+                    is_inconsistent = False
                 self._step()
             except Exception:
                 log.exception("the engine failed; the requests it was working on get an error")
                 self._fail_all("the engine failed")
-                torn = True  # the failed program may have consumed the arrays it was to overwrite
+                is_inconsistent = True  # the failed program may have consumed the arrays it was to overwrite
 
     def _take(self) -> bool:
         """Arrivals and closings, WORKS_A_STEP at most; waits for one if there is nothing to do. False: stop."""
@@ -315,10 +291,10 @@ class JaxEngine:
         return True
 
     def _is_idle(self) -> bool:
-        return not (self._scheduler.waiting or self._scheduler.running or self._landings)
+        return not (self._scheduler.waiting or self._scheduler.running or self._pending)
 
     def _step(self) -> None:
-        pending = len(self._landings)
+        pending = len(self._pending)
         chunk = self._scheduler.next_chunk()
         if chunk is not None:
             self._prefill(*chunk)
@@ -328,25 +304,25 @@ class JaxEngine:
         if self._scheduler.running:
             self._ask({sequence.slot for sequence in begun})
         for _ in range(pending):
-            self._landings[0].land()
-            self._landings.popleft()
+            self._pending[0].hand_out()
+            self._pending.popleft()
 
-    def _prefill(self, work: Work, number: int) -> None:
+    def _prefill(self, work: PromptWork, number: int) -> None:
         if work.owner.started is None:
             work.owner.started = time.monotonic()
         start = number * self.settings.chunk
         ids = work.prompt[start : start + self.settings.chunk]
-        hidden, last_hidden = self._device.prefill(ids, work.pages, start)
+        hidden, last_hidden = self.device.prefill(ids, work.pages, start)
         is_last = start + len(ids) == len(work.prompt)
         if work.score:
             following = work.prompt[start + 1 : start + len(ids) + 1]
-            scored = self._device.score(hidden, following)
-            self._landings.append(
-                Landing([work.owner], lambda: self._hand_out_scores(work, scored, len(following), is_last))
+            scored = self.device.score(hidden, following)
+            self._pending.append(
+                Pending([work.owner], lambda: self._hand_out_scores(work, scored, len(following), is_last))
             )
         self._scheduler.chunk_done(work, last_hidden if is_last else None)
 
-    def _hand_out_scores(self, work: Work, scored: tuple[Array, ...], count: int, is_last: bool) -> None:
+    def _hand_out_scores(self, work: PromptWork, scored: tuple[Array, ...], count: int, is_last: bool) -> None:
         """`count` scores of a chunk have come; with the prompt's last ones all of them are handed out."""
         job = work.owner
         if job.has_failed:
@@ -358,7 +334,7 @@ class JaxEngine:
         scores, tops = job.scored.setdefault(work.index, ([None], Rankings([None])))
         for i in range(count):
             scores.append(_decimal(lps[i]))
-            tops.append(_ranking(ids[i], top_lps[i], job.top))
+            tops.append(_ranking(ids[i], top_lps[i], job.request.top))
         if is_last:
             job.put(PromptScored(work.index, tuple(scores), tops))
             del job.scored[work.index]
@@ -366,17 +342,17 @@ class JaxEngine:
                 job.put_done(work.index)
 
     def _begin(self, sequence: Running) -> None:
-        work, c = sequence.work, sequence.candidate
-        seed = work.owner.seeds[work.index]
-        self._device.begin(
-            sequence.slot, sequence.pages, len(work.prompt), work.hidden, work.owner.params, seed, c, sequence.copy
+        work, asked = sequence.work, sequence.work.owner.request
+        key = DrawKey(asked.seeds[work.index], sequence.candidate, step=0)
+        self.device.begin(
+            sequence.slot, sequence.pages, len(work.prompt), work.hidden, asked.params, key, sequence.copy
         )
 
     def _ask(self, new: set[int]) -> None:
         """One more token for every running slot."""
         running = dict(self._scheduler.running)
-        drawn = self._device.step(running, new)
-        self._landings.append(Landing([s.work.owner for s in running.values()], lambda: self._hand_out(running, drawn)))
+        drawn = self.device.step(running, new)
+        self._pending.append(Pending([s.work.owner for s in running.values()], lambda: self._hand_out(running, drawn)))
         for sequence in running.values():
             sequence.steps += 1
             if sequence.steps == sequence.work.max_tokens:
@@ -395,10 +371,10 @@ class JaxEngine:
             self._fail(job, NOT_FINITE)
             return
         token = int(drawn.token[slot])
-        top = _ranking(drawn.top_ids[slot], drawn.top_logprobs[slot], job.top)
+        top = _ranking(drawn.top_ids[slot], drawn.top_logprobs[slot], job.request.top)
         job.put(Token(work.index, sequence.candidate, token, _decimal(drawn.logprob[slot]), top))
         sequence.handed_out += 1
-        if token in job.params.end_ids or sequence.handed_out == work.max_tokens:
+        if token in job.request.params.end_ids or sequence.handed_out == work.max_tokens:
             sequence.is_over = True
             self._scheduler.end(sequence)
             job.put(Done(work.index, sequence.candidate))
@@ -409,16 +385,17 @@ class JaxEngine:
             self.close_works(job.works)
 
     def _fail_all(self, message: str) -> None:
-        """Every job under way fails. The books may be torn, so they are thrown away and not closed."""
+        """Every job under way fails. The scheduler's state may be inconsistent, so it is thrown away and not
+        closed."""
         jobs = [work.owner for work in self._scheduler.works()]
-        jobs += [job for landing in self._landings for job in landing.jobs]
-        self._landings.clear()
+        jobs += [job for pending in self._pending for job in pending.jobs]
+        self._pending.clear()
         self._scheduler = self._new_scheduler()
         for job in {id(job): job for job in jobs}.values():
             job.fail(message)
 
 
-def _submit(scheduler: Scheduler, work: Work) -> None:
+def _submit(scheduler: Scheduler, work: PromptWork) -> None:
     """The engine may have failed since the first works of a job arrived, and thrown those away."""
     if not work.owner.has_failed:
         scheduler.submit(work)

@@ -21,6 +21,7 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Sharding
 
+from gnomon.jax_engine.cache import SCRATCH_PAGE
 from gnomon.reference.model import ModelConfig
 from gnomon.reference.transformer import Family, Layer, Rope, family_of
 
@@ -28,8 +29,6 @@ Params = Mapping[str, Any]
 Product = Callable[[Array, Array, Array], Array]  # see `product`, which is one
 Times = Callable[[Array, Array], Array]  # see `over`, which makes one
 Cache = list[tuple[Array, Array]]  # per layer: keys and values, each [pages, page size, K, H]
-
-SCRATCH_PAGE = 0  # where idle rows and padding write; never part of a sequence
 
 
 class Batch(NamedTuple):

@@ -6,8 +6,7 @@ What differs, and why it is the same law:
 - every parameter is an array [B], so that one compiled program serves any mixture of requests;
 - bias and counts are dense [B, V] arrays that live on the device;
 - the nucleus is found by bisection on the boundary's value, not by a sort (on a CPU a sort of 8 × 49,152 costs a
-hundred
-  times the rest), and ties at the boundary are settled by id, as a stable sort would;
+  hundred times the rest), and ties at the boundary are settled by id, as a stable sort would;
 - a row never reads another row, so its result cannot depend on its neighbours; stages that no row needs are skipped.
 
 `temperature == 0` and `top_p == 1` are decided on the request's own numbers, so they come as flags.
@@ -110,7 +109,7 @@ def nucleus(z: Array, s: Array, top_p: Array, is_nucleus: Array) -> Array:
     return kept | ~is_nucleus[:, None]
 
 
-def ranking(logits: Array) -> Array:
+def ranked_ids(logits: Array) -> Array:
     """The ids of the TOP largest logits in the order (−logit, id), [B, V] → [B, TOP]."""
     return lax.top_k(_one_zero(logits), min(TOP, logits.shape[-1]))[1]
 
@@ -162,7 +161,7 @@ def sample(logits: Array, bias: Array, counts: Array, rows: Rows) -> Sampled:
     """One token for every row, and what is reported with it. logits [B, V] float32, raw."""
     with jax.named_scope("report"):
         logprobs = report(logits)
-        top_ids = ranking(logits)
+        top_ids = ranked_ids(logits)
     with jax.named_scope("adjust"):
         z = penalize(add_bias(logits, bias), counts, rows.frequency_penalty, rows.presence_penalty)
         most_likely = greedy(z)

@@ -9,7 +9,7 @@ free and the pages for its whole length, `m + max_tokens`, can be reserved; so n
 twice. At most one chunk of one prompt is prefilled between two decode steps: that bounds what a long prompt costs the
 running streams.
 
-    Work (one prompt of a job) ─ waiting ─▶ prefilling, a chunk a step ─▶ ready: its candidates enter slots ─▶ done
+    PromptWork (a prompt of a job) ─ waiting ─▶ prefilling, a chunk a step ─▶ ready: its candidates enter slots ─▶ done
 
 The whole prompt pages are shared by the prompt's candidates; the partly filled last page is copied for each of them.
 
@@ -28,7 +28,7 @@ from gnomon.jax_engine.cache import PagePool, PrefixCache
 
 
 @dataclass(eq=False, slots=True)
-class Work:
+class PromptWork:
     """One prompt of a job: what is to be prefilled, and the candidates that grow from it.
 
     Many may wait, so nothing is made for one before it is needed: Python's collector, which stops every thread, looks
@@ -46,7 +46,7 @@ class Work:
     chunks_done: int = 0
     cached_tokens: int = 0
     next_candidate: int = 0
-    hidden: Any = None  # the last position's hidden state, once prefilled; the engine's business
+    hidden: Any = None  # the last position's hidden state, once prefilled; for the engine
     admitted: bool = False
 
     @property
@@ -61,9 +61,9 @@ class Work:
 
 @dataclass(eq=False, slots=True)
 class Running:
-    """A candidate in a slot."""
+    """A candidate in a slot, from its admission to its last token."""
 
-    work: Work
+    work: PromptWork
     candidate: int
     slot: int
     pages: list[int]  # the whole sequence's, in order
@@ -82,27 +82,29 @@ class Scheduler:
         self.chunk = chunk
         self.pool = PagePool(pages)
         self.prefixes = PrefixCache(self.pool, chunk)
-        self.waiting: OrderedDict[Work, None] = OrderedDict()  # in the order of arrival
-        self._lines: OrderedDict[Any, OrderedDict[Work, None]] = OrderedDict()  # the same by job, whose turn is first
+        self.waiting: OrderedDict[PromptWork, None] = OrderedDict()  # in the order of arrival
+        self._lines: OrderedDict[Any, OrderedDict[PromptWork, None]] = (
+            OrderedDict()
+        )  # the same by job; first: whose turn it is
         self.running: dict[int, Running] = {}  # by slot
-        self._running_of: dict[Work, dict[int, Running]] = {}  # by work and candidate; no empty ones
-        self._closed_of: dict[Work, set[int]] = {}  # of works in line: the candidates that were closed one by one
+        self._running_of: dict[PromptWork, dict[int, Running]] = {}  # by work and candidate; no empty ones
+        self._closed_of: dict[PromptWork, set[int]] = {}  # of works in line: the candidates that were closed one by one
         self._free_slots = list(range(slots - 1, -1, -1))
 
     # ---- arrivals
 
-    def submit(self, work: Work) -> None:
+    def submit(self, work: PromptWork) -> None:
         self.waiting[work] = None
         self._lines.setdefault(work.owner, OrderedDict())[work] = None
 
     @property
-    def head(self) -> Work | None:
+    def head(self) -> PromptWork | None:
         """The first prompt of the job whose turn it is. It stays the head until all its candidates have begun."""
         for line in self._lines.values():
             return next(iter(line))
         return None
 
-    def _leave(self, work: Work) -> None:
+    def _leave(self, work: PromptWork) -> None:
         """Takes a work out of the line. If it was the head, the turn passes to the next job."""
         was_head = work is self.head
         del self.waiting[work]
@@ -115,14 +117,14 @@ class Scheduler:
 
     # ---- prefill
 
-    def next_chunk(self) -> tuple[Work, int] | None:
+    def next_chunk(self) -> tuple[PromptWork, int] | None:
         """The chunk to prefill in this step, (work, chunk's number): of the first work in line, if it may start."""
         work = self.head
         if work is None or work.is_prefilled or not (work.admitted or self._start(work)):
             return None
         return work, work.chunks_done
 
-    def _start(self, work: Work) -> bool:
+    def _start(self, work: PromptWork) -> bool:
         """Reserves the prompt's pages and the first candidate's, and takes what the prefix cache has."""
         if work.max_tokens > 0 and not self._free_slots:
             return False
@@ -136,7 +138,7 @@ class Scheduler:
         work.admitted = True
         return True
 
-    def _look_up(self, work: Work) -> None:
+    def _look_up(self, work: PromptWork) -> None:
         """Holds what the prefix cache has of the prompt. A work that must wait keeps it: nobody behind it could use it,
         and nothing enters the cache before it has started."""
         work.names = self.prefixes.names(work.prompt)
@@ -145,7 +147,7 @@ class Scheduler:
         work.pages = [page for pages in found for page in pages]
         work.chunks_done = len(found)
 
-    def chunk_done(self, work: Work, hidden: Any) -> None:
+    def chunk_done(self, work: PromptWork, hidden: Any) -> None:
         """The engine has prefilled the chunk it was given; `hidden` is None unless it was the prompt's last."""
         work.chunks_done += 1
         if hidden is not None:
@@ -154,7 +156,7 @@ class Scheduler:
             if work.is_over:
                 self._finish(work)
 
-    def _remember(self, work: Work) -> None:
+    def _remember(self, work: PromptWork) -> None:
         per_chunk = self.chunk // self.page_size
         names = work.names or ()
         for i, name in enumerate(names):
@@ -177,12 +179,12 @@ class Scheduler:
             begun.append(self._begin(work))
         return begun
 
-    def _pass_over_closed(self, work: Work) -> None:
+    def _pass_over_closed(self, work: PromptWork) -> None:
         closed = self._closed_of.get(work, ())
         while not work.is_over and work.next_candidate in closed:
             work.next_candidate += 1
 
-    def _begin(self, work: Work) -> Running:
+    def _begin(self, work: PromptWork) -> Running:
         whole = len(work.prompt) // self.page_size
         shared, partial = work.pages[:whole], work.pages[whole:]
         own = self.pool.take(self._own_pages(work))
@@ -199,7 +201,7 @@ class Scheduler:
         self._running_of.setdefault(work, {})[sequence.candidate] = sequence
         return sequence
 
-    def _finish(self, work: Work) -> None:
+    def _finish(self, work: PromptWork) -> None:
         """All candidates have begun (or none is wanted): the prompt's own hold on its pages ends."""
         self.pool.release(work.pages)
         work.pages = ()
@@ -220,7 +222,7 @@ class Scheduler:
 
     # ---- closing
 
-    def close(self, work: Work, candidate: int | None = None) -> None:
+    def close(self, work: PromptWork, candidate: int | None = None) -> None:
         """Ends one candidate, or the whole work, wherever it is. One that has ended costs nothing."""
         for sequence in self._in_slots(work, candidate):
             sequence.is_over = True
@@ -229,13 +231,13 @@ class Scheduler:
             work.next_candidate = work.candidates
             self._finish(work)
 
-    def _in_slots(self, work: Work, candidate: int | None) -> list[Running]:
+    def _in_slots(self, work: PromptWork, candidate: int | None) -> list[Running]:
         running = self._running_of.get(work, {})
         if candidate is None:
             return list(running.values())
         return [running[candidate]] if candidate in running else []
 
-    def _is_last_closed(self, work: Work, candidate: int) -> bool:
+    def _is_last_closed(self, work: PromptWork, candidate: int) -> bool:
         """Whether all candidates are closed now. That does not take back the wish for the prompt's scores, as closing
         the work does."""
         closed = self._closed_of.setdefault(work, set())
@@ -247,7 +249,7 @@ class Scheduler:
     def _pages(self, positions: int) -> int:
         return -(-positions // self.page_size)
 
-    def _own_pages(self, work: Work) -> int:
+    def _own_pages(self, work: PromptWork) -> int:
         """What each candidate needs beside the shared pages: the rest of its length, its copy of the partial page
         too."""
         if work.max_tokens == 0:
@@ -263,13 +265,13 @@ class Scheduler:
         """The pages that works hold; those of chunks that are only cached are not among them."""
         return self.pool.size - self.pool.free - self.prefixes.unused_pages
 
-    def works(self) -> Iterator[Work]:
+    def works(self) -> Iterator[PromptWork]:
         yield from self.waiting
         yield from (work for work in self._running_of if work not in self.waiting)
 
     def check(self) -> None:
-        """The books balance: every held page has exactly the holders that this scheduler and its cache know of, and
-        what is counted is what there is."""
+        """The bookkeeping is consistent: every held page has exactly the holders that this scheduler and its cache know
+        of, and what is counted is what there is."""
         self.pool.check()
         self.prefixes.check()
         of_works: list[Sequence[int]] = [s.pages for s in self.running.values()]

@@ -17,7 +17,8 @@ from pathlib import Path
 from gnomon.reference.checkpoint.hub import locate
 from gnomon.reference.checkpoint.load import CheckpointError, UnsupportedModel, default_model_path, load_checkpoint
 from gnomon.reference.completion import prepare
-from gnomon.reference.engine import Engine, ReferenceEngine
+from gnomon.reference.engine import Engine, JobRequest, ReferenceEngine
+from gnomon.reference.prng import DrawKey
 from gnomon.reference.request import FIELDS, CompletionRequest, InvalidRequest, Limits, RequestError
 from gnomon.reference.response import Completion
 from gnomon.reference.sampler import SamplingParams, Trace, sample, trace_draw
@@ -30,8 +31,10 @@ __all__ = [
     "CheckpointError",
     "Completion",
     "CompletionRequest",
+    "DrawKey",
     "Engine",
     "InvalidRequest",
+    "JobRequest",
     "Limits",
     "ReferenceEngine",
     "RequestError",

@@ -1,11 +1,11 @@
-"""The waist: what every engine offers to all that stands above it, and the reference's own engine.
+"""The engine interface: what every engine offers to all that stands above it, and the reference's own engine.
 
-Above the waist there are requests, text, JSON; below it there are token ids and nothing else. An engine knows no
+Above the interface there are requests, text, JSON; below it there are token ids and nothing else. An engine knows no
 text, no stop strings, no `n`, no HTTP. It is handed prompts as ids and gives back events; whoever reads the events
 decides what they mean, and says `close` when a candidate need not go on.
 
 `ReferenceEngine` is the plain decode loop: the whole sequence through the model for every token, no batch, no cache,
-one candidate after the other. It is slow, and there is nothing in it that could be wrong in an interesting way.
+one candidate after the other. It is slow, and simple on purpose: the other engine is tested against it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from gnomon.reference.body.rankings import Ranking, Rankings
 from gnomon.reference.checkpoint.load import Checkpoint
+from gnomon.reference.prng import DrawKey
 from gnomon.reference.sampler import SamplingParams, report, sample
 from gnomon.reference.system import blas
 from gnomon.reference.system.sources import sources_hash
@@ -84,8 +86,26 @@ class Load(NamedTuple):
     held_pages: int  # those that work under way needs; what is only kept for later requests does not count
 
 
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """What an engine is asked for: `candidates` candidates for every prompt. All of it is valid and nothing of it is
+    checked here or by an engine: what a user may get wrong is refused above."""
+
+    prompts: Sequence[Sequence[int]]  # at least one, none empty: ids in [0, V), each `len + max_tokens ≤ context`
+    seeds: Sequence[int]  # one a prompt; any int, taken mod 2⁶⁴
+    params: SamplingParams
+    candidates: int  # at least 1
+    top: int  # how many ids of each position's ranking to report; 0: none
+    score: bool  # whether `PromptScored` is wanted
+
+
 class Job(Protocol):
     """One request at work: all candidates of all its prompts. Times are `time.monotonic`, in seconds."""
+
+    @property
+    def open(self) -> AbstractSet[tuple[int, int]]:
+        """(prompt, candidate) of those that have events to come: all at first, less those that are done or closed. It
+        is the job's own set and changes under the reader; whoever keeps it copies it."""
 
     @property
     def cached_tokens(self) -> int:
@@ -128,21 +148,9 @@ class Engine(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
-    def submit(
-        self,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        params: SamplingParams,
-        candidates: int,
-        top: int,
-        score: bool,
-    ) -> Job:
-        """Start `candidates` candidates for every prompt.
-
-        prompts: non-empty lists of ids in [0, V), each with `len + max_tokens ≤ context` · seeds: one a prompt ·
-        top: how many ids of each position's ranking to report · score: whether `PromptScored` is wanted. All of it
-        is valid: what a user may get wrong is checked above. Returns at once; the work may wait.
-        """
+    def submit(self, request: JobRequest) -> Job:
+        """Starts what is asked for. Returns at once; the work may wait. It raises nothing: what goes wrong later is the
+        event `Failed`."""
 
 
 class ServedEngine(Engine, Protocol):
@@ -186,16 +194,8 @@ class ReferenceEngine:
             if progress is not None:
                 progress(str(blas.NUMPYS))
 
-    def submit(
-        self,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        params: SamplingParams,
-        candidates: int,
-        top: int,
-        score: bool,
-    ) -> ReferenceJob:
-        return ReferenceJob(self, prompts, seeds, params, candidates, top, score)
+    def submit(self, request: JobRequest) -> ReferenceJob:
+        return ReferenceJob(self, request)
 
     def load(self) -> Load:
         return Load(slots=1, busy_slots=int(self.turn.locked()), pages=0, held_pages=0)
@@ -228,24 +228,10 @@ class ReferenceJob:
 
     cached_tokens = 0
 
-    def __init__(
-        self,
-        engine: ReferenceEngine,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        params: SamplingParams,
-        candidates: int,
-        top: int,
-        score: bool,
-    ) -> None:
+    def __init__(self, engine: ReferenceEngine, request: JobRequest) -> None:
+        self.request = request
+        self.open = {(j, c) for j in range(len(request.prompts)) for c in range(request.candidates)}
         self._engine = engine
-        self._prompts = [tuple(prompt) for prompt in prompts]
-        self._seeds = tuple(seeds)
-        self._params = params
-        self._top = top
-        self._score = score
-        self._candidates = candidates
-        self._open = {(j, c) for j in range(len(self._prompts)) for c in range(candidates)}
         self._closed = threading.Event()
         self.started: float | None = None
 
@@ -256,14 +242,15 @@ class ReferenceJob:
     def close(self, prompt: int | None = None, candidate: int | None = None) -> None:
         if prompt is None or candidate is None:
             self._closed.set()
+            self.open.clear()
         else:
-            self._open.discard((prompt, candidate))
+            self.open.discard((prompt, candidate))
 
     def events(self) -> Iterator[Event]:
         self.started = time.monotonic()
         try:
-            for j, prompt_ids in enumerate(self._prompts):
-                yield from self._prompt_events(j, prompt_ids)
+            for j, prompt_ids in enumerate(self.request.prompts):
+                yield from self._prompt_events(j, tuple(prompt_ids))
         except NonFiniteLogits as error:
             yield Failed(str(error))
         except Stopped:
@@ -277,31 +264,32 @@ class ReferenceJob:
         """One prompt: its own scores if wanted, then its candidates, a token each in turn."""
         if self._closed.is_set():
             return
-        if self._score:
+        if self.request.score:
             yield self._score_prompt(j, prompt_ids)
-        sampled: dict[int, list[int]] = {c: [] for c in range(self._candidates) if (j, c) in self._open}
-        for step in range(self._params.max_tokens + 1):
+        sampled: dict[int, list[int]] = {c: [] for c in range(self.request.candidates) if (j, c) in self.open}
+        for step in range(self.request.params.max_tokens + 1):
             for c in sampled:
                 if self._closed.is_set():
                     return
-                if (j, c) not in self._open:
+                if (j, c) not in self.open:
                     continue
-                if step == self._params.max_tokens:
-                    self._open.discard((j, c))
+                if step == self.request.params.max_tokens:
+                    self.open.discard((j, c))
                     yield Done(j, c)
                     continue
                 token = self._sample(j, c, prompt_ids, sampled[c])
                 sampled[c].append(token.id)
                 yield token
-                if token.id in self._params.end_ids and (j, c) in self._open:
-                    self._open.discard((j, c))
+                if token.id in self.request.params.end_ids and (j, c) in self.open:
+                    self.open.discard((j, c))
                     yield Done(j, c)
 
     def _sample(self, j: int, c: int, prompt_ids: tuple[int, ...], sampled: list[int]) -> Token:
         logits = self._engine.last_logits([*prompt_ids, *sampled], self._check)
+        key = DrawKey(self.request.seeds[j], c, step=len(sampled))
         counts = np.bincount(np.array(sampled, np.int64), minlength=len(logits))
-        token, logprobs = sample(logits, counts, self._params, self._seeds[j], c, step=len(sampled))
-        return Token(j, c, token, reported(logprobs[token]), ranking(logits, logprobs, self._top))
+        token, logprobs = sample(logits, counts, self.request.params, key)
+        return Token(j, c, token, reported(logprobs[token]), ranking(logits, logprobs, self.request.top))
 
     def _score_prompt(self, j: int, prompt_ids: tuple[int, ...]) -> PromptScored:
         lps: list[float | None] = [None]
@@ -311,7 +299,7 @@ class ReferenceJob:
             logprobs = report(logits)
             for i, v in enumerate(prompt_ids[1:]):
                 lps.append(reported(logprobs[i, v]))
-                tops.append(ranking(logits[i], logprobs[i], self._top))
+                tops.append(ranking(logits[i], logprobs[i], self.request.top))
         return PromptScored(j, tuple(lps), tops)
 
 

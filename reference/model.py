@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from gnomon.reference.arrays import F64
 
 if TYPE_CHECKING:
     from gnomon.reference.transformer import Family
 
-F64 = NDArray[np.float64]
 Params = Mapping[str, Any]
 
 

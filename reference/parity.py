@@ -14,21 +14,22 @@ engine may be off; `tolerance` is τ, the most by which a log-probability that i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gnomon.reference.arrays import F64
 from gnomon.reference.body.rankings import Ranking
-from gnomon.reference.engine import Engine, Event, Failed, Job, PromptScored, ReferenceEngine, Token
+from gnomon.reference.engine import Engine, Event, Failed, Job, JobRequest, PromptScored, ReferenceEngine, Token
+from gnomon.reference.prng import DrawKey
 from gnomon.reference.sampler import SamplingParams, report, trace_draw
 
-F64 = NDArray[np.float64]
 
-
-class Verdict(NamedTuple):
+class DrawCheck(NamedTuple):
     """admissible: the engine's token is in A · excused: it is, but is not the reference's own · margin: of the
     reference's draw, see Trace."""
 
@@ -42,31 +43,27 @@ def judge(
     logits: F64,
     counts: NDArray[np.int64],
     params: SamplingParams,
-    seed: int,
-    candidate: int,
-    step: int,
+    key: DrawKey,
     logit_error: float,
-) -> Verdict:
+) -> DrawCheck:
     """Judges one sampled token. logits [V]: the reference's own, float64 · logit_error: δ₀, the most by which any of
     the engine's logits may be off · the other arguments as in `sampler.trace_draw`."""
-    own = trace_draw(logits, counts, params, seed, candidate, step)
+    own = trace_draw(logits, counts, params, key)
     if own.token == token:
-        return Verdict(True, False, own.margin)
-    admissible = bool(admissible_tokens(logits, counts, params, seed, candidate, step, logit_error)[token])
-    return Verdict(admissible, admissible, own.margin)
+        return DrawCheck(True, False, own.margin)
+    admissible = bool(admissible_tokens(logits, counts, params, key, logit_error)[token])
+    return DrawCheck(admissible, admissible, own.margin)
 
 
 def admissible_tokens(
     logits: F64,
     counts: NDArray[np.int64],
     params: SamplingParams,
-    seed: int,
-    candidate: int,
-    step: int,
+    key: DrawKey,
     logit_error: float,
 ) -> NDArray[np.bool_]:
     """A of the law, [V] of bool."""
-    own = trace_draw(logits, counts, params, seed, candidate, step)
+    own = trace_draw(logits, counts, params, key)
     z = own.penalized
     delta = logit_error + 2.0**-22 * np.abs(z).max()
     if params.temperature == 0:
@@ -106,14 +103,9 @@ def _mass_bounds(z: F64, s: F64, gap: float) -> tuple[F64, F64]:
 
 @dataclass(slots=True)
 class Recording:
-    """One job as it was submitted, and all events that came out of it."""
+    """One job as it was asked for, and all events that came out of it."""
 
-    prompts: list[tuple[int, ...]]
-    seeds: list[int]
-    params: SamplingParams
-    candidates: int
-    top: int
-    score: bool
+    request: JobRequest
     events: list[Event] = field(default_factory=list)
 
 
@@ -126,18 +118,9 @@ class RecordingEngine:
         self.eos_ids, self.fingerprint = engine.eos_ids, engine.fingerprint
         self.recordings: list[Recording] = []
 
-    def submit(
-        self,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        params: SamplingParams,
-        candidates: int,
-        top: int,
-        score: bool,
-    ) -> RecordingJob:
-        recording = Recording([tuple(p) for p in prompts], list(seeds), params, candidates, top, score)
-        self.recordings.append(recording)
-        return RecordingJob(self.engine.submit(prompts, seeds, params, candidates, top, score), recording)
+    def submit(self, request: JobRequest) -> RecordingJob:
+        self.recordings.append(Recording(request))
+        return RecordingJob(self.engine.submit(request), self.recordings[-1])
 
 
 class RecordingJob:
@@ -145,6 +128,10 @@ class RecordingJob:
 
     def __init__(self, job: Job, recording: Recording) -> None:
         self._job, self._recording = job, recording
+
+    @property
+    def open(self) -> AbstractSet[tuple[int, int]]:
+        return self._job.open
 
     @property
     def cached_tokens(self) -> int:
@@ -197,11 +184,11 @@ def judge_recording(
     tally.requests += 1
     for event in recording.events:
         if isinstance(event, Failed):
-            tally.faults.append(f"{recording.params}: the engine failed: {event.message}")
+            tally.faults.append(f"{recording.request.params}: the engine failed: {event.message}")
         elif isinstance(event, PromptScored):
             judge_scores(reference, recording, event, tally, tolerance)
-    for j in range(len(recording.prompts)):
-        for c in range(recording.candidates):
+    for j in range(len(recording.request.prompts)):
+        for c in range(recording.request.candidates):
             judge_candidate(reference, recording, j, c, tally, logit_error, tolerance)
 
 
@@ -212,19 +199,21 @@ def judge_candidate(
     tokens = [e for e in recording.events if isinstance(e, Token) and (e.prompt, e.candidate) == (j, c)]
     if not tokens:
         return
-    prompt, sampled = recording.prompts[j], [token.id for token in tokens]
+    asked = recording.request
+    prompt, sampled = asked.prompts[j], [token.id for token in tokens]
     logits = reference.all_logits([*prompt, *sampled[:-1]])[len(prompt) - 1 :]
     logprobs = report(logits)
     counts = np.zeros(reference.vocab_size, np.int64)
     for t, token in enumerate(tokens):
-        where = f"prompt {list(prompt)[:8]}… candidate {c} step {t} {recording.params}"
-        verdict = judge(token.id, logits[t], counts, recording.params, recording.seeds[j], c, t, logit_error)
+        where = f"prompt {list(prompt)[:8]}… candidate {c} step {t} {asked.params}"
+        key = DrawKey(asked.seeds[j], c, t)
+        check = judge(token.id, logits[t], counts, asked.params, key, logit_error)
         tally.tokens += 1
-        tally.excused += verdict.excused
-        if not verdict.admissible:
-            tally.faults.append(f"{where}: token {token.id} is not admissible; margin {verdict.margin}")
+        tally.excused += check.excused
+        if not check.admissible:
+            tally.faults.append(f"{where}: token {token.id} is not admissible; margin {check.margin}")
         tally.add_logprob(logprobs[t, token.id], token.logprob, where, tolerance)
-        judge_ranking(logits[t], logprobs[t], token.top, recording.top, where, tally, tolerance)
+        judge_ranking(logits[t], logprobs[t], token.top, asked.top, where, tally, tolerance)
         counts[token.id] += 1
 
 
@@ -232,7 +221,7 @@ def judge_scores(
     reference: ReferenceEngine, recording: Recording, event: PromptScored, tally: Tally, tolerance: float
 ) -> None:
     """The log-probabilities and rankings of a prompt's own tokens; the first has none."""
-    prompt = recording.prompts[event.prompt]
+    prompt = recording.request.prompts[event.prompt]
     if not len(event.logprobs) == len(event.tops) == len(prompt) or event.logprobs[0] is not None:
         tally.faults.append(f"prompt {list(prompt)[:8]}…: {len(event.logprobs)} scores for {len(prompt)} tokens")
         return
@@ -246,7 +235,7 @@ def judge_scores(
             tally.faults.append(f"{where}: no score")
             continue
         tally.add_logprob(logprobs[i, prompt[i + 1]], lp, where, tolerance)
-        judge_ranking(logits[i], logprobs[i], top, recording.top, where, tally, tolerance)
+        judge_ranking(logits[i], logprobs[i], top, recording.request.top, where, tally, tolerance)
 
 
 def judge_ranking(logits: F64, logprobs: F64, top: Ranking, k: int, where: str, tally: Tally, tolerance: float) -> None:

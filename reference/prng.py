@@ -10,7 +10,7 @@ fast engines call this very function. Source: Salmon, Moraes, Dror, Shaw, "Paral
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ PARITY = 0x1BD11BDA  # the key schedule's third word is k0 ^ k1 ^ PARITY
 def threefry2x32(key: Words, counter: Words) -> Words:
     """Encrypts a 2×32-bit counter under a 2×32-bit key, in 20 rounds. Arrays broadcast; uint32 in, uint32 out.
 
-    Give it arrays of at least one dimension: NumPy warns when a *scalar* wraps around, and wrapping is the point.
+    Give it arrays of at least one dimension: sums are meant to wrap around, and NumPy warns when a *scalar* does.
     """
     schedule = (key[0], key[1], key[0] ^ key[1] ^ PARITY)
     x0, x1 = counter[0] + schedule[0], counter[1] + schedule[1]
@@ -37,18 +37,24 @@ def threefry2x32(key: Words, counter: Words) -> Words:
     return x0, x1
 
 
-def step_key(seed: int, candidate: int, step: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """key₁ of the law: the key of one step of one candidate. Two arrays of shape [1]; any int is a seed (mod 2⁶⁴)."""
-    s = seed % 2**64
+class DrawKey(NamedTuple):
+    """Which draw it is: all that its randomness depends on, beside the token's id."""
+
+    seed: int  # the request's; any int, taken mod 2⁶⁴
+    candidate: int  # c: its number among the candidates of its prompt, in [0, 2³²)
+    step: int  # t: how many tokens it has sampled before, in [0, 2³²)
+
+
+def step_key(key: DrawKey) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """key₁ of the law: the key of one step of one candidate. Two arrays of shape [1]."""
+    s = key.seed % 2**64
     key0 = np.array([s >> 32], np.uint32), np.array([s & 0xFFFFFFFF], np.uint32)
-    x0, x1 = threefry2x32(key0, (np.array([candidate], np.uint32), np.array([step], np.uint32)))
+    x0, x1 = threefry2x32(key0, (np.array([key.candidate], np.uint32), np.array([key.step], np.uint32)))
     return x0, x1
 
 
-def token_words(
-    seed: int, candidate: int, step: int, ids: NDArray[np.integer[Any]]
-) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+def token_words(key: DrawKey, ids: NDArray[np.integer[Any]]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """The 64 random bits of every token id in `ids` [V]: two arrays [V] of uint32 (the high word, the low word)."""
     counter = np.asarray(ids).astype(np.uint32)
-    x0, x1 = threefry2x32(step_key(seed, candidate, step), (counter, np.zeros_like(counter)))
+    x0, x1 = threefry2x32(step_key(key), (counter, np.zeros_like(counter)))
     return x0, x1

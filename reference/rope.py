@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from gnomon.reference.arrays import F64
 from gnomon.reference.checkpoint.entries import (
     Entries,
     UnsupportedModel,
@@ -34,7 +35,6 @@ from gnomon.reference.checkpoint.entries import (
     size,
 )
 from gnomon.reference.checkpoint.tensors import CheckpointError
-from gnomon.reference.model import F64
 from gnomon.reference.request import shown
 from gnomon.reference.transformer import Rope
 

@@ -8,8 +8,8 @@
     6 nucleus       top_p < 1: keep the most probable ids     until the mass before the next one reaches top_p
     7 draw          argmax over the kept of s + g             g is Gumbel noise: a function of (seed, candidate, t, id)
 
-Each number is one function on arrays over the vocabulary [V], in float64. `trace` runs them in order and keeps every
-intermediate; `sample` is the token at its end. Where the noise comes from is `prng.py`'s business.
+Each number is one function on arrays over the vocabulary [V], in float64. `trace_draw` runs them in order and keeps
+every intermediate; `sample` is the token at its end. Where the noise comes from is `prng.py`'s business.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gnomon.reference.prng import token_words
-
-F64 = NDArray[np.float64]
+from gnomon.reference.arrays import F64
+from gnomon.reference.prng import DrawKey, token_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +117,7 @@ class Trace:
 
     counts: NDArray[np.int64]
     params: SamplingParams
-    seed: int
-    candidate: int
-    step: int
+    key: DrawKey
     logits: F64  # l
     logprobs: F64  # 1: lp
     biased: F64  # 2: z after the bias
@@ -134,34 +131,29 @@ class Trace:
     score: F64 | None = None  # 7: s + g, −∞ where not kept
 
 
-def trace_draw(
-    logits: F64, counts: NDArray[np.int64], params: SamplingParams, seed: int, candidate: int, step: int
-) -> Trace:
+def trace_draw(logits: F64, counts: NDArray[np.int64], params: SamplingParams, key: DrawKey) -> Trace:
     """One draw with all its stages.
 
-    logits [V] float64: raw, finite · counts [V]: sampled tokens of this candidate so far · seed: any int, mod 2⁶⁴ ·
-    candidate: its number c among the request's candidates · step: t, the number of tokens sampled before this one.
+    logits [V] float64: raw, finite · counts [V] int64: sampled tokens of this candidate so far · key: which draw it is.
     """
     logprobs = report(logits)
     biased = add_bias(logits, params.logit_bias)
     z = penalize(biased, counts, params.frequency_penalty, params.presence_penalty)
-    given = (counts, params, seed, candidate, step)
+    given = (counts, params, key)
     if params.temperature == 0:
         token = greedy(z)
         return Trace(*given, logits, logprobs, biased, z, token, _lead(z, token))
     s = temper(z, params.temperature)
     kept = nucleus(z, s, params.top_p)
-    g = gumbel(*token_words(seed, candidate, step, np.arange(len(z))))
+    g = gumbel(*token_words(key, np.arange(len(z))))
     token = draw(s, g, kept)
     score = np.where(kept, s + g, -np.inf)
     return Trace(*given, logits, logprobs, biased, z, token, _lead(score, token), s, kept, g, score)
 
 
-def sample(
-    logits: F64, counts: NDArray[np.int64], params: SamplingParams, seed: int, candidate: int, step: int
-) -> tuple[int, F64]:
-    """The token of one draw, and the log-probabilities [V] to report with it. Arguments as `trace`."""
-    drawn = trace_draw(logits, counts, params, seed, candidate, step)
+def sample(logits: F64, counts: NDArray[np.int64], params: SamplingParams, key: DrawKey) -> tuple[int, F64]:
+    """The token of one draw, and the log-probabilities [V] to report with it. Arguments as `trace_draw`."""
+    drawn = trace_draw(logits, counts, params, key)
     return drawn.token, drawn.logprobs
 
 

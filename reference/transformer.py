@@ -22,7 +22,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from gnomon.reference import model
-from gnomon.reference.model import F64, ModelConfig, Params, rms_norm, softmax
+from gnomon.reference.arrays import F64
+from gnomon.reference.model import ModelConfig, Params, rms_norm, softmax
 
 
 class Rope(NamedTuple):

@@ -16,6 +16,8 @@ class Stopped(Exception):
 
 
 class Work:
+    """What who waits and who works share: the one stops it, the other asks whether to go on."""
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._stopped = False

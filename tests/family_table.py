@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gnomon.reference.checkpoint.load import load_checkpoint
-from gnomon.reference.engine import PromptScored, ReferenceEngine, Token
+from gnomon.reference.engine import JobRequest, PromptScored, ReferenceEngine, Token
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.transformer import forward
 
@@ -65,7 +65,7 @@ def events(engine: Any, ids: list[int], temperature: float) -> tuple[list[float]
     """All log-probabilities of a job, the prompt's first, and the sampled ids."""
     params = SamplingParams(max_tokens=TOKENS, temperature=temperature, end_ids=frozenset())
     lps, tokens = [], []
-    for event in engine.submit([ids], [7], params, candidates=1, top=0, score=True).events():
+    for event in engine.submit(JobRequest([ids], [7], params, candidates=1, top=0, score=True)).events():
         if isinstance(event, PromptScored):
             lps += [lp for lp in event.logprobs if lp is not None]
         elif isinstance(event, Token):

@@ -46,8 +46,8 @@ from jax._src import xla_bridge
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from gnomon.jax_engine.device import EngineSettings, Program
-from gnomon.jax_engine.engine import JaxEngine
+from gnomon.jax_engine.device import Program
+from gnomon.jax_engine.engine import EngineSettings, JaxEngine
 from gnomon.reference.checkpoint.load import default_model_path, load_checkpoint
 from helpers.models import tiny_llama
 

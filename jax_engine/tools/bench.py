@@ -54,7 +54,7 @@ from gnomon.reference.checkpoint.load import (
     load_checkpoint,
     read_config,
 )
-from gnomon.reference.engine import Engine, Failed, Job, ReferenceEngine, Token
+from gnomon.reference.engine import Engine, Failed, Job, JobRequest, ReferenceEngine, Token
 from gnomon.reference.sampler import SamplingParams
 
 DTYPES = ("float32", "bfloat16")
@@ -276,7 +276,10 @@ def run(engine: Engine, prompts: Sequence[Sequence[int]], new: int, params: Samp
     """`new` tokens after every prompt, each prompt a job of its own, read by a thread of its own."""
     params = replace(params, max_tokens=new)
     began = time.perf_counter()
-    jobs = [engine.submit([p], [seed], params, candidates=1, top=0, score=False) for seed, p in enumerate(prompts)]
+    jobs = [
+        engine.submit(JobRequest([p], [seed], params, candidates=1, top=0, score=False))
+        for seed, p in enumerate(prompts)
+    ]
     with ThreadPoolExecutor(len(jobs)) as pool:
         arrivals = list(pool.map(lambda job: list(arriving(job)), jobs))
     assert all(len(each) == new for each in arrivals)
@@ -304,7 +307,7 @@ class Bare:
 
     def __init__(self, engine: JaxEngine, names: Sequence[str], at: int, load: Callable[[], object]) -> None:
         """Runs `load`, and keeps the arguments of each program's call number `at`, from 1. The engine must be idle."""
-        compiled, programs = engine._device.compiled, engine.programs()
+        compiled, programs = engine.device.compiled, engine.programs()
         self._programs = {name: compiled[name] for name in names}
         self._donated = {name: programs[name].donated for name in names}
         self._arguments: dict[str, list[Any]] = {}
@@ -634,7 +637,9 @@ def long_prefill(bench: Bench) -> Rows:
 
     def gaps() -> tuple[float, float]:
         params = replace(GREEDY, max_tokens=plan.new)
-        stream = arriving(engine.submit(bench.prompts(1, plan.prompt), [0], params, candidates=1, top=0, score=False))
+        stream = arriving(
+            engine.submit(JobRequest(bench.prompts(1, plan.prompt), [0], params, candidates=1, top=0, score=False))
+        )
         with ThreadPoolExecutor(1) as pool:
             alone = [next(stream) for _ in range(plan.new // 4)]
             beside = pool.submit(run, engine, bench.prompts(1, plan.long), 1, GREEDY)

@@ -36,14 +36,15 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from gnomon.jax_engine.device import EngineSettings, bytes_per_token, default_pool_tokens
 from gnomon.jax_engine.engine import JaxEngine
 from gnomon.jax_engine.runtime.pins import pinned
+from gnomon.jax_engine.runtime.settings import EngineSettings, bytes_per_token, default_pool_tokens
 from gnomon.reference.checkpoint.load import Checkpoint, default_model_path
 from gnomon.reference.completion import EngineFailed, prepare
-from gnomon.reference.engine import Failed, ReferenceEngine, Token
+from gnomon.reference.engine import Failed, JobRequest, ReferenceEngine, Token
 from gnomon.reference.model import ModelConfig
 from gnomon.reference.parity import RecordingEngine, Tally, judge_recording
+from gnomon.reference.prng import DrawKey
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.tokenizer import Tokenizer
@@ -595,14 +596,14 @@ class Bench:
             self.served = statistics.median(_served(engine, start) for _ in range(3))
         finally:
             engine.stop()
-        self._device = engine._device
+        self._device = engine.device
         self._device.clear()
         pages = -(-(start + 2 * timings + 4) // settings.page_size)
         self._pages = range(1, pages + 1)
         _, hidden = self._device.prefill([1] * self.chunk, self._pages, 0)
         for i in range(self.slots):
             own = range(1 + i * pages, 1 + (i + 1) * pages)
-            self._device.begin(i, own, start, hidden, SamplingParams(), SEED, i, None)
+            self._device.begin(i, own, start, hidden, SamplingParams(), DrawKey(SEED, i, 0), None)
         # an input embedding that is not the head's too is hardly read: a row for every slot
         read = {name: leaf for name, leaf in self._device.params.items() if name != "embed_tokens"}
         self.step_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(read))
@@ -626,7 +627,9 @@ def _served(engine: JaxEngine, positions: int) -> float:
     slots, tokens = engine.settings.slots, min(32, positions // 2)
     prompt = [1] * (positions - tokens)
     arrivals = []
-    for event in engine.submit([prompt], [SEED], SamplingParams(max_tokens=tokens), slots, 0, False).events():
+    for event in engine.submit(
+        JobRequest([prompt], [SEED], SamplingParams(max_tokens=tokens), slots, 0, False)
+    ).events():
         if isinstance(event, Failed):
             raise RuntimeError(event.message)
         if isinstance(event, Token):

@@ -14,7 +14,7 @@ from typing import overload
 Ranking = tuple[tuple[int, float], ...]
 """The most probable ids of a position with their log-probabilities, in the order (−logit, id)."""
 
-ENTRY_BYTES = 12  # an id and a log-probability
+PACKED_BYTES = 12  # an id and a log-probability
 
 
 class Rankings(Sequence[Ranking | None]):
@@ -62,6 +62,6 @@ def _packed(ranking: Ranking | None) -> bytes | None:
 def _unpacked(packed: bytes | None) -> Ranking | None:
     if packed is None:
         return None
-    n = len(packed) // ENTRY_BYTES
+    n = len(packed) // PACKED_BYTES
     numbers = unpack(f"={n}I{n}d", packed)
     return tuple(zip(numbers[:n], numbers[n:], strict=True))

@@ -23,17 +23,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gnomon.reference.arrays import F64
 from gnomon.reference.completion import Run, end_ids, prepare
 from gnomon.reference.engine import ReferenceEngine, Token
 from gnomon.reference.golden.cases import MODEL, ONCE, GoldenRequest, requests
 from gnomon.reference.golden.judge import FLOAT32, REACH
 from gnomon.reference.parity import Recording, RecordingEngine, admissible_tokens
-from gnomon.reference.prng import step_key, threefry2x32, token_words
+from gnomon.reference.prng import DrawKey, step_key, threefry2x32, token_words
 from gnomon.reference.request import CompletionRequest, InvalidRequest
 from gnomon.reference.sampler import SamplingParams, Trace, gumbel, trace_draw
 from gnomon.reference.tokenizer import Decoder, Tokenizer
 
-F64 = NDArray[np.float64]
 Document = dict[str, Any]
 
 FORMAT = 1
@@ -84,7 +84,7 @@ def answered(case: GoldenRequest, engine: ReferenceEngine, tokenizer: Tokenizer)
 
 
 def sampled_candidates(run: Run, recording: Recording, engine: ReferenceEngine, tokenizer: Tokenizer) -> list[Document]:
-    n, candidates = run.request.n, range(recording.candidates)
+    n, candidates = run.request.n, range(recording.request.candidates)
     found = []
     for j, prompt in enumerate(run.prompts):
         tokens = [[e for e in recording.events if isinstance(e, Token) and (e.prompt, e.candidate) == (j, c)]
@@ -122,9 +122,9 @@ def decisions(
     margins: list[float | None] = []
     rivals: list[list[Any]] = []
     if ids:
-        prompt, counts = recording.prompts[j], np.zeros(engine.vocab_size, np.int64)
+        prompt, counts = recording.request.prompts[j], np.zeros(engine.vocab_size, np.int64)
         for step, logits in enumerate(engine.all_logits([*prompt, *ids[:-1]])[len(prompt) - 1 :]):
-            draw = (recording.params, recording.seeds[j], c, step)
+            draw = (recording.request.params, DrawKey(recording.request.seeds[j], c, step))
             drawn = trace_draw(logits, counts, *draw)
             assert drawn.token == ids[step]
             margins.append(None if drawn.margin == math.inf else rounded(drawn.margin))
@@ -140,14 +140,14 @@ ERRORS = (*(10.0 ** (tenth / 10) for tenth in range(-90, -13)), REACH)
 
 
 def rivals_of(
-    token: int, logits: F64, counts: NDArray[np.int64], params: SamplingParams, seed: int, candidate: int, step: int
+    token: int, logits: F64, counts: NDArray[np.int64], params: SamplingParams, key: DrawKey
 ) -> list[tuple[int, float]]:
     """The ids that a logit error up to REACH admits in the token's place, each with the least of ERRORS that does."""
     # below 2⁻¹⁰⁰ the scaled error itself would be no number; float32 may raise the temperature so far too
     params = replace(params, temperature=max(params.temperature, 2.0**-100)) if params.temperature else params
 
     def admitted(error: float) -> NDArray[np.bool_]:
-        return admissible_tokens(logits, counts, params, seed, candidate, step, error)
+        return admissible_tokens(logits, counts, params, key, error)
 
     within = admitted(REACH)
     within[token] = False
@@ -182,39 +182,41 @@ def small_draws() -> Iterator[Document]:
     """On logits that one can write down."""
     yield draw(
         "every stage", "the worked example of the README: without any one stage another token would have come",
-        [1, 0.5, -0.25, 2, 0], [0, 2, 0, 1, 0], -24, 0, 0,
+        [1, 0.5, -0.25, 2, 0], [0, 2, 0, 1, 0], DrawKey(-24, 0, 0),
         SamplingParams(temperature=0.5, top_p=0.9, frequency_penalty=0.5, presence_penalty=0.25,
                        logit_bias={1: 1.5, 3: -2.0, 4: 0.25}),
     )  # fmt: skip
     yield draw(
         "a negative penalty, a large seed", "a frequency penalty below 0 adds; candidate and step are in the key",
-        [0.75, 1.5, 0, -1], [1, 3, 0, 2], 2**40 + 140, 2, 5,
+        [0.75, 1.5, 0, -1], [1, 3, 0, 2], DrawKey(2**40 + 140, 2, 5),
         SamplingParams(temperature=0.75, top_p=0.85, frequency_penalty=-0.25, presence_penalty=1.5,
                        logit_bias={0: -0.5, 2: 1.25, 3: 0.5}),
     )  # fmt: skip
     plain = [0.5, 2, 2, -1]
     none = [0] * 4
-    yield draw("greedy", "the largest z after bias and penalties", [1, 0.5, -0.25, 2, 0], [0, 2, 0, 1, 0], -24, 0, 0,
-               SamplingParams(temperature=0, frequency_penalty=0.5, presence_penalty=0.25,
-                              logit_bias={1: 1.5, 3: -2.0, 4: 0.25}))  # fmt: skip
-    yield draw("greedy, a tie", "the lowest id", plain, none, 0, 0, 0, SamplingParams(temperature=0))
-    yield draw("top_p 0", "keeps one id of equal ones, the lowest", plain, none, 1, 0, 0, SamplingParams(top_p=0))
+    yield draw("greedy", "the largest z after bias and penalties", [1, 0.5, -0.25, 2, 0], [0, 2, 0, 1, 0],
+               DrawKey(-24, 0, 0), SamplingParams(temperature=0, frequency_penalty=0.5, presence_penalty=0.25,
+                                                 logit_bias={1: 1.5, 3: -2.0, 4: 0.25}))  # fmt: skip
+    yield draw("greedy, a tie", "the lowest id", plain, none, DrawKey(0, 0, 0), SamplingParams(temperature=0))
+    yield draw(
+        "top_p 0", "keeps one id of equal ones, the lowest", plain, none, DrawKey(1, 0, 0), SamplingParams(top_p=0)
+    )
     equal = [1, 1, 1, 1]
     yield draw("top_p reached exactly", "masses of a quarter: the rank before which the mass is just top_p is left out",
-               equal, none, 2, 0, 0, SamplingParams(top_p=0.5))  # fmt: skip
-    yield draw("top_p passed by a little", "with a top_p a little larger it is kept", equal, none, 2, 0, 0,
+               equal, none, DrawKey(2, 0, 0), SamplingParams(top_p=0.5))  # fmt: skip
+    yield draw("top_p passed by a little", "with a top_p a little larger it is kept", equal, none, DrawKey(2, 0, 0),
                SamplingParams(top_p=0.5000001))  # fmt: skip
-    yield draw("temperature 2", "distances are halved", plain, none, 3, 0, 0, SamplingParams(temperature=2))
-    yield draw("temperature 1e-300", "no floor, and 0 at every maximum: a tie is still drawn", plain, none, 1, 0, 0,
-               SamplingParams(temperature=1e-300))  # fmt: skip
-    yield draw("temperature 5e-324", "distances may become −∞", plain, none, 1, 0, 0,
+    yield draw("temperature 2", "distances are halved", plain, none, DrawKey(3, 0, 0), SamplingParams(temperature=2))
+    yield draw("temperature 1e-300", "no floor, and 0 at every maximum: a tie is still drawn", plain, none,
+               DrawKey(1, 0, 0), SamplingParams(temperature=1e-300))  # fmt: skip
+    yield draw("temperature 5e-324", "distances may become −∞", plain, none, DrawKey(1, 0, 0),
                SamplingParams(temperature=5e-324))  # fmt: skip
-    yield draw("a bias of -100", "is minus 100 and not never: here it still leads", [0, 150, 20, 30], none, 4, 0, 0,
-               SamplingParams(logit_bias={1: -100}))  # fmt: skip
-    yield draw("one id", "a vocabulary of one: there is no runner-up", [3], [5], 5, 0, 0, SamplingParams())
+    yield draw("a bias of -100", "is minus 100 and not never: here it still leads", [0, 150, 20, 30], none,
+               DrawKey(4, 0, 0), SamplingParams(logit_bias={1: -100}))  # fmt: skip
+    yield draw("one id", "a vocabulary of one: there is no runner-up", [3], [5], DrawKey(5, 0, 0), SamplingParams())
     for seed, candidate, step in ((-1, 0, 0), (2**63 - 1, 0, 0), (-(2**63), 0, 0), (0, 127, 0), (0, 0, 4095)):
         yield draw(f"seed {seed}, candidate {candidate}, step {step}", "what the noise depends on", [0, 0, 0, 0], none,
-                   seed, candidate, step, SamplingParams())  # fmt: skip
+                   DrawKey(seed, candidate, step), SamplingParams())  # fmt: skip
 
 
 def large_draws(engine: ReferenceEngine, tokenizer: Tokenizer) -> Iterator[Document]:
@@ -229,34 +231,36 @@ def large_draws(engine: ReferenceEngine, tokenizer: Tokenizer) -> Iterator[Docum
                             logit_bias={261: 2.5, 2047: -100.0})  # fmt: skip
     shared = [float(logit) for logit in logits]
     yield {"logits": shared, "draws": [
-        selected("the law as it is", "the model's logits, drawn", shared, [0] * len(shared), 7, 0, 0, SamplingParams()),
-        selected("every stage", "bias, counts, temperature and nucleus", shared, counts, 7, 1, 3, params),
-        selected("every stage, greedy", "bias and counts", shared, counts, 7, 1, 3, replace(params, temperature=0)),
-        selected("a narrow nucleus", "a few are kept", shared, counts, -7, 0, 0,
+        selected("the law as it is", "the model's logits, drawn", shared, [0] * len(shared), DrawKey(7, 0, 0),
+                 SamplingParams()),
+        selected("every stage", "bias, counts, temperature and nucleus", shared, counts, DrawKey(7, 1, 3), params),
+        selected("every stage, greedy", "bias and counts", shared, counts, DrawKey(7, 1, 3),
+                 replace(params, temperature=0)),
+        selected("a narrow nucleus", "a few are kept", shared, counts, DrawKey(-7, 0, 0),
                  replace(params, top_p=0.5, temperature=2)),
     ]}  # fmt: skip
 
 
 def draw(
-    name: str, shows: str, logits: Sequence[float], counts: Sequence[int], seed: int, candidate: int, step: int,
+    name: str, shows: str, logits: Sequence[float], counts: Sequence[int], key: DrawKey,
     params: SamplingParams,
 ) -> Document:  # fmt: skip
     """One draw with all its stages."""
-    drawn = trace_draw(np.array(logits, float), np.array(counts), params, seed, candidate, step)
+    drawn = trace_draw(np.array(logits, float), np.array(counts), params, key)
     every = np.arange(len(logits))
     return {
         "name": name, "shows": shows, "logits": list(map(float, logits)), "counts": list(counts),
-        **arguments(params, seed, candidate, step), **stages(drawn, every), **outcome(drawn),
+        **arguments(params, key), **stages(drawn, every), **outcome(drawn),
     }  # fmt: skip
 
 
 def selected(
-    name: str, shows: str, logits: Sequence[float], counts: Sequence[int], seed: int, candidate: int, step: int,
+    name: str, shows: str, logits: Sequence[float], counts: Sequence[int], key: DrawKey,
     params: SamplingParams,
 ) -> Document:  # fmt: skip
     """One draw of many ids, with the stages of some: those of the largest score, around the nucleus' end, and some
     from everywhere."""
-    drawn = trace_draw(np.array(logits), np.array(counts), params, seed, candidate, step)
+    drawn = trace_draw(np.array(logits), np.array(counts), params, key)
     order = np.argsort(-drawn.penalized, kind="stable")
     kept = len(order) if drawn.kept is None else int(drawn.kept.sum())
     score = drawn.penalized if drawn.score is None else drawn.score
@@ -267,17 +271,17 @@ def selected(
     )
     return {
         "name": name, "shows": shows, "counts": {str(v): count for v, count in enumerate(counts) if count},
-        **arguments(params, seed, candidate, step), "kept_ids": kept, "ids": ids.tolist(),
+        **arguments(params, key), "kept_ids": kept, "ids": ids.tolist(),
         **stages(drawn, ids), **outcome(drawn),
     }  # fmt: skip
 
 
-def arguments(params: SamplingParams, seed: int, candidate: int, step: int) -> Document:
+def arguments(params: SamplingParams, key: DrawKey) -> Document:
     names = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
     return {
         **{name: float(getattr(params, name)) for name in names},
         "logit_bias": {str(v): float(bias) for v, bias in (params.logit_bias or {}).items()},
-        "seed": str(seed), "candidate": candidate, "step": step,
+        "seed": str(key.seed), "candidate": key.candidate, "step": key.step,
     }  # fmt: skip
 
 
@@ -352,8 +356,9 @@ def threefry_document() -> Document:
         "draws": [
             {
                 "seed": str(seed), "candidate": candidate, "step": step,
-                "key0": words(seed % 2**64 >> 32, seed % 2**32), "key1": words(*step_key(seed, candidate, step)),
-                "tokens": [noise(v, *token_words(seed, candidate, step, np.array([v]))) for v in ids],
+                "key0": words(seed % 2**64 >> 32, seed % 2**32),
+                "key1": words(*step_key(DrawKey(seed, candidate, step))),
+                "tokens": [noise(v, *token_words(DrawKey(seed, candidate, step), np.array([v]))) for v in ids],
             }
             for seed, candidate, step, ids in DRAWS
         ],

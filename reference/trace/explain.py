@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gnomon.reference.arrays import F64
 from gnomon.reference.engine import reported
 from gnomon.reference.prng import step_key, token_words
-from gnomon.reference.sampler import F64, SamplingParams, Trace, report
+from gnomon.reference.sampler import SamplingParams, Trace, report
 
 TOP = 12  # of every ranking
 DRAWN = ("report", "bias", "penalties", "temperature", "nucleus", "draw")
@@ -150,11 +151,11 @@ def explain(trace: Trace, labels: Sequence[str] | None = None, given: int | None
     )
     rest = np.ones(len(z), bool)
     rest[ids] = False
-    key = step_key(trace.seed, trace.candidate, trace.step)
+    key = step_key(trace.key)
     return Draw(
-        step=trace.step,
-        candidate=trace.candidate,
-        seed=None if score is None else trace.seed,
+        step=trace.key.step,
+        candidate=trace.key.candidate,
+        seed=None if score is None else trace.key.seed,
         key=None if score is None else (_hex(key[0][0]), _hex(key[1][0])),
         params=trace.params,
         vocab_size=len(z),
@@ -199,7 +200,7 @@ def _runner_up(score: F64, winner: int) -> int | None:
 
 
 def _words(trace: Trace, ids: Sequence[int]) -> list[tuple[str, str]]:
-    high, low = token_words(trace.seed, trace.candidate, trace.step, np.array(ids))
+    high, low = token_words(trace.key, np.array(ids))
     return [(_hex(x0), _hex(x1)) for x0, x1 in zip(high, low, strict=True)]
 
 

@@ -21,8 +21,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gnomon.reference.arrays import F64
 from gnomon.reference.completion import prepare, system_fingerprint
 from gnomon.reference.engine import Engine, ReferenceEngine, go_on, reported
+from gnomon.reference.prng import DrawKey
 from gnomon.reference.request import (
     BY_NAME,
     CompletionRequest,
@@ -34,7 +36,7 @@ from gnomon.reference.request import (
     shown,
     string,
 )
-from gnomon.reference.sampler import F64, SamplingParams, Trace, trace_draw
+from gnomon.reference.sampler import SamplingParams, Trace, trace_draw
 from gnomon.reference.tokenizer import Tokenizer
 from gnomon.reference.trace.explain import Draw, explain
 from gnomon.reference.trace.picture import picture
@@ -185,10 +187,10 @@ class Replay:
         logits: F64 = self._block[step - first]
         return logits
 
-    def draw(self, step: int, params: SamplingParams, seed: int, candidate: int) -> Trace:
-        logits = self.logits(step)
-        counts = np.bincount(self._ids[:step], minlength=len(logits))
-        return trace_draw(logits, counts, params, seed, candidate, step)
+    def draw(self, params: SamplingParams, key: DrawKey) -> Trace:
+        logits = self.logits(key.step)
+        counts = np.bincount(self._ids[: key.step], minlength=len(logits))
+        return trace_draw(logits, counts, params, key)
 
     def find(self, params: SamplingParams, seed: int, candidates: range, check: Callable[[], None] = go_on) -> int:
         """The candidate whose draws differ from the tokens the fewest times; of several the lowest.
@@ -203,7 +205,7 @@ class Replay:
         while line[0][2] < len(self.tokens):
             check()
             differed, c, step = line[0]
-            token = self.draw(step, params, seed, c).token
+            token = self.draw(params, DrawKey(seed, c, step)).token
             heapreplace(line, (differed + (token != self.tokens[step]), c, step + 1))
         return line[0][1]
 
@@ -217,7 +219,7 @@ class Replay:
             steps = []
             for t, v in enumerate(self.tokens):
                 check()
-                drawn = self.draw(t, params, seed, candidate)
+                drawn = self.draw(params, DrawKey(seed, candidate, t))
                 steps.append(Step(t, v, drawn.token, reported(drawn.logprobs[v]), drawn.margin))
             self._known = key, Recount(candidate, tuple(steps))
         return self._known[1]
@@ -306,7 +308,7 @@ class Retracer:
         recount = replay.recount(task.params, task.seed, task.candidates, check)
         draw = None
         if task.step is not None:
-            drawn = replay.draw(task.step, task.params, task.seed, recount.candidate)
+            drawn = replay.draw(task.params, DrawKey(task.seed, recount.candidate, task.step))
             draw = explain(drawn, self._tokenizer.labels, task.tokens[task.step])
         fingerprint = system_fingerprint(self._engine, self._tokenizer)
         return Told(task, recount, draw, fingerprint, self._tokenizer.labels)

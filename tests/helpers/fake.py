@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,18 @@ class FakeEngine(ReferenceEngine):
 
     def logits(self, states: NDArray[np.float64]) -> NDArray[np.float64]:
         return _finite(states)
+
+
+class StubJob:
+    """All of a job but its events, for doubles that have nothing at work."""
+
+    open: AbstractSet[tuple[int, int]] = frozenset()
+    cached_tokens = 0
+    started: float | None = None
+    made = 0.0
+
+    def close(self, prompt: int | None = None, candidate: int | None = None) -> None:
+        """Nothing is at work."""
 
 
 def hashed_logits(tokens: Sequence[int], vocab_size: int = FAKE_VOCAB, scale: float = 2.0) -> NDArray[np.float64]:

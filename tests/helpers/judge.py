@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from gnomon.reference.completion import prepare
-from gnomon.reference.engine import Engine, Event, Failed, PromptScored, ReferenceEngine
+from gnomon.reference.engine import Engine, Event, Failed, JobRequest, PromptScored, ReferenceEngine
 from gnomon.reference.parity import Recording, RecordingEngine, Tally, judge_recording
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import Completion
 from gnomon.reference.tokenizer import Tokenizer
+from helpers.fake import StubJob
 
 
 class ReplayEngine:
@@ -23,15 +24,11 @@ class ReplayEngine:
         self.eos_ids, self.fingerprint = engine.eos_ids, engine.fingerprint
         self.recording = recording
 
-    def submit(self, *_: object, **__: object) -> ReplayJob:
+    def submit(self, request: JobRequest) -> ReplayJob:
         return ReplayJob(self.recording.events)
 
 
-class ReplayJob:
-    cached_tokens = 0
-    started: float | None = None
-    made: float = 0.0
-
+class ReplayJob(StubJob):
     def __init__(self, events: list[Event]) -> None:
         self._events = events
 
@@ -41,9 +38,6 @@ class ReplayJob:
             return event.prompt, -1 if isinstance(event, PromptScored) else event.candidate
 
         yield from sorted(self._events, key=place)
-
-    def close(self, prompt: int | None = None, candidate: int | None = None) -> None:
-        """Nothing is at work."""
 
 
 def held_against(

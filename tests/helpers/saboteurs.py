@@ -32,6 +32,7 @@ from gnomon.http.verify.cases import CASES
 from gnomon.http.verify.run import judge_all
 from gnomon.http.verify.verdict import Case, Finding
 from gnomon.reference import completion
+from gnomon.reference import prompt as prompt_module
 from gnomon.reference.body.kept import KeptPrompt
 from gnomon.reference.body.rankings import Ranking
 from gnomon.reference.completion import Candidate, Run, prepare
@@ -125,9 +126,9 @@ def prepared(sent: CompletionRequest, engine: FakeEngine, tokenizer: Tokenizer) 
     run.request, prompts = sent, []
     for prompt in sent.prompts:
         if sent.suffix:
-            whole = completion.InfillEncoder(sent, tokenizer).infill(prompt)
+            whole = prompt_module.InfillEncoder(sent, tokenizer).infill(prompt)
         else:
-            whole = completion.encode_prompt(prompt, engine, tokenizer)
+            whole = prompt_module.encode_prompt(prompt, engine, tokenizer)
         prompts.append(KeptPrompt(array("I", whole.ids), array("I", whole.starts), whole.text, len(whole.text)))
     run.prompts = tuple(prompts)
     return run
@@ -289,7 +290,7 @@ class Draw(NamedTuple):
 
     def reported(self, logprobs: NDArray[np.float64]) -> Token:
         """The same token, with the values of these log-probabilities [V], which also rank."""
-        top = ranking(logprobs, logprobs, self.job._top)
+        top = ranking(logprobs, logprobs, self.job.request.top)
         return replace(self.token, logprob=max(float(logprobs[self.token.id]), -9999), top=top)
 
     @property

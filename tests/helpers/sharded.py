@@ -57,10 +57,10 @@ def examine(checkpoint: Checkpoint, tokenizer: Tokenizer, devices: int) -> dict[
         for body in bodies:
             request = CompletionRequest.from_fields(body)
             held_against(reference, engine, tokenizer, request, tally, logit_error=5e-5, tolerance=1e-4)
-        layer = engine._device.params["layers"][0]
-        arrays = {**layer["self_attn"], **layer["mlp"], "embed_tokens": engine._device.params["embed_tokens"]}
-        arrays["keys"] = engine._device.cache[0][0]
-        arrays["counts"] = engine._device.slots.counts
+        layer = engine.device.params["layers"][0]
+        arrays = {**layer["self_attn"], **layer["mlp"], "embed_tokens": engine.device.params["embed_tokens"]}
+        arrays["keys"] = engine.device.cache[0][0]
+        arrays["counts"] = engine.device.slots.counts
         return {
             "faults": tally.faults[:3],
             "tokens": tally.tokens,

@@ -26,8 +26,7 @@ from gnomon.http.app import create_app
 from gnomon.http.cli import commands
 from gnomon.http.settings import Settings
 from gnomon.reference.body.rankings import Rankings
-from gnomon.reference.engine import Done, Event, PromptScored, Token
-from gnomon.reference.sampler import SamplingParams
+from gnomon.reference.engine import Done, Event, JobRequest, PromptScored, ReferenceJob, Token
 from helpers.fake import FAKE_VOCAB, FakeEngine, fake_tokenizer, hashed_logits
 
 CONTEXT = 2**15
@@ -36,56 +35,36 @@ TABLE = np.stack([hashed_logits([i]) for i in range(64)])
 TOPS = [tuple((int(v), float(-1.25 - v / 3)) for v in np.argsort(-row)[:20]) for row in TABLE]
 
 
-class Ready:
+class Ready(ReferenceJob):
     """A job whose events need no model."""
 
-    started: float | None = None
-    cached_tokens = 0
-
-    def __init__(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int, candidates: int, top: int, score: bool
-    ) -> None:
-        self.lengths = [len(prompt) for prompt in prompts]
-        self.max_tokens, self.candidates, self.top, self.score = max_tokens, candidates, top, score
-        self.closed = False
-
-    @property
-    def made(self) -> float:
-        return time.monotonic()
-
     def close(self, prompt: int | None = None, candidate: int | None = None) -> None:
-        self.closed = self.closed or prompt is None
+        if prompt is None:
+            super().close()
 
     def events(self) -> Iterator[Event]:
         self.started = time.monotonic()
-        for j, length in enumerate(self.lengths):
-            if self.score:
+        asked = self.request
+        for j, length in enumerate(map(len, asked.prompts)):
+            if asked.score:
                 tops = Rankings([None])
                 for i in range(1, length):
-                    tops.append(TOPS[i % 64][: self.top])
+                    tops.append(TOPS[i % 64][: asked.top])
                 yield PromptScored(j, (None, *(-0.1234567 * (i % 89) for i in range(1, length))), tops)
-            for step in range(self.max_tokens):
-                for c in range(self.candidates):
-                    if self.closed:
+            for step in range(asked.params.max_tokens):
+                for c in range(asked.candidates):
+                    if self._closed.is_set():
                         return
-                    yield Token(j, c, 97 + (step + c) % 26, -2.3456789, TOPS[step % 64][: self.top])
-            for c in range(self.candidates):
+                    yield Token(j, c, 97 + (step + c) % 26, -2.3456789, TOPS[step % 64][: asked.top])
+            for c in range(asked.candidates):
                 yield Done(j, c)
 
 
 class ReadyEngine(FakeEngine):
     concurrency = 64
 
-    def submit(  # type: ignore[override]
-        self,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        params: SamplingParams,
-        candidates: int,
-        top: int,
-        score: bool,
-    ) -> Ready:
-        return Ready(prompts, params.max_tokens, candidates, top, score)
+    def submit(self, request: JobRequest) -> Ready:
+        return Ready(self, request)
 
     def states(self, tokens: Sequence[int], check: object = None) -> NDArray[np.float64]:
         return TABLE[np.arange(len(tokens)) % 64]

@@ -28,10 +28,9 @@ from gnomon.http.life import Life, Lives
 from gnomon.http.observe.record import SCOPE_KEY, Outcome, Record
 from gnomon.http.settings import Settings
 from gnomon.http.trace import Retrace
-from gnomon.reference import completion
+from gnomon.reference import prompt as prompt_module
 from gnomon.reference import tokenizer as tokenizer_module
-from gnomon.reference.engine import Event, ReferenceJob, go_on
-from gnomon.reference.sampler import SamplingParams
+from gnomon.reference.engine import Event, JobRequest, ReferenceJob, go_on
 from gnomon.reference.tokenizer import Tokenizer
 from helpers.fake import FakeEngine, always, fake_tokenizer, hashed_logits
 from helpers.live import Gate, request_body
@@ -62,16 +61,8 @@ class Engine(FakeEngine):
         self.begins.set()
         self.traced, self.traces = threading.Event(), 0
 
-    def submit(
-        self,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        params: SamplingParams,
-        candidates: int,
-        top: int,
-        score: bool,
-    ) -> QueueJob:
-        return QueueJob(self, prompts, seeds, params, candidates, top, score)
+    def submit(self, request: JobRequest) -> QueueJob:
+        return QueueJob(self, request)
 
     def states(self, tokens: Sequence[int], check: Callable[[], None] = go_on) -> NDArray[np.float64]:
         self.traces += 1
@@ -209,7 +200,7 @@ async def encoded_apart(scene: Scene) -> AsyncIterator[Client]:
 
 @asynccontextmanager
 async def between_two_prompts(scene: Scene) -> AsyncIterator[Client]:
-    begun, may_go_on, encoded, real = threading.Event(), threading.Event(), [], completion.encode_prompt
+    begun, may_go_on, encoded, real = threading.Event(), threading.Event(), [], prompt_module.encode_prompt
 
     def encode_prompt(prompt: Any, *others: Any) -> Any:
         encoded.append(prompt)
@@ -217,7 +208,7 @@ async def between_two_prompts(scene: Scene) -> AsyncIterator[Client]:
         assert may_go_on.wait(30)
         return real(prompt, *others)
 
-    scene.patch.setattr(completion, "encode_prompt", encode_prompt)
+    scene.patch.setattr(prompt_module, "encode_prompt", encode_prompt)
     scene.patch.setattr(life, "SHORT_BODY", 0)  # so that it takes a turn, which ends with its thread
     client = scene.ask(prompt=["first", "second"])
     await until(begun.is_set)
@@ -225,7 +216,7 @@ async def between_two_prompts(scene: Scene) -> AsyncIterator[Client]:
     may_go_on.set()
     await until(lambda: scene.completions.preparer.other_bodies._value >= 2)
     assert encoded == ["first"]
-    scene.patch.setattr(completion, "encode_prompt", real)
+    scene.patch.setattr(prompt_module, "encode_prompt", real)
 
 
 @asynccontextmanager

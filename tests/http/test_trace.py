@@ -29,8 +29,7 @@ from gnomon.http.settings import AuthMode, AuthSettings, Settings
 from gnomon.http.trace import LINE
 from gnomon.reference import load
 from gnomon.reference.checkpoint.load import Checkpoint, CheckpointError, load_checkpoint
-from gnomon.reference.engine import Load, ReferenceEngine, ReferenceJob, go_on
-from gnomon.reference.sampler import SamplingParams
+from gnomon.reference.engine import JobRequest, Load, ReferenceEngine, ReferenceJob, go_on
 from gnomon.reference.system.files import Opened
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
 from helpers.fake import FAKE_VOCAB, FakeEngine, fake_tokenizer, hashed_logits
@@ -50,11 +49,8 @@ class Other:
         self.inner = inner
         self.vocab_size, self.context, self.eos_ids = inner.vocab_size, inner.context, inner.eos_ids
 
-    def submit(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], params: SamplingParams, candidates: int,
-        top: int, score: bool,
-    ) -> ReferenceJob:  # fmt: skip
-        return self.inner.submit(prompts, seeds, params, candidates, top, score)
+    def submit(self, request: JobRequest) -> ReferenceJob:
+        return self.inner.submit(request)
 
     def load(self) -> Load:
         return self.inner.load()

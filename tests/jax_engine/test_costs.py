@@ -20,7 +20,7 @@ from gnomon.http.admission import Admission, Answer, Pace, Places
 from gnomon.http.settings import Settings
 from gnomon.jax_engine.cache import PagePool, PrefixCache
 from gnomon.jax_engine.engine import JaxEngine
-from gnomon.jax_engine.scheduler import Scheduler, Work
+from gnomon.jax_engine.scheduler import PromptWork, Scheduler
 
 PAGE, CHUNK = 4, 8
 SIZES = (100, 10_000, 1_000_000)
@@ -61,23 +61,23 @@ def no_collection_meanwhile() -> Iterator[None]:
     gc.enable()
 
 
-class Compared(Work):
+class Compared(PromptWork):
     __slots__ = ()
 
     def __eq__(self, other: object) -> bool:
         return self is other
 
-    __hash__ = Work.__hash__
+    __hash__ = PromptWork.__hash__
 
 
-def waiting_work(prompt: tuple[int, ...] = (1,)) -> Work:
+def waiting_work(prompt: tuple[int, ...] = (1,)) -> PromptWork:
     return Compared(prompt, 4, 1, False)
 
 
 # ---- works in line
 
 
-def line_of(size: int) -> tuple[Scheduler, list[Work]]:
+def line_of(size: int) -> tuple[Scheduler, list[PromptWork]]:
     """One slot, in which the first work's first candidate is; its second is the next, and `size` works wait behind."""
     scheduler = Scheduler(1, 100, PAGE, CHUNK)
     first = Compared((1,) * 10, 4, 2, False)
@@ -125,10 +125,10 @@ def test_a_step_that_is_blocked_costs_the_same_for_a_prompt_of_any_length() -> N
         pages = 2 * chunks + 10
         scheduler = Scheduler(2, pages, PAGE, CHUNK)
         prompt = (1,) * (chunks * CHUNK)
-        _prefill(scheduler, Work(prompt, 40, 1, False))
+        _prefill(scheduler, PromptWork(prompt, 40, 1, False))
         assert len(scheduler.admit()) == 1
         assert scheduler.pool.free == 0
-        blocked = Work((*prompt, 2), 4, 1, False)
+        blocked = PromptWork((*prompt, 2), 4, 1, False)
         scheduler.submit(blocked)
         assert operations(scheduler.next_chunk) > 10 * chunks
         assert len(blocked.pages) == 2 * chunks
@@ -137,7 +137,7 @@ def test_a_step_that_is_blocked_costs_the_same_for_a_prompt_of_any_length() -> N
     assert seen[0] == seen[1] == seen[2] < 500
 
 
-def _prefill(scheduler: Scheduler, work: Work) -> None:
+def _prefill(scheduler: Scheduler, work: PromptWork) -> None:
     scheduler.submit(work)
     while not work.is_prefilled:
         assert scheduler.next_chunk() == (work, work.chunks_done)

@@ -31,4 +31,4 @@ def test_the_program_lowers_for_every_platform_without_unexplained_custom_calls(
 
 
 def test_no_program_is_forgotten(engine: JaxEngine) -> None:
-    assert set(engine.programs()) == {"prefill", "decode", "sample", "score", "begin"} == set(engine._device.compiled)
+    assert set(engine.programs()) == {"prefill", "decode", "sample", "score", "begin"} == set(engine.device.compiled)

@@ -21,6 +21,7 @@ from gnomon.jax_engine.engine import EngineSettings, JaxEngine
 from gnomon.reference import model
 from gnomon.reference.checkpoint.families import ARCHITECTURES, stored_tensors
 from gnomon.reference.checkpoint.load import CheckpointError, load_checkpoint, read_config, silently
+from gnomon.reference.engine import JobRequest
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.transformer import family_of, forward
 from helpers.extras import extra
@@ -85,7 +86,9 @@ def test_neighbours_change_no_byte(directories: dict[str, Path], native_cache: P
 
     def answer(seed: int, length: int) -> list[str]:
         ids = text(seed)[:length]
-        return sorted(map(repr, engine.submit([ids], [seed], params, candidates=2, top=3, score=True).events()))
+        return sorted(
+            map(repr, engine.submit(JobRequest([ids], [seed], params, candidates=2, top=3, score=True)).events())
+        )
 
     def disturb(number: int) -> None:
         while not stop.is_set():

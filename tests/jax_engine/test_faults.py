@@ -25,7 +25,7 @@ from gnomon.http.service import FAULTS
 from gnomon.http.settings import Settings
 from gnomon.jax_engine.engine import EngineSettings, JaxEngine
 from gnomon.reference.checkpoint.load import Checkpoint, load_checkpoint
-from gnomon.reference.engine import Done, Failed, Load, ReferenceEngine, Token
+from gnomon.reference.engine import Done, Failed, JobRequest, Load, ReferenceEngine, Token
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
 from helpers.fake import EOT, fake_tokenizer
@@ -193,7 +193,7 @@ class Breakable(NamedTuple):
 def breakable(request: pytest.FixtureRequest, model: tuple[Checkpoint, Tokenizer]) -> Breakable:
     if request.param == "jax":
         engine = request.getfixturevalue("jax")
-        return Breakable(engine, engine._device.compiled)
+        return Breakable(engine, engine.device.compiled)
     reference = ReferenceEngine(model[0])
     parts: dict[str, Any] = {"prefill": reference.last_logits, "score": reference.all_logits}
     parts["decode"] = lambda tokens: parts["prefill"](tokens)
@@ -281,7 +281,7 @@ def test_an_engine_that_hangs_after_it_failed_is_tried_by_one_thread_however_oft
     monkeypatch.setattr("gnomon.http.service.PROBE_SECONDS", 0.0)
     hold = threading.Event()
     with serving(create_app(jax, model[1], Settings())) as base:
-        with Breakable(jax, jax._device.compiled).broken("prefill", lambda call: True):
+        with Breakable(jax, jax.device.compiled).broken("prefill", lambda call: True):
             for _ in range(FAULTS):
                 check_error(post(base), 500)
         jax.post(lambda _: hold.wait(20))
@@ -302,7 +302,7 @@ def test_one_fault_that_hits_many_requests_is_no_repetition(
         jax.post(lambda _: hold.wait(20))
         answers = [pool.submit(post, base, max_tokens=50, stream=i % 2 == 0, logit_bias=NO_END) for i in range(8)]
         assert eventually(lambda: jax._inbox.qsize() == 8)  # all of them are in the engine's hands
-        with Breakable(jax, jax._device.compiled).broken("decode", lambda call: call == 0):
+        with Breakable(jax, jax.device.compiled).broken("decode", lambda call: call == 0):
             hold.set()
             ended = [answer.result(30) for answer in answers]
         assert [answer.status_code for answer in ended if answer.status_code != 500] == []
@@ -317,7 +317,7 @@ def test_a_device_that_cannot_be_cleared_fails_requests_until_it_can(
     """Were it not so, the engine's thread would be gone and every later request would wait for ever."""
 
     def ends() -> list[type]:
-        job = jax.submit([[1, 2]], [0], SamplingParams(max_tokens=2), 1, 0, False)
+        job = jax.submit(JobRequest([[1, 2]], [0], SamplingParams(max_tokens=2), 1, 0, False))
         closing = threading.Timer(20, job.close)
         closing.start()
         kinds = [type(event) for event in job.events()]
@@ -325,8 +325,8 @@ def test_a_device_that_cannot_be_cleared_fails_requests_until_it_can(
         return kinds
 
     with monkeypatch.context() as patch:
-        patch.setattr(jax._device, "clear", Sometimes(jax._device.clear, lambda call: call < 2))
-        patch.setitem(jax._device.compiled, "decode", Sometimes(jax._device.compiled["decode"], lambda call: call == 0))
+        patch.setattr(jax.device, "clear", Sometimes(jax.device.clear, lambda call: call < 2))
+        patch.setitem(jax.device.compiled, "decode", Sometimes(jax.device.compiled["decode"], lambda call: call == 0))
         assert ends()[-1] is Failed  # at its second token
         assert [ends(), ends()] == [[Failed], [Failed]]
         assert ends() == [Token, Token, Done]
@@ -334,7 +334,7 @@ def test_a_device_that_cannot_be_cleared_fails_requests_until_it_can(
 
 
 def test_books_that_are_torn_end_no_thread(jax: JaxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = jax.submit([[1, 2]], [0], SamplingParams(max_tokens=1500), 1, 0, False)
+    job = jax.submit(JobRequest([[1, 2]], [0], SamplingParams(max_tokens=1500), 1, 0, False))
     next(job.events())
 
     def tear(scheduler: Any) -> None:
@@ -346,7 +346,7 @@ def test_books_that_are_torn_end_no_thread(jax: JaxEngine, monkeypatch: pytest.M
     closing.start()
     assert isinstance([*job.events()][-1], Failed)
     closing.cancel()
-    later = jax.submit([[1, 2]], [0], SamplingParams(max_tokens=2), 1, 0, False)
+    later = jax.submit(JobRequest([[1, 2]], [0], SamplingParams(max_tokens=2), 1, 0, False))
     assert [type(event) for event in later.events()] == [Token, Token, Done]
 
 
@@ -405,9 +405,9 @@ class SteppedDevice:
 
 @pytest.fixture
 def stepped(jax: JaxEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[SteppedDevice]:
-    device = SteppedDevice(jax._device.step)
+    device = SteppedDevice(jax.device.step)
     with monkeypatch.context() as patch:
-        patch.setattr(jax._device, "step", device)
+        patch.setattr(jax.device, "step", device)
         yield device
         device.allow(10_000)
         assert eventually(lambda: is_idle(jax))

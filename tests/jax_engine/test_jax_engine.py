@@ -18,7 +18,7 @@ import pytest
 from gnomon.jax_engine.engine import WORKS_A_STEP, EngineSettings, JaxEngine, Message
 from gnomon.reference.checkpoint.load import Checkpoint, load_checkpoint
 from gnomon.reference.completion import EngineFailed, RunClosed, prepare
-from gnomon.reference.engine import Done, Failed, PromptScored, ReferenceEngine, Token
+from gnomon.reference.engine import Done, Failed, JobRequest, PromptScored, ReferenceEngine, Token
 from gnomon.reference.parity import Tally
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.sampler import SamplingParams
@@ -112,9 +112,11 @@ def test_more_candidates_than_slots_wait_and_are_the_same_as_alone(
 @pytest.mark.parametrize("stage", ["queued", "prefilling", "running", "done"])
 def test_closing_at_any_stage_frees_everything(engine: JaxEngine, stage: str) -> None:
     params = SamplingParams(max_tokens=40)
-    blockers = [engine.submit([[1]], [0], params, 3, 0, False) for _ in range(2)] if stage == "queued" else []
+    blockers = (
+        [engine.submit(JobRequest([[1]], [0], params, 3, 0, False)) for _ in range(2)] if stage == "queued" else []
+    )
     prompt = list(range(200)) if stage == "prefilling" else [1, 2]
-    job = engine.submit([prompt], [0], params, 2, 0, False)
+    job = engine.submit(JobRequest([prompt], [0], params, 2, 0, False))
     events = job.events()
     if stage in ("running", "done"):
         next(events)
@@ -142,7 +144,7 @@ def test_closing_wakes_a_blocked_reader(engine: JaxEngine, model: tuple[Checkpoi
 
 
 def test_closing_one_candidate_leaves_the_others(engine: JaxEngine) -> None:
-    job = engine.submit([[5, 6]], [1], SamplingParams(max_tokens=12), 3, 0, False)
+    job = engine.submit(JobRequest([[5, 6]], [1], SamplingParams(max_tokens=12), 3, 0, False))
     ended = set()
     counts = {0: 0, 1: 0, 2: 0}
     for event in job.events():
@@ -153,14 +155,16 @@ def test_closing_one_candidate_leaves_the_others(engine: JaxEngine) -> None:
             counts[event.candidate] += 1
             if event.candidate == 1 and counts[1] == 2:
                 job.close(0, 1)
+                assert job.open == {(0, 0), (0, 1), (0, 2)} - {(0, c) for c in ended | {1}}
     assert ended == {0, 2}
     assert counts == {0: 12, 1: 2, 2: 12}
+    assert job.open == set()
 
 
 def test_max_tokens_0_with_scores_scores_and_without_does_nothing(engine: JaxEngine) -> None:
-    nothing = engine.submit([[1, 2]], [0], SamplingParams(max_tokens=0), 2, 0, False)
+    nothing = engine.submit(JobRequest([[1, 2]], [0], SamplingParams(max_tokens=0), 2, 0, False))
     assert list(nothing.events()) == [Done(0, 0), Done(0, 1)]
-    scored = list(engine.submit([[1, 2], [3]], [0, 0], SamplingParams(max_tokens=0), 1, 2, True).events())
+    scored = list(engine.submit(JobRequest([[1, 2], [3]], [0, 0], SamplingParams(max_tokens=0), 1, 2, True)).events())
     assert [type(event) for event in scored].count(PromptScored) == 2
     assert [type(event) for event in scored].count(Done) == 2
 
@@ -175,7 +179,7 @@ def test_a_fault_in_a_program_fails_what_it_was_working_on_and_the_next_request_
         raise RuntimeError("injected")
 
     with monkeypatch.context() as patch:
-        patch.setitem(engine._device.compiled, program, broken)
+        patch.setitem(engine.device.compiled, program, broken)
         with pytest.raises(EngineFailed):
             ask(engine, model[1], seed=1, max_tokens=5, echo=True, logprobs=1).whole()
     assert ask(engine, model[1], seed=1, max_tokens=5).whole().choices == expected
@@ -193,10 +197,10 @@ def test_logits_that_are_not_finite_fail_their_request_and_touch_no_neighbour(
     )
     try:
         params = SamplingParams(max_tokens=6, logit_bias={7: -100.0})
-        good, bad = (engine.submit([prompt], [0], params, 1, 0, False) for prompt in ([1, 2], [1, 7]))
+        good, bad = (engine.submit(JobRequest([prompt], [0], params, 1, 0, False)) for prompt in ([1, 2], [1, 7]))
         assert [type(event) for event in bad.events()] == [Failed]
         assert [type(event) for event in good.events()] == [Token] * 6 + [Done]
-        scored = engine.submit([[3, 7, 4]], [0], params, 1, 1, True)
+        scored = engine.submit(JobRequest([[3, 7, 4]], [0], params, 1, 1, True))
         assert [type(event) for event in scored.events()] == [Failed]
     finally:
         engine.stop()
@@ -204,7 +208,7 @@ def test_logits_that_are_not_finite_fail_their_request_and_touch_no_neighbour(
 
 def test_an_end_token_ends_a_candidate_at_once(engine: JaxEngine) -> None:
     params = SamplingParams(max_tokens=9, temperature=0, logit_bias={EOT: 100.0}, end_ids=frozenset({EOT}))
-    events = list(engine.submit([[1]], [0], params, 1, 0, False).events())
+    events = list(engine.submit(JobRequest([[1]], [0], params, 1, 0, False)).events())
     assert [type(event) for event in events] == [Token, Done]
 
 
@@ -244,7 +248,7 @@ def test_the_fingerprint_changes_with_weights_and_shapes_and_not_with_time(
 
 def test_stopping_ends_jobs_with_failed(model: tuple[Checkpoint, Tokenizer]) -> None:
     engine = JaxEngine(model[0], EngineSettings(slots=2, page_size=8, chunk=32, pool_tokens=CONTEXT * 2))
-    job = engine.submit([[1]], [0], SamplingParams(max_tokens=100), 4, 0, False)
+    job = engine.submit(JobRequest([[1]], [0], SamplingParams(max_tokens=100), 4, 0, False))
     events = job.events()
     next(events)
     engine.stop()
@@ -262,11 +266,13 @@ def test_a_context_of_a_few_positions_is_served_from_the_default_pool(
     try:
         assert engine.context == context
         ids = [
-            event.id for event in engine.submit([[1]], [0], params, 1, 0, False).events() if isinstance(event, Token)
+            event.id
+            for event in engine.submit(JobRequest([[1]], [0], params, 1, 0, False)).events()
+            if isinstance(event, Token)
         ]
     finally:
         engine.stop()
-    events = ReferenceEngine(checkpoint).submit([[1]], [0], params, 1, 0, False).events()
+    events = ReferenceEngine(checkpoint).submit(JobRequest([[1]], [0], params, 1, 0, False)).events()
     assert ids == [event.id for event in events if isinstance(event, Token)]
     assert len(ids) == context - 1
 
@@ -318,7 +324,7 @@ def test_after_a_fault_nothing_is_taken_from_what_the_device_held_before(
         raise RuntimeError("injected")
 
     with monkeypatch.context() as patch:
-        patch.setitem(engine._device.compiled, "decode", broken)
+        patch.setitem(engine.device.compiled, "decode", broken)
         with pytest.raises(EngineFailed):
             ask(engine, model[1], **fields).whole()
     again = ask(engine, model[1], **fields).whole()
@@ -329,7 +335,7 @@ def test_after_a_fault_nothing_is_taken_from_what_the_device_held_before(
 def test_an_end_token_is_the_last_and_the_step_asked_for_after_it_is_dropped(engine: JaxEngine) -> None:
     def tokens(**changes: Any) -> list[int]:
         params = SamplingParams(max_tokens=20, **changes)
-        events = list(engine.submit([[9, 9]], [4], params, 1, 0, False).events())
+        events = list(engine.submit(JobRequest([[9, 9]], [4], params, 1, 0, False)).events())
         assert isinstance(events.pop(), Done)
         return [event.id for event in events if isinstance(event, Token)]
 
@@ -342,7 +348,7 @@ def test_an_end_token_is_the_last_and_the_step_asked_for_after_it_is_dropped(eng
 def test_a_fault_fails_also_those_who_have_left_their_slot_but_not_got_their_last_token(
     engine: JaxEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prefill, calls = engine._device.compiled["prefill"], []
+    prefill, calls = engine.device.compiled["prefill"], []
 
     def broken_at_the_second(*arguments: Any) -> Any:
         calls.append(1)
@@ -351,10 +357,10 @@ def test_a_fault_fails_also_those_who_have_left_their_slot_but_not_got_their_las
         return prefill(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setitem(engine._device.compiled, "prefill", broken_at_the_second)
+        patch.setitem(engine.device.compiled, "prefill", broken_at_the_second)
         hold = threading.Event()
         engine.post(lambda _: hold.wait(20))
-        jobs = [engine.submit([[7]], [0], SamplingParams(max_tokens=1), 1, 0, False) for _ in range(2)]
+        jobs = [engine.submit(JobRequest([[7]], [0], SamplingParams(max_tokens=1), 1, 0, False)) for _ in range(2)]
         hold.set()
         assert [[type(event) for event in job.events()] for job in jobs] == [[Failed], [Failed]]
 
@@ -364,7 +370,7 @@ def test_a_message_that_fails_ends_neither_the_thread_nor_a_later_request(engine
         raise RuntimeError("injected")
 
     engine.post(broken)
-    events = list(engine.submit([[7]], [0], SamplingParams(max_tokens=2), 1, 0, False).events())
+    events = list(engine.submit(JobRequest([[7]], [0], SamplingParams(max_tokens=2), 1, 0, False)).events())
     assert [type(event) for event in events] == [Token, Token, Done]
 
 
@@ -399,12 +405,12 @@ def test_a_job_is_closed_once_and_one_that_has_ended_not_at_all(
         return post_each(messages)
 
     monkeypatch.setattr(engine, "post_each", counted)
-    ended = engine.submit([[1], [2]], [0, 0], SamplingParams(max_tokens=2), 1, 0, False)
+    ended = engine.submit(JobRequest([[1], [2]], [0, 0], SamplingParams(max_tokens=2), 1, 0, False))
     assert sum(isinstance(event, Done) for event in ended.events()) == 2
     ended.close(1, 0)
     ended.close()
     assert posted == 1  # when it was submitted
-    open_ = engine.submit([[1], [2]], [0, 0], SamplingParams(max_tokens=200), 1, 0, False)
+    open_ = engine.submit(JobRequest([[1], [2]], [0, 0], SamplingParams(max_tokens=200), 1, 0, False))
     next(open_.events())
     for _ in range(4):
         open_.close()
@@ -414,7 +420,7 @@ def test_a_job_is_closed_once_and_one_that_has_ended_not_at_all(
 def test_what_is_left_to_arrive_of_a_job_that_failed_is_dropped(
     engine: JaxEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prefill, calls = engine._device.compiled["prefill"], []
+    prefill, calls = engine.device.compiled["prefill"], []
 
     def broken_at_first(*arguments: Any) -> Any:
         calls.append(1)
@@ -423,9 +429,9 @@ def test_what_is_left_to_arrive_of_a_job_that_failed_is_dropped(
         return prefill(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setitem(engine._device.compiled, "prefill", broken_at_first)
+        patch.setitem(engine.device.compiled, "prefill", broken_at_first)
         many = 2 * WORKS_A_STEP  # the second half arrives after the step that fails
-        job = engine.submit([[7]] * many, [0] * many, SamplingParams(max_tokens=1), 1, 0, False)
+        job = engine.submit(JobRequest([[7]] * many, [0] * many, SamplingParams(max_tokens=1), 1, 0, False))
         assert [type(event) for event in job.events()] == [Failed]
         settle(engine)
     assert len(calls) == 1
@@ -438,7 +444,7 @@ def test_the_load_is_that_of_what_runs_and_not_of_what_is_cached(engine: JaxEngi
         held.set()
         hold.wait(20)
 
-    job = engine.submit([list(range(100))], [0], SamplingParams(max_tokens=60), 1, 0, False)
+    job = engine.submit(JobRequest([list(range(100))], [0], SamplingParams(max_tokens=60), 1, 0, False))
     next(job.events())
     engine.post(stand_still)
     assert held.wait(20)
@@ -453,13 +459,13 @@ def test_the_load_is_that_of_what_runs_and_not_of_what_is_cached(engine: JaxEngi
 
 def test_stopping_fails_what_is_under_way_and_what_comes_later(model: tuple[Checkpoint, Tokenizer]) -> None:
     engine = JaxEngine(model[0], EngineSettings(slots=2, page_size=8, chunk=32, pool_tokens=CONTEXT * 2))
-    job = engine.submit([[1, 2]], [0], SamplingParams(max_tokens=200), 1, 0, False)
+    job = engine.submit(JobRequest([[1, 2]], [0], SamplingParams(max_tokens=200), 1, 0, False))
     events = job.events()
     assert isinstance(next(events), Token)
     engine.stop()
     engine.stop()
     assert isinstance(list(events)[-1], Failed)
-    late = engine.submit([[1, 2]], [0], SamplingParams(max_tokens=2), 1, 0, False)
+    late = engine.submit(JobRequest([[1, 2]], [0], SamplingParams(max_tokens=2), 1, 0, False))
     assert [type(event) for event in late.events()] == [Failed]
     late.close()
 
@@ -469,9 +475,10 @@ import sys
 from pathlib import Path
 from gnomon.jax_engine.engine import EngineSettings, JaxEngine
 from gnomon.reference.checkpoint.load import load_checkpoint
+from gnomon.reference.engine import JobRequest
 from gnomon.reference.sampler import SamplingParams
 engine = JaxEngine(load_checkpoint(Path(sys.argv[1])), EngineSettings(native=False))
-job = engine.submit([[1]], [7], SamplingParams(max_tokens=200), 1, 0, False)
+job = engine.submit(JobRequest([[1]], [7], SamplingParams(max_tokens=200), 1, 0, False))
 next(job.events())
 print("leaves in the middle of a request")
 """

@@ -33,7 +33,7 @@ def fuzz(directory: Path, requests: int, cache: Path | None = None) -> Tally:
     tokenizer = load_tokenizer(path, reference.vocab_size)
     settings = EngineSettings(slots=4, page_size=16, chunk=64, pool_tokens=2048, compilation_cache=cache)
     engine = JaxEngine(checkpoint, settings)
-    if cache and engine._device.products.description == "XLA":
+    if cache and engine.device.products.description == "XLA":
         engine.stop()
         pytest.skip("no C++ compiler here")
     rng = random.Random(SEED)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from gnomon.jax_engine import sampler
 from gnomon.jax_engine.device import rows_of
 from gnomon.reference import sampler as law
+from gnomon.reference.prng import DrawKey
 from gnomon.reference.sampler import SamplingParams
 
 V = 96
@@ -26,7 +27,7 @@ def tied_logits(seed: int, rows: int = ROWS) -> NDArray[np.float32]:
 
 
 def rows(params: list[SamplingParams], seed: int = 5) -> sampler.Rows:
-    each = [rows_of(p, seed + i, i % 3) for i, p in enumerate(params)]
+    each = [rows_of(p, DrawKey(seed + i, i % 3, 0)) for i, p in enumerate(params)]
     return sampler.Rows(*(np.stack(values) for values in zip(*each, strict=True)))
 
 
@@ -63,7 +64,7 @@ def test_rankings_are_by_logit_and_then_by_id_and_zeros_are_equal() -> None:
     z = np.minimum(tied_logits(3), 0)  # the largest are zeros, of both signs
     z = np.where((z == 0) & (np.arange(V) % 3 == 0), np.float32(-0.0), z)
     order = np.argsort(-z.astype(np.float64), axis=1, kind="stable")[:, : sampler.TOP]
-    assert (np.asarray(sampler.ranking(jnp.asarray(z))) == order).all()
+    assert (np.asarray(sampler.ranked_ids(jnp.asarray(z))) == order).all()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 2.0])
@@ -81,7 +82,7 @@ def test_every_row_draws_the_laws_token_whatever_the_other_rows_are(temperature:
     ]
     drawn = sampler.sample(jnp.asarray(z), jnp.zeros((ROWS, V)), jnp.asarray(counts), rows(params))
     for i, one in enumerate(params):
-        own = law.trace_draw(z[i].astype(np.float64), counts[i], one, 5 + i, i % 3, 0)
+        own = law.trace_draw(z[i].astype(np.float64), counts[i], one, DrawKey(5 + i, i % 3, 0))
         if own.margin > 1e-4 or one.temperature == 0:
             assert int(drawn.token[i]) == own.token
         assert float(drawn.logprob[i]) == pytest.approx(own.logprobs[int(drawn.token[i])], abs=1e-5)

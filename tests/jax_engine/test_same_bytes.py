@@ -39,7 +39,7 @@ def engine(
 ) -> Iterator[JaxEngine]:
     *native, dtype = request.param.split()
     engine = JaxEngine(model[0], settings(dtype=dtype, compilation_cache=native_cache if native else None))
-    if native and engine._device.products.description == "XLA":
+    if native and engine.device.products.description == "XLA":
         engine.stop()
         pytest.skip("no C++ compiler here")
     yield engine
@@ -174,7 +174,7 @@ def test_nan_in_every_free_page_changes_no_byte(engine: JaxEngine, model: tuple[
     def poison(_: object) -> None:
         held = set(engine._scheduler.pool.held())
         free = np.array([page for page in range(1, engine._scheduler.pool.size + 1) if page not in held])
-        engine._device.cache = [(k.at[free].set(jnp.nan), v.at[free].set(jnp.nan)) for k, v in engine._device.cache]
+        engine.device.cache = [(k.at[free].set(jnp.nan), v.at[free].set(jnp.nan)) for k, v in engine.device.cache]
         poisoned.set()
 
     engine.post(poison)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gnomon.jax_engine.cache import PagePool, PrefixCache
-from gnomon.jax_engine.scheduler import Running, Scheduler, Work
+from gnomon.jax_engine.scheduler import PromptWork, Running, Scheduler
 
 PAGE, CHUNK, CONTEXT = 4, 8, 48
 
@@ -80,14 +80,14 @@ def test_random_arrivals_all_end_and_nothing_leaks(plan: list[tuple[Any, ...]], 
     """Exact: after every step the books balance, candidates begin in order of arrival, and in the end all is free."""
     scheduler = Scheduler(slots, CONTEXT // PAGE + 1 + spare, PAGE, CHUNK)
     world = World(scheduler)
-    works: list[Work] = []
-    closed: set[Work] = set()
+    works: list[PromptWork] = []
+    closed: set[PromptWork] = set()
     closings: list[list[Any]] = []  # [arrivals to wait, work]
     for wait, length, prefix, max_tokens, candidates, score, ends, close_after in plan:
         for _ in range(wait):
             world.step()
         prompt = tuple((prefix * 7 + i) % 11 for i in range(length))
-        work = Work(prompt, max_tokens, candidates, score, index=len(works))
+        work = PromptWork(prompt, max_tokens, candidates, score, index=len(works))
         works.append(work)
         for c in range(candidates):
             world.lengths[work.index, c] = min(ends[c], max_tokens)
@@ -117,7 +117,7 @@ def test_jobs_take_turns_a_prompt_at_a_time_and_keep_the_order_of_their_own() ->
     """A batch of thousands keeps no other job waiting for more than one of its prompts."""
     scheduler, order = Scheduler(slots=1, pages=20, page_size=4, chunk=8), []
     for owner, index in (("a", 0), ("a", 1), ("a", 2), ("b", 0), ("c", 0), ("c", 1)):
-        scheduler.submit(Work((1, 2, 3), 1, 2, False, owner=owner, index=index))
+        scheduler.submit(PromptWork((1, 2, 3), 1, 2, False, owner=owner, index=index))
     while scheduler.waiting:
         chunk = scheduler.next_chunk()
         if chunk is not None:
@@ -133,7 +133,7 @@ def test_a_second_equal_prompt_takes_all_whole_chunks_but_the_one_with_its_last_
     scheduler = Scheduler(1, 40, PAGE, CHUNK)
     world = World(scheduler)
     for index, length in enumerate((24, 24, 25)):
-        work = Work(tuple(range(length)), 1, 1, False, index=index)
+        work = PromptWork(tuple(range(length)), 1, 1, False, index=index)
         world.lengths[index, 0] = 1
         scheduler.submit(work)
         for _ in range(6):
@@ -144,11 +144,11 @@ def test_a_second_equal_prompt_takes_all_whole_chunks_but_the_one_with_its_last_
 def test_a_chunk_is_shared_only_once_it_is_written() -> None:
     scheduler = Scheduler(2, 40, PAGE, CHUNK)
     world = World(scheduler)
-    left = Work(tuple(range(30)), 1, 1, False, index=0)
+    left = PromptWork(tuple(range(30)), 1, 1, False, index=0)
     scheduler.submit(left)
     world.step()
     scheduler.close(left)  # after its first chunk of several
-    after = Work(tuple(range(30)), 1, 1, False, index=1)
+    after = PromptWork(tuple(range(30)), 1, 1, False, index=1)
     world.lengths[1, 0] = 1
     scheduler.submit(after)
     for _ in range(6):
@@ -162,7 +162,7 @@ def test_a_prompt_that_is_scored_takes_nothing_from_the_cache() -> None:
     world = World(scheduler)
     for index, score in enumerate((False, True)):
         world.lengths[index, 0] = 1
-        scheduler.submit(Work(tuple(range(24)), 1, 1, score, index=index))
+        scheduler.submit(PromptWork(tuple(range(24)), 1, 1, score, index=index))
         for _ in range(6):
             world.step()
     assert [number for index, number in world.prefilled if index == 1] == [0, 1, 2]

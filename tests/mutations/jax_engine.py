@@ -6,7 +6,7 @@ MUTATIONS = (
     # ---- starts, files and descriptors
     Mutation(
         "memory: a pool is not held against what is free",
-        "jax_engine/device.py",
+        "jax_engine/runtime/settings.py",
         "    if pool + weights + slots > free:\n",
         "    if pool + weights + slots > whole:\n",
         "jax_engine/runtime/test_pool_memory.py::test_pool_weights_and_slots_together_are_held_against_the_free_memory",
@@ -191,7 +191,7 @@ MUTATIONS = (
     Mutation(
         "a job is closed as often as somebody says so",
         "jax_engine/engine.py",
-        "is_over = self.has_failed or not (self._open or self._awaited)",
+        "is_over = self.has_failed or not (self.open or self._awaited)",
         "is_over = self.has_failed",
         "jax_engine/test_jax_engine.py::test_a_job_is_closed_once_and_one_that_has_ended_not_at_all",
     ),

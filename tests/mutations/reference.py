@@ -20,6 +20,8 @@ REPLAY = "reference/trace/replay.py"
 EXPLAIN = "reference/trace/explain.py"
 PICTURE = "reference/trace/picture.py"
 TOKEN_LENGTH = "reference/text/token_length.py"
+PROMPT = "reference/prompt.py"
+STOP = "reference/stop.py"
 
 MUTATIONS = (
     # ---- what waits, in bytes
@@ -43,7 +45,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a stop string's table is made whole at once",
-        COMPLETION,
+        STOP,
         "while len(lengths) <= k:",
         "while len(lengths) <= len(stop):",
         "reference/body/test_memory.py::test_a_stop_strings_table_is_made_only_as_far_as_a_text_comes_in_it",
@@ -210,22 +212,22 @@ MUTATIONS = (
     Mutation(
         "the key is without the candidate",
         PRNG,
-        "np.array([candidate], np.uint32)",
+        "np.array([key.candidate], np.uint32)",
         "np.array([0], np.uint32)",
         "reference/test_completion.py::test_choices_of_one_request_differ",
     ),
     Mutation(
         "the key is without the step",
         PRNG,
-        "np.array([step], np.uint32)",
+        "np.array([key.step], np.uint32)",
         "np.array([0], np.uint32)",
         "reference/test_prng.py::test_key1_and_words_are_those_of_the_law",
     ),
     Mutation(
         "candidate and step change places in the key",
         PRNG,
-        "(np.array([candidate], np.uint32), np.array([step], np.uint32))",
-        "(np.array([step], np.uint32), np.array([candidate], np.uint32))",
+        "(np.array([key.candidate], np.uint32), np.array([key.step], np.uint32))",
+        "(np.array([key.step], np.uint32), np.array([key.candidate], np.uint32))",
         "reference/test_prng.py::test_the_counter_is_candidate_then_step_and_not_the_other_way_round",
     ),
     Mutation(
@@ -269,7 +271,7 @@ MUTATIONS = (
     ),
     Mutation(
         "max_tokens is clamped",
-        COMPLETION,
+        PROMPT,
         "if len(encoded.ids) + request.max_tokens > engine.context:",
         "if len(encoded.ids) > engine.context:",
         "reference/test_prompt.py::test_prompt_and_max_tokens_beyond_the_context_are_refused_never_clamped",
@@ -287,7 +289,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the order of the stop list decides",
-        COMPLETION,
+        STOP,
         "longest = max(longest, state)",
         "longest = longest or state",
         "reference/test_stop.py::test_of_the_matches_with_one_end_the_earliest_start_wins",
@@ -311,7 +313,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a part of a special token's literal ends on the token",
-        COMPLETION,
+        STOP,
         "if literal in stops)",
         "if any(stop in literal for stop in stops))",
         "reference/test_stop.py::test_a_stop_string_with_more_or_less_than_a_literal_never_meets_it",
@@ -346,7 +348,7 @@ MUTATIONS = (
     ),
     Mutation(
         "tokens before the prompt count from its end",
-        COMPLETION,
+        PROMPT,
         "starts, at = [0] * len(ids), 0",
         "starts, at = [0] * len(ids), len(prompt)",
         "reference/text/test_infill_table.py::test_in_every_order_offsets_count_from_the_prompts_text",
@@ -774,7 +776,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a text with a token beyond the model is not refused",
-        "reference/completion.py",
+        PROMPT,
         '        _check_ids("prompt", ids, engine.vocab_size, tokenizer)\n',
         "",
         "reference/text/test_beyond.py::test_a_prompt_with_a_token_beyond_the_model_is_a_400_that_names_it",
@@ -825,14 +827,14 @@ MUTATIONS = (
     # ---- the life of a request
     Mutation(
         "a text that cannot fit is encoded",
-        COMPLETION,
+        PROMPT,
         "        if tokens + (request.max_tokens if is_known else 0) > engine.context:\n",
         "        if is_known and tokens + request.max_tokens > engine.context:\n",
         "reference/test_cannot_fit.py::test_a_text_that_cannot_fit_is_refused_before_any_is_encoded",
     ),
     Mutation(
         "prompts that together may never wait are encoded",
-        COMPLETION,
+        PROMPT,
         "            raise MoreThanMayWait(total, most_tokens, at_least=True)\n",
         "            pass\n",
         "reference/test_cannot_fit.py::test_prompts_that_together_are_more_than_may_wait_are_refused_unencoded",
@@ -996,7 +998,7 @@ MUTATIONS = (
     Mutation(
         "replay: penalties count tokens that were yet to come",
         REPLAY,
-        "counts = np.bincount(self._ids[:step], minlength=len(logits))",
+        "counts = np.bincount(self._ids[: key.step], minlength=len(logits))",
         "counts = np.bincount(self._ids, minlength=len(logits))",
         "reference/trace/test_replay.py::test_a_draw_is_the_samplers_trace",
     ),

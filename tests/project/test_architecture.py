@@ -87,6 +87,47 @@ def test_imports_follow_the_arrows(folder: str) -> None:
         assert parts <= allowed, f"{file} imports {parts - allowed}"
 
 
+OF_A_NAMED_TUPLE = {"_asdict", "_fields", "_make", "_replace"}
+OF_OTHER_PROJECTS = {  # private names of Python's and jax's that there is no public way around
+    "os._exit",
+    "thread._started",
+    "compilation_cache._cache",
+    "files._path",
+}
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_names_of_others(tree: ast.Module) -> set[str]:
+    """Private names that a file takes from somewhere else: those it imports, and those of objects that are no `self`,
+    unless the file itself has a class or a function with such a name."""
+    attributes = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and private(n.attr)]
+    of_self = [n for n in attributes if isinstance(n.value, ast.Name) and n.value.id in ("self", "cls")]
+    own = {n.attr for n in of_self}
+    own |= {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    taken = {ast.unparse(n) for n in attributes if n not in of_self and n.attr not in own | OF_A_NAMED_TUPLE}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            taken |= {f"{node.module}.{alias.name}" for alias in node.names if private(alias.name)}
+    return taken - OF_OTHER_PROJECTS
+
+
+@pytest.mark.parametrize("folder", ARROWS)
+def test_no_file_takes_a_private_name_of_another(folder: str) -> None:
+    for file in sorted((ROOT / folder).rglob("*.py")):
+        taken = private_names_of_others(ast.parse(file.read_text(encoding="utf-8")))
+        assert not taken, f"{file.relative_to(ROOT)}: {sorted(taken)}"
+
+
+def test_a_private_name_of_another_is_found() -> None:
+    for line in ("from a import _b", "engine._device.clear()", "job.run._lock = 1"):
+        assert private_names_of_others(ast.parse(line))
+    own = "class A:\n    def merged(self, other):\n        return self._items + other._items"
+    assert not private_names_of_others(ast.parse(own))
+
+
 def test_the_reference_needs_no_jax_torch_or_server() -> None:
     heavy = {"jax", "jaxlib", "flax", "optax", "torch", "transformers", "starlette", "uvicorn", "typer"}
     for file in (ROOT / "reference").rglob("*.py"):

@@ -11,7 +11,8 @@ import pytest
 from mutate import MUTATIONS, ROOT, copied, named_test_exists, part_of, patched
 from mutations.mutation import Mutation
 
-from gnomon.reference.engine import Token
+from gnomon.reference.engine import JobRequest, Token
+from gnomon.reference.prng import DrawKey
 from gnomon.reference.sampler import SamplingParams, sample
 from helpers.fake import FakeEngine, hashed_logits
 
@@ -47,14 +48,14 @@ def test_a_patch_that_does_not_apply_once_is_an_error() -> None:
 def test_the_engine_draws_with_its_prompts_seed_the_candidates_number_and_the_step_from_0() -> None:
     """Steps counted from the prompt's start would pass every test that compares one answer with another."""
     prompts, seeds, params = [[1], [5, 6, 7]], [3, -4], SamplingParams(max_tokens=5)
-    job = FakeEngine(hashed_logits).submit(prompts, seeds, params, candidates=3, top=0, score=False)
+    job = FakeEngine(hashed_logits).submit(JobRequest(prompts, seeds, params, candidates=3, top=0, score=False))
     sampled: dict[tuple[int, int], list[int]] = {(j, c): [] for j in range(2) for c in range(3)}
     for event in job.events():
         if isinstance(event, Token):
             so_far = sampled[event.prompt, event.candidate]
             logits = hashed_logits([*prompts[event.prompt], *so_far])
             counts = np.bincount(np.array(so_far, np.int64), minlength=len(logits))
-            expected, _ = sample(logits, counts, params, seeds[event.prompt], event.candidate, len(so_far))
+            expected, _ = sample(logits, counts, params, DrawKey(seeds[event.prompt], event.candidate, len(so_far)))
             assert event.id == expected
             so_far.append(event.id)
     assert [len(ids) for ids in sampled.values()] == [5] * 6

@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 
 from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.completion import prepare
-from gnomon.reference.engine import Done, Engine, Event, ReferenceEngine, Token
+from gnomon.reference.engine import Done, Engine, Event, JobRequest, ReferenceEngine, Token
 from gnomon.reference.request import CompletionRequest, InvalidRequest
 from gnomon.reference.response import Choice, Completion
-from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.tokenizer import Tokenizer
-from helpers.fake import EOT, FAKE_VOCAB, FakeEngine, always, fake_tokenizer, hashed_logits
+from helpers.fake import EOT, FAKE_VOCAB, FakeEngine, StubJob, always, fake_tokenizer, hashed_logits
 from helpers.models import tiny_llama
 
 
@@ -44,24 +43,12 @@ class Dictated:
     def __init__(self, *candidates: Sequence[tuple[int, float]]) -> None:
         self.candidates = candidates
 
-    def submit(
-        self,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        params: SamplingParams,
-        candidates: int,
-        top: int,
-        score: bool,
-    ) -> DictatedJob:
-        assert candidates == len(self.candidates)
-        return DictatedJob(self.candidates, len(prompts))
+    def submit(self, request: JobRequest) -> DictatedJob:
+        assert request.candidates == len(self.candidates)
+        return DictatedJob(self.candidates, len(request.prompts))
 
 
-class DictatedJob:
-    cached_tokens = 0
-    started: float | None = None
-    made: float = 0.0
-
+class DictatedJob(StubJob):
     def __init__(self, candidates: Sequence[Sequence[tuple[int, float]]], prompts: int) -> None:
         self.candidates, self.prompts = candidates, prompts
 
@@ -71,9 +58,6 @@ class DictatedJob:
                 for v, logprob in self.candidates[c]:
                     yield Token(j, c, v, logprob, ())
                 yield Done(j, c)
-
-    def close(self, prompt: int | None = None, candidate: int | None = None) -> None:
-        pass
 
 
 def order(tokenizer: Tokenizer, *candidates: Sequence[tuple[int, float]], n: int, max_tokens: int = 16) -> list[str]:

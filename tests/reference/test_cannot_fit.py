@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from gnomon.http.app import create_app
 from gnomon.http.settings import Settings
-from gnomon.reference.completion import MoreThanMayWait, Run, prepare
+from gnomon.reference.completion import Run, prepare
+from gnomon.reference.prompt import MoreThanMayWait
 from gnomon.reference.request import CompletionRequest, ContextExceeded, InvalidRequest
 from gnomon.reference.tokenizer import Tokenizer
 from helpers.fake import FakeEngine, always, fake_tokenizer, hashed_logits

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,10 @@ from numpy.typing import NDArray
 
 from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.completion import EngineFailed, prepare
-from gnomon.reference.engine import Engine, Event, Job, ReferenceEngine, Token
+from gnomon.reference.engine import Engine, ReferenceEngine, Token
+from gnomon.reference.parity import Recording, RecordingEngine
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import Completion, Usage
-from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.text.decoders import byte_alphabet
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
 from helpers.fake import (
@@ -73,45 +72,9 @@ def prickly(tokens: Sequence[int]) -> NDArray[np.float64]:
     return logits
 
 
-@dataclass
-class Watched:
-    """An engine that writes down which tokens each candidate has sampled so far."""
-
-    inner: Engine
-    sampled: dict[tuple[int, int], list[int]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.vocab_size, self.context = self.inner.vocab_size, self.inner.context
-        self.eos_ids, self.fingerprint = self.inner.eos_ids, self.inner.fingerprint
-
-    def submit(
-        self,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        params: SamplingParams,
-        candidates: int,
-        top: int,
-        score: bool,
-    ) -> WatchedJob:
-        return WatchedJob(self.inner.submit(prompts, seeds, params, candidates, top, score), self.sampled)
-
-
-@dataclass
-class WatchedJob:
-    inner: Job
-    sampled: dict[tuple[int, int], list[int]]
-    cached_tokens: int = 0
-    started: float | None = None
-    made: float = 0.0
-
-    def events(self) -> Iterator[Event]:
-        for event in self.inner.events():
-            if isinstance(event, Token):
-                self.sampled.setdefault((event.prompt, event.candidate), []).append(event.id)
-            yield event
-
-    def close(self, prompt: int | None = None, candidate: int | None = None) -> None:
-        self.inner.close(prompt, candidate)
+def sampled(recording: Recording, place: tuple[int, int]) -> list[int]:
+    """The ids that a candidate has sampled so far."""
+    return [e.id for e in recording.events if isinstance(e, Token) and (e.prompt, e.candidate) == place]
 
 
 def streamed(engine: Engine, tokenizer: Tokenizer, prompt: object = "ab", **fields: object) -> Iterator[Completion]:
@@ -165,7 +128,7 @@ def held(text: str, stops: Sequence[str]) -> int:
 def check(engine: Engine, tokenizer: Tokenizer, fields: Mapping[str, Any]) -> None:
     """All that section 11 says of one request."""
     answer = whole(engine, tokenizer, **fields)
-    watched = Watched(engine)
+    watched = RecordingEngine(engine)
     options = {"include_usage": fields.get("seed", 0) % 2 == 0}
     request = CompletionRequest.from_fields(
         {"model": "fake", "prompt": "ab", **fields, "stream": True, "stream_options": options}
@@ -191,7 +154,7 @@ def check(engine: Engine, tokenizer: Tokenizer, fields: Mapping[str, Any]) -> No
         assert tokens is None or tokens > 0 or choice.finish_reason is not None
         seen[1] += tokens or 0
         if choice.finish_reason is None:
-            ids = watched.sampled[place]
+            ids = sampled(watched.recordings[0], place)
             decided, _ = settled(b"".join(tokenizer.token_bytes[v] for v in ids))
             assert decided.startswith(seen[0])
             assert len(seen[0]) <= len(decided) - held(decided, request.stop)

@@ -1,4 +1,4 @@
-"""The waist: what a job promises to its reader, and what a run promises whoever closes it."""
+"""The engine interface: what a job promises to its reader, and what a run promises whoever closes it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from gnomon.reference import engine as engine_module
 from gnomon.reference import transformer
 from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.completion import Run, RunClosed, prepare
-from gnomon.reference.engine import Done, Engine, Event, Failed, Job, PromptScored, ReferenceEngine, Token
+from gnomon.reference.engine import Done, Engine, Event, Failed, JobRequest, PromptScored, ReferenceEngine, Token
+from gnomon.reference.parity import RecordingEngine
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.tokenizer import Tokenizer
-from helpers.fake import EOT, FAKE_VOCAB, FakeEngine, always, fake_tokenizer, hashed_logits
+from helpers.fake import EOT, FAKE_VOCAB, FakeEngine, StubJob, always, fake_tokenizer, hashed_logits
 from helpers.models import tiny_llama
 
 SECONDS = 10  # how long a thread may take that should need none
@@ -63,7 +64,7 @@ def of(events: Sequence[Event], prompt: int, candidate: int) -> list[Event]:
 
 def test_a_candidate_ends_with_done_after_max_tokens(engine: FakeEngine | ReferenceEngine) -> None:
     params = SamplingParams(max_tokens=4)
-    events = list(engine.submit([[1, 2], [3]], [5, 6], params, candidates=3, top=0, score=False).events())
+    events = list(engine.submit(JobRequest([[1, 2], [3]], [5, 6], params, candidates=3, top=0, score=False)).events())
     for j in range(2):
         for c in range(3):
             assert [type(event) for event in of(events, j, c)] == [Token] * 4 + [Done]
@@ -73,20 +74,22 @@ def test_a_candidate_ends_with_done_after_max_tokens(engine: FakeEngine | Refere
 def test_a_candidate_ends_with_done_after_an_end_id(engine: FakeEngine | ReferenceEngine) -> None:
     every = frozenset(range(engine.vocab_size))
     params = SamplingParams(max_tokens=4, end_ids=every)
-    events = list(engine.submit([[1]], [5], params, candidates=2, top=0, score=False).events())
+    events = list(engine.submit(JobRequest([[1]], [5], params, candidates=2, top=0, score=False)).events())
     for c in range(2):
         assert [type(event) for event in of(events, 0, c)] == [Token, Done]
 
 
 def test_with_max_tokens_0_every_candidate_is_done_at_once(engine: FakeEngine | ReferenceEngine) -> None:
-    events = list(engine.submit([[1], [2]], [5, 5], greedy(0), candidates=2, top=0, score=False).events())
+    events = list(engine.submit(JobRequest([[1], [2]], [5, 5], greedy(0), candidates=2, top=0, score=False)).events())
     assert sorted((e.prompt, e.candidate) for e in events if isinstance(e, Done)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert len(events) == 4
 
 
 def test_scores_come_before_their_prompts_tokens_and_only_if_wanted(engine: FakeEngine | ReferenceEngine) -> None:
     for score in (False, True):
-        events = list(engine.submit([[1, 2, 3], [4]], [5, 5], greedy(2), candidates=2, top=3, score=score).events())
+        events = list(
+            engine.submit(JobRequest([[1, 2, 3], [4]], [5, 5], greedy(2), candidates=2, top=3, score=score)).events()
+        )
         scored = [e for e in events if isinstance(e, PromptScored)]
         assert [(e.prompt, len(e.logprobs), len(e.tops)) for e in scored] == ([(0, 3, 3), (1, 1, 1)] if score else [])
         for e in scored:
@@ -98,19 +101,21 @@ def test_scores_come_before_their_prompts_tokens_and_only_if_wanted(engine: Fake
 
 def test_each_prompt_has_its_own_seed(engine: FakeEngine | ReferenceEngine) -> None:
     params = SamplingParams(max_tokens=8)
-    events = list(engine.submit([[1], [1], [1]], [5, 6, 5], params, candidates=1, top=0, score=False).events())
+    events = list(
+        engine.submit(JobRequest([[1], [1], [1]], [5, 6, 5], params, candidates=1, top=0, score=False)).events()
+    )
     ids = [[e.id for e in of(events, j, 0) if isinstance(e, Token)] for j in range(3)]
     assert ids[0] == ids[2] != ids[1]
 
 
-def test_the_engine_states_what_is_above_the_waist_needs(model_directory: Path) -> None:
+def test_the_engine_states_what_is_above_it_needs(model_directory: Path) -> None:
     engine = ReferenceEngine(load_checkpoint(model_directory))
     assert (engine.vocab_size, engine.context, engine.eos_ids) == (FAKE_VOCAB, 128, frozenset({EOT}))
     assert engine.fingerprint
 
 
 def test_a_job_can_be_closed_before_it_is_read(engine: FakeEngine | ReferenceEngine) -> None:
-    job = engine.submit([[1]], [5], greedy(4), candidates=2, top=0, score=True)
+    job = engine.submit(JobRequest([[1]], [5], greedy(4), candidates=2, top=0, score=True))
     job.close()
     job.close()
     assert list(job.events()) == []
@@ -122,7 +127,7 @@ def test_closing_a_job_ends_its_pass_between_two_layers(
 ) -> None:
     """A pass over a long prompt takes many seconds, and nobody waits for it any more."""
     engine, passed = ReferenceEngine(load_checkpoint(model_directory)), []
-    job = engine.submit([[1, 2, 3]], [0], greedy(2), candidates=1, top=0, score=score)
+    job = engine.submit(JobRequest([[1, 2, 3]], [0], greedy(2), candidates=1, top=0, score=score))
     real = transformer.hidden_states
 
     def counted(config: Any, params: Any, tokens: Sequence[int]) -> NDArray[np.float64]:
@@ -141,7 +146,7 @@ def test_closing_a_job_ends_its_pass_between_two_layers(
 
 
 def test_no_event_of_a_closed_candidate_follows(engine: FakeEngine | ReferenceEngine) -> None:
-    job = engine.submit([[1], [2]], [5, 5], greedy(4), candidates=3, top=0, score=False)
+    job = engine.submit(JobRequest([[1], [2]], [5, 5], greedy(4), candidates=3, top=0, score=False))
     events: list[Event] = []
     for event in job.events():
         events.append(event)
@@ -153,7 +158,7 @@ def test_no_event_of_a_closed_candidate_follows(engine: FakeEngine | ReferenceEn
 
 
 def test_no_event_follows_the_readers_own_close(engine: FakeEngine | ReferenceEngine) -> None:
-    job = engine.submit([[1], [2]], [5, 5], greedy(4), candidates=2, top=0, score=True)
+    job = engine.submit(JobRequest([[1], [2]], [5, 5], greedy(4), candidates=2, top=0, score=True))
     events = job.events()
     for _ in range(3):
         next(events)
@@ -161,8 +166,22 @@ def test_no_event_follows_the_readers_own_close(engine: FakeEngine | ReferenceEn
     assert list(events) == []
 
 
+def test_a_job_says_which_candidates_have_events_to_come(engine: FakeEngine | ReferenceEngine) -> None:
+    job = engine.submit(JobRequest([[1], [2]], [5, 5], greedy(2), candidates=2, top=0, score=False))
+    assert job.open == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    job.close(1, 0)
+    assert job.open == {(0, 0), (0, 1), (1, 1)}
+    for event in job.events():
+        assert isinstance(event, Token | Done)
+        assert ((event.prompt, event.candidate) in job.open) == isinstance(event, Token)
+    assert job.open == set()
+    left = engine.submit(JobRequest([[1]], [5], greedy(2), candidates=2, top=0, score=False))
+    left.close()
+    assert left.open == set()
+
+
 def test_closing_an_unread_prompt_leaves_the_others(engine: FakeEngine | ReferenceEngine) -> None:
-    job = engine.submit([[1], [2]], [5, 5], greedy(2), candidates=1, top=0, score=False)
+    job = engine.submit(JobRequest([[1], [2]], [5, 5], greedy(2), candidates=1, top=0, score=False))
     job.close(1, 0)
     events = list(job.events())
     assert [len(of(events, j, 0)) for j in range(2)] == [3, 0]
@@ -170,7 +189,7 @@ def test_closing_an_unread_prompt_leaves_the_others(engine: FakeEngine | Referen
 
 def test_a_failure_is_the_last_event() -> None:
     engine = FakeEngine(lambda tokens: hashed_logits(tokens) * (np.nan if len(tokens) > 2 else 1))
-    events = list(engine.submit([[1], [2]], [5, 5], greedy(9), candidates=2, top=0, score=False).events())
+    events = list(engine.submit(JobRequest([[1], [2]], [5, 5], greedy(9), candidates=2, top=0, score=False)).events())
     assert [isinstance(event, Failed) for event in events] == [False] * (len(events) - 1) + [True]
     assert len(events) == 5
 
@@ -198,37 +217,17 @@ def test_the_fingerprint_changes_with_weights_and_config(
 # ---- what a run asks of an engine, and what it makes of the answer
 
 
-class Recording:
-    """An engine that writes down what it is asked for, and answers with a job it is given."""
-
-    vocab_size, context, eos_ids, fingerprint = FAKE_VOCAB, 64, frozenset({EOT}), "recording"
-
-    def __init__(self, inner: Engine) -> None:
-        self.inner = inner
-        self.asked: list[dict[str, Any]] = []
-        self.jobs: list[Job] = []
-
-    def submit(
-        self,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        params: SamplingParams,
-        candidates: int,
-        top: int,
-        score: bool,
-    ) -> Job:
-        self.asked.append({"prompts": prompts, "seeds": seeds, "candidates": candidates, "top": top, "score": score})
-        self.jobs.append(self.inner.submit(prompts, seeds, params, candidates, top, score))
-        return self.jobs[-1]
+def asked_of(engine: RecordingEngine) -> list[JobRequest]:
+    return [recording.request for recording in engine.recordings]
 
 
 def test_a_list_is_one_job_with_a_seed_for_every_prompt(tokenizer: Tokenizer) -> None:
-    engine = Recording(FakeEngine(hashed_logits))
+    engine = RecordingEngine(FakeEngine(hashed_logits))
     run_of(engine, tokenizer, prompt=["a", "b", "a"], seed=-3, n=2, best_of=4, max_tokens=1).whole()
-    assert [(a["seeds"], a["candidates"]) for a in engine.asked] == [([-3] * 3, 4)]
+    assert [(asked.seeds, asked.candidates) for asked in asked_of(engine)] == [([-3] * 3, 4)]
     run_of(engine, tokenizer, prompt=["a", "b", "a"], max_tokens=1).whole()
-    assert len(set(engine.asked[1]["seeds"])) == 3
-    assert all(0 <= seed < 2**64 for seed in engine.asked[1]["seeds"])
+    assert len(set(asked_of(engine)[1].seeds)) == 3
+    assert all(0 <= seed < 2**64 for seed in asked_of(engine)[1].seeds)
 
 
 @pytest.mark.parametrize(
@@ -238,9 +237,9 @@ def test_a_list_is_one_job_with_a_seed_for_every_prompt(tokenizer: Tokenizer) ->
 def test_the_prompt_is_scored_only_for_echoed_logprobs(
     tokenizer: Tokenizer, fields: dict[str, Any], top: int, score: bool
 ) -> None:
-    engine = Recording(FakeEngine(hashed_logits))
+    engine = RecordingEngine(FakeEngine(hashed_logits))
     run_of(engine, tokenizer, max_tokens=1, **fields).whole()
-    assert (engine.asked[0]["top"], engine.asked[0]["score"]) == (top, score)
+    assert (asked_of(engine)[0].top, asked_of(engine)[0].score) == (top, score)
 
 
 class Ahead:
@@ -252,23 +251,12 @@ class Ahead:
     def __init__(self, inner: Engine, order: int) -> None:
         self.inner, self.order = inner, random.Random(order)
 
-    def submit(
-        self,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        params: SamplingParams,
-        candidates: int,
-        top: int,
-        score: bool,
-    ) -> AheadJob:
-        events = list(self.inner.submit(prompts, seeds, params, candidates, top, score).events())
-        return AheadJob(events, self.order)
+    def submit(self, request: JobRequest) -> AheadJob:
+        return AheadJob(list(self.inner.submit(request).events()), self.order)
 
 
-class AheadJob:
+class AheadJob(StubJob):
     cached_tokens = 3
-    started: float | None = None
-    made: float = 0.0
 
     def __init__(self, events: list[Event], order: random.Random) -> None:
         self.events_left, self.order = events, order
@@ -377,11 +365,12 @@ def test_closing_a_stream_midway_stops_the_engine_at_once(tokenizer: Tokenizer, 
 
 def test_leaving_a_stream_midway_stops_the_engine_at_once(tokenizer: Tokenizer) -> None:
     """A reader that goes away closes the iterator; nothing is computed for it after that."""
-    engine = Recording(FakeEngine(always(*b"xyz")))
-    chunks = run_of(engine, tokenizer, temperature=0, n=2, max_tokens=60, stream=True).chunks()
+    run = run_of(FakeEngine(always(*b"xyz")), tokenizer, temperature=0, n=2, max_tokens=60, stream=True)
+    chunks = run.chunks()
     next(chunks)
     chunks.close()
-    assert list(engine.jobs[0].events()) == []
+    assert run._job is not None
+    assert list(run._job.events()) == []
 
 
 def test_closing_from_another_thread_stops_the_engine_within_a_step(tokenizer: Tokenizer) -> None:
@@ -414,23 +403,11 @@ class Silent:
     def __init__(self) -> None:
         self.job = SilentJob()
 
-    def submit(
-        self,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        params: SamplingParams,
-        candidates: int,
-        top: int,
-        score: bool,
-    ) -> SilentJob:
+    def submit(self, request: JobRequest) -> SilentJob:
         return self.job
 
 
-class SilentJob:
-    cached_tokens = 0
-    started: float | None = None
-    made: float = 0.0
-
+class SilentJob(StubJob):
     def __init__(self) -> None:
         self.queue: queue.Queue[Event | None] = queue.Queue()
         self.waiting = threading.Event()

@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gnomon.reference.prng import step_key, token_words
+from gnomon.reference.prng import DrawKey, step_key, token_words
 from gnomon.reference.sampler import SamplingParams, Trace, sample, trace_draw
 
 A_LOGITS, A_COUNTS = np.array([1.0, 0.5, -0.25, 2.0, 0.0]), np.array([0, 2, 0, 1, 0])
 A = SamplingParams(
     temperature=0.5, top_p=0.9, frequency_penalty=0.5, presence_penalty=0.25, logit_bias={1: 1.5, 3: -2.0, 4: 0.25}
 )
-A_DRAW = (-24, 0, 0)  # seed, candidate, step
+A_DRAW = DrawKey(seed=-24, candidate=0, step=0)
 
 B_LOGITS, B_COUNTS = np.array([0.75, 1.5, 0.0, -1.0]), np.array([1, 3, 0, 2])
 B = SamplingParams(
     temperature=0.75, top_p=0.85, frequency_penalty=-0.25, presence_penalty=1.5, logit_bias={0: -0.5, 2: 1.25, 3: 0.5}
 )
-B_DRAW = (2**40 + 140, 2, 5)
+B_DRAW = DrawKey(2**40 + 140, 2, 5)
 
 
 def close(got: NDArray[np.float64] | None, derived: list[float]) -> None:
@@ -33,8 +33,8 @@ def close(got: NDArray[np.float64] | None, derived: list[float]) -> None:
     np.testing.assert_allclose(got, derived, rtol=0, atol=1e-12)
 
 
-def words(draw: tuple[int, int, int], vocabulary: int) -> list[tuple[int, int]]:
-    x0, x1 = token_words(*draw, np.arange(vocabulary))
+def words(draw: DrawKey, vocabulary: int) -> list[tuple[int, int]]:
+    x0, x1 = token_words(draw, np.arange(vocabulary))
     return list(zip(x0.tolist(), x1.tolist(), strict=True))
 
 
@@ -64,7 +64,7 @@ def test_golden_a_every_stage_of_one_draw() -> None:
        s + g = (−0.087743651, −2.291089710, dropped, dropped, 0.022071012): token 4, ahead by 0.109814662.
        Dropped id 2 would have won with 0.381948184.
     """
-    drawn = trace_draw(A_LOGITS, A_COUNTS, A, *A_DRAW)
+    drawn = trace_draw(A_LOGITS, A_COUNTS, A, A_DRAW)
     close(drawn.logprobs, [-1.605268578067150, -2.105268578067150, -2.855268578067150,
                            -0.605268578067150, -2.605268578067150])  # fmt: skip
     close(drawn.biased, [1, 2, -0.25, 0, 0.25])
@@ -72,7 +72,7 @@ def test_golden_a_every_stage_of_one_draw() -> None:
     close(drawn.scaled, [0, -0.5, -2.5, -3.5, -1.5])
     assert drawn.kept is not None
     assert drawn.kept.tolist() == [True, True, False, False, True]
-    assert [int(half[0]) for half in step_key(*A_DRAW)] == [0xCB8FD75E, 0xE9E0FF79]
+    assert [int(half[0]) for half in step_key(A_DRAW)] == [0xCB8FD75E, 0xE9E0FF79]
     assert words(A_DRAW, 5) == [
         (0xAA1352C4, 0x85F04501), (0xFF5CE60A, 0x9512F9E5), (0x0DF2BA54, 0x56EF6EC2), (0x19460616, 0xDD5CE735),
         (0x323280E4, 0x9B34AB0C),
@@ -101,14 +101,14 @@ def test_golden_b_every_stage_of_one_draw() -> None:
        s + g = (dropped, −1.389308528, −1.268172929, dropped): token 2, ahead by 0.121135599.
        Dropped id 0 would have won with 1.930755897.
     """
-    drawn = trace_draw(B_LOGITS, B_COUNTS, B, *B_DRAW)
+    drawn = trace_draw(B_LOGITS, B_COUNTS, B, B_DRAW)
     close(drawn.logprobs, [-1.325253851547729, -0.575253851547729, -2.075253851547729, -3.075253851547729])
     close(drawn.biased, [0.25, 1.5, 1.25, -0.5])
     close(drawn.penalized, [-1, 0.75, 1.25, -1.5])
     close(drawn.scaled, [-3, -2 / 3, 0, -11 / 3])
     assert drawn.kept is not None
     assert drawn.kept.tolist() == [False, True, True, False]
-    assert [int(half[0]) for half in step_key(*B_DRAW)] == [0xAD019DB4, 0x8A17B46A]
+    assert [int(half[0]) for half in step_key(B_DRAW)] == [0xAD019DB4, 0x8A17B46A]
     assert words(B_DRAW, 4) == [
         (0x01D788A2, 0xB55629BF), (0xDF5E12C1, 0x2280F507), (0xF8ADAD8C, 0x078AD0AE), (0x88A53510, 0x87AB358A),
     ]  # fmt: skip
@@ -124,7 +124,7 @@ def test_golden_b_every_stage_of_one_draw() -> None:
 def test_golden_greedy_draw() -> None:
     """The penalised logits of golden A are (1, 0.75, −0.25, −0.75, 0.25): id 0, ahead by 0.25, whatever the seed."""
     for seed in (-24, 0, 1):
-        drawn = trace_draw(A_LOGITS, A_COUNTS, replace(A, temperature=0.0), seed, 0, 0)
+        drawn = trace_draw(A_LOGITS, A_COUNTS, replace(A, temperature=0.0), DrawKey(seed, 0, 0))
         close(drawn.penalized, [1, 0.75, -0.25, -0.75, 0.25])
         assert (drawn.token, drawn.margin) == (0, 0.25)
         assert (drawn.scaled, drawn.kept, drawn.noise, drawn.score) == (None, None, None, None)
@@ -143,7 +143,7 @@ def test_golden_greedy_draw() -> None:
 def test_golden_a_without_a_stage_is_another_token(without: dict[str, float | None], token: int) -> None:
     """The tokens were derived like the golden itself, with the stage left out; with all stages it is token 4."""
     params = replace(A, **without)  # type: ignore[arg-type]
-    assert sample(A_LOGITS, A_COUNTS, params, *A_DRAW)[0] == token
+    assert sample(A_LOGITS, A_COUNTS, params, A_DRAW)[0] == token
 
 
 @pytest.mark.parametrize(
@@ -153,14 +153,14 @@ def test_golden_a_without_a_stage_is_another_token(without: dict[str, float | No
 def test_golden_b_without_a_stage_is_another_token(without: dict[str, float | None], token: int) -> None:
     """The tokens were derived like the golden itself, with the stage left out; with all stages it is token 2."""
     params = replace(B, **without)  # type: ignore[arg-type]
-    assert sample(B_LOGITS, B_COUNTS, params, *B_DRAW)[0] == token
+    assert sample(B_LOGITS, B_COUNTS, params, B_DRAW)[0] == token
 
 
 def test_the_laws_known_draw() -> None:
     """Seed −1, candidate 2, t 3, v 50256: the numbers printed in the law."""
-    assert [int(half[0]) for half in step_key(-1, 2, 3)] == [0xD3DA3AC7, 0x40BA5D18]
-    x0, x1 = token_words(-1, 2, 3, np.array([50256]))
+    assert [int(half[0]) for half in step_key(DrawKey(-1, 2, 3))] == [0xD3DA3AC7, 0x40BA5D18]
+    x0, x1 = token_words(DrawKey(-1, 2, 3), np.array([50256]))
     assert (int(x0[0]), int(x1[0])) == (0x551BC202, 0x844C86ED)
-    drawn = trace_draw(np.zeros(50257), np.zeros(50257, np.int64), SamplingParams(), -1, 2, 3)
+    drawn = trace_draw(np.zeros(50257), np.zeros(50257, np.int64), SamplingParams(), DrawKey(-1, 2, 3))
     assert drawn.noise is not None
     assert drawn.noise[50256] == pytest.approx(0.90597369, abs=5e-9)

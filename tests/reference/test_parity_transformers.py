@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from gnomon.reference.arrays import F64
 from gnomon.reference.checkpoint.load import Checkpoint, default_model_path, load_checkpoint
 from gnomon.reference.completion import prepare
-from gnomon.reference.engine import PromptScored, ReferenceEngine, Token
-from gnomon.reference.model import F64, forward, inverse_frequencies
+from gnomon.reference.engine import JobRequest, PromptScored, ReferenceEngine, Token
+from gnomon.reference.model import forward, inverse_frequencies
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.tokenizer import load_tokenizer
@@ -223,7 +224,7 @@ def test_log_probabilities_of_a_whole_sequence_equal_those_of_transformers(pair:
     rows = torch.log_softmax(logits, dim=-1)[:-1]
     theirs = rows[torch.arange(LENGTH - 1), torch.tensor(tokens[1:])].numpy()
     job = ReferenceEngine(pair.ours).submit(
-        [tokens], [0], SamplingParams(max_tokens=0), candidates=1, top=0, score=True
+        JobRequest([tokens], [0], SamplingParams(max_tokens=0), candidates=1, top=0, score=True)
     )
     scored = next(event for event in job.events() if isinstance(event, PromptScored))
     assert scored.logprobs[0] is None
@@ -264,7 +265,7 @@ def test_llama3_rope_has_kept_mixed_and_slowed_frequencies_and_matters(tmp_path:
 def greedy(engine: ReferenceEngine, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
     """Our greedy tokens, and by how much each was ahead of the second."""
     params = SamplingParams(max_tokens=count, temperature=0, end_ids=engine.eos_ids)
-    job = engine.submit([prompt], [0], params, candidates=1, top=2, score=False)
+    job = engine.submit(JobRequest([prompt], [0], params, candidates=1, top=2, score=False))
     tokens = [event for event in job.events() if isinstance(event, Token)]
     return [token.id for token in tokens], [token.top[0][1] - token.top[1][1] for token in tokens]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gnomon.reference.prng import step_key, threefry2x32, token_words
+from gnomon.reference.prng import DrawKey, step_key, threefry2x32, token_words
 
 Pair = tuple[int, int]
 WORD = 2**32
@@ -76,9 +76,9 @@ def test_threefry_does_not_change_its_arguments() -> None:
 
 
 def test_key1_and_words_are_those_of_the_law() -> None:
-    k0, k1 = step_key(-1, 2, 3)
+    k0, k1 = step_key(DrawKey(-1, 2, 3))
     assert (int(k0[0]), int(k1[0])) == (0xD3DA3AC7, 0x40BA5D18)
-    x0, x1 = token_words(-1, 2, 3, np.array([50256]))
+    x0, x1 = token_words(DrawKey(-1, 2, 3), np.array([50256]))
     assert (int(x0[0]), int(x1[0])) == (0x551BC202, 0x844C86ED)
 
 
@@ -94,52 +94,57 @@ def test_token_words_are_two_threefrys_seed_then_candidate_and_step_then_id() ->
         seed = rng.randrange(-(2**63), 2**63)
         candidate, step = rng.randrange(2048), rng.randrange(10_000)
         ids = [rng.randrange(200_000) for _ in range(5)]
-        x0, x1 = token_words(seed, candidate, step, np.array(ids))
+        x0, x1 = token_words(DrawKey(seed, candidate, step), np.array(ids))
         for i, v in enumerate(ids):
             assert (int(x0[i]), int(x1[i])) == chain_by_the_paper(seed, candidate, step, v)
 
 
 def test_the_counter_is_candidate_then_step_and_not_the_other_way_round() -> None:
-    first, second = step_key(5, 1, 2), step_key(5, 2, 1)
+    first, second = step_key(DrawKey(5, 1, 2)), step_key(DrawKey(5, 2, 1))
     assert (int(first[0][0]), int(first[1][0])) == by_the_paper((0, 5), (1, 2))
     assert int(first[0][0]) != int(second[0][0])
 
 
 def test_every_bit_of_the_seed_counts() -> None:
-    keys = {tuple(int(half[0]) for half in step_key(seed, 0, 0)) for seed in [0, *(1 << bit for bit in range(64))]}
+    keys = {
+        tuple(int(half[0]) for half in step_key(DrawKey(seed, 0, 0))) for seed in [0, *(1 << bit for bit in range(64))]
+    }
     assert len(keys) == 65
 
 
 def test_a_negative_seed_is_its_value_modulo_two_to_the_64() -> None:
     for seed in (-1, -2, -(2**63), -(2**32), -12345678901234567):
-        for half, other in zip(step_key(seed, 1, 2), step_key(seed + 2**64, 1, 2), strict=True):
+        for half, other in zip(step_key(DrawKey(seed, 1, 2)), step_key(DrawKey(seed + 2**64, 1, 2)), strict=True):
             np.testing.assert_array_equal(half, other)
-    assert int(step_key(-1, 0, 0)[0][0]) == by_the_paper((ONES, ONES), (0, 0))[0]
-    assert int(step_key(-1, 0, 0)[0][0]) != int(step_key(1, 0, 0)[0][0])
+    assert int(step_key(DrawKey(-1, 0, 0))[0][0]) == by_the_paper((ONES, ONES), (0, 0))[0]
+    assert int(step_key(DrawKey(-1, 0, 0))[0][0]) != int(step_key(DrawKey(1, 0, 0))[0][0])
 
 
 def test_choice_1_of_seed_1_is_not_choice_0_of_seed_2() -> None:
     """And no (seed, candidate, step) of a small grid shares its key with another; chance: about 2⁻⁴⁵."""
     grid = [(seed, c, t) for seed in range(-5, 6) for c in range(8) for t in range(8)]
-    keys = {tuple(int(half[0]) for half in step_key(*point)) for point in grid}
+    keys = {tuple(int(half[0]) for half in step_key(DrawKey(*point))) for point in grid}
     assert len(keys) == len(grid)
 
 
 def test_words_are_a_pure_function_and_do_not_depend_on_the_vectors_length_or_order() -> None:
     ids = np.arange(1000)
-    x0, x1 = token_words(9, 3, 4, ids)
-    again = token_words(9, 3, 4, ids)
+    x0, x1 = token_words(DrawKey(9, 3, 4), ids)
+    again = token_words(DrawKey(9, 3, 4), ids)
     np.testing.assert_array_equal(x0, again[0])
     np.testing.assert_array_equal(x1, again[1])
     for some in (ids[:1], ids[:17], ids[::-1], ids[500:501], ids[::7], np.array([3, 3, 3])):
-        y0, y1 = token_words(9, 3, 4, some)
+        y0, y1 = token_words(DrawKey(9, 3, 4), some)
         np.testing.assert_array_equal(y0, x0[some])
         np.testing.assert_array_equal(y1, x1[some])
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.int32, np.int64, np.uint32])
 def test_words_do_not_depend_on_the_ids_dtype(dtype: type[np.integer[Any]]) -> None:
-    got, want = token_words(1, 0, 0, np.arange(300, dtype=dtype)), token_words(1, 0, 0, np.arange(300))
+    got, want = (
+        token_words(DrawKey(1, 0, 0), np.arange(300, dtype=dtype)),
+        token_words(DrawKey(1, 0, 0), np.arange(300)),
+    )
     np.testing.assert_array_equal(got[0], want[0])
     np.testing.assert_array_equal(got[1], want[1])
     assert got[0].dtype == got[1].dtype == np.uint32
@@ -160,7 +165,7 @@ def test_bits_are_balanced() -> None:
 
     One fair bit fails with odds 2·10⁻⁹, any of 64 with 1.3·10⁻⁷.
     """
-    x0, x1 = token_words(123, 0, 0, np.arange(2**16))
+    x0, x1 = token_words(DrawKey(123, 0, 0), np.arange(2**16))
     for word in (x0, x1):
         for bit in range(32):
             assert abs(int(((word >> np.uint32(bit)) & np.uint32(1)).sum()) - 2**15) < 6 * 2**7

@@ -98,7 +98,7 @@ def test_null_is_the_bos_where_there_is_no_end_of_text_token(tmp_path: Path) -> 
 
 
 def test_null_is_the_bos_alone_for_a_tokenizer_that_puts_one_before_strings(bos_tokenizer: Tokenizer) -> None:
-    """Decided in completion.py, where the law leaves room: such a model's documents begin with that token."""
+    """Decided in prompt.py, where the law leaves room: such a model's documents begin with that token."""
     assert seen(bos_tokenizer, None) == seen(bos_tokenizer, "") == [PRE]
 
 

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gnomon.reference.prng import step_key, threefry2x32, token_words
+from gnomon.reference.arrays import F64
+from gnomon.reference.prng import DrawKey, step_key, threefry2x32, token_words
 from gnomon.reference.sampler import (
-    F64,
     SamplingParams,
     add_bias,
     draw,
@@ -54,7 +54,7 @@ def kept_ids(z: F64, top_p: float, temperature: float = 1.0) -> list[int]:
 
 
 def token(logits: F64, params: SamplingParams, seed: int = 0, candidate: int = 0, step: int = 0) -> int:
-    return sample(logits, none(logits), params, seed, candidate, step)[0]
+    return sample(logits, none(logits), params, DrawKey(seed, candidate, step))[0]
 
 
 # ---- 1. report
@@ -86,8 +86,8 @@ def test_reported_logprobs_are_raw_whatever_the_sampling() -> None:
         SamplingParams(logit_bias={0: -100, 3: 100}),
         SamplingParams(temperature=2, top_p=0, frequency_penalty=1, presence_penalty=1, logit_bias={1: 7}),
     ):
-        np.testing.assert_array_equal(sample(logits, counts, params, 5, 1, 2)[1], report(logits))
-        np.testing.assert_array_equal(trace_draw(logits, counts, params, 5, 1, 2).logprobs, report(logits))
+        np.testing.assert_array_equal(sample(logits, counts, params, DrawKey(5, 1, 2))[1], report(logits))
+        np.testing.assert_array_equal(trace_draw(logits, counts, params, DrawKey(5, 1, 2)).logprobs, report(logits))
 
 
 # ---- 2. bias
@@ -144,10 +144,10 @@ def test_penalties_see_only_the_counts_of_sampled_tokens_they_are_given() -> Non
     """`counts` is all that stages see: an id outside it is not penalised, at temperature 0 neither."""
     params = SamplingParams(temperature=0, frequency_penalty=1, presence_penalty=1)
     logits = f64(2, 1, 0.5)
-    assert sample(logits, np.array([0, 0, 0]), params, 0, 0, 0)[0] == 0
-    assert sample(logits, np.array([1, 0, 0]), params, 0, 0, 1)[0] == 1
-    assert sample(logits, np.array([1, 1, 0]), params, 0, 0, 2)[0] == 2
-    assert sample(logits, np.array([1, 1, 1]), params, 0, 0, 3)[0] == 0
+    assert sample(logits, np.array([0, 0, 0]), params, DrawKey(0, 0, 0))[0] == 0
+    assert sample(logits, np.array([1, 0, 0]), params, DrawKey(0, 0, 1))[0] == 1
+    assert sample(logits, np.array([1, 1, 0]), params, DrawKey(0, 0, 2))[0] == 2
+    assert sample(logits, np.array([1, 1, 1]), params, DrawKey(0, 0, 3))[0] == 0
 
 
 # ---- 4. greedy
@@ -162,17 +162,19 @@ def test_greedy_takes_the_largest_and_the_lowest_id_on_a_tie() -> None:
 
 def test_temperature_zero_is_greedy_on_biased_and_penalised_logits() -> None:
     logits, counts = f64(3, 2, 1), np.array([2, 0, 0])
-    assert sample(logits, counts, SamplingParams(temperature=0), 0, 0, 0)[0] == 0
-    assert sample(logits, counts, SamplingParams(temperature=0, frequency_penalty=1), 0, 0, 0)[0] == 1
-    assert sample(logits, counts, SamplingParams(temperature=0, presence_penalty=2), 0, 0, 0)[0] == 1
-    assert sample(logits, counts, SamplingParams(temperature=0, logit_bias={2: 2.5}), 0, 0, 0)[0] == 2
+    assert sample(logits, counts, SamplingParams(temperature=0), DrawKey(0, 0, 0))[0] == 0
+    assert sample(logits, counts, SamplingParams(temperature=0, frequency_penalty=1), DrawKey(0, 0, 0))[0] == 1
+    assert sample(logits, counts, SamplingParams(temperature=0, presence_penalty=2), DrawKey(0, 0, 0))[0] == 1
+    assert sample(logits, counts, SamplingParams(temperature=0, logit_bias={2: 2.5}), DrawKey(0, 0, 0))[0] == 2
 
 
 def test_at_temperature_zero_nothing_below_is_used() -> None:
     logits = f64(0.5, 0.75, 0.75)
     for seed in range(20):
         for top_p in (0.0, 0.5, 1.0):
-            drawn = trace_draw(logits, none(logits), SamplingParams(temperature=0, top_p=top_p), seed, seed, seed)
+            drawn = trace_draw(
+                logits, none(logits), SamplingParams(temperature=0, top_p=top_p), DrawKey(seed, seed, seed)
+            )
             assert drawn.token == 1
             assert (drawn.scaled, drawn.kept, drawn.noise, drawn.score) == (None, None, None, None)
 
@@ -231,7 +233,7 @@ def test_top_p_one_skips_the_stage_and_keeps_all_even_those_without_mass() -> No
     z = f64(0, -5000, -1e300)
     assert kept_ids(z, 1.0) == [0, 1, 2]
     assert kept_ids(z, math.nextafter(1, 0)) == [0]
-    assert trace_draw(z, none(z), SamplingParams(temperature=5e-324), 0, 0, 0).kept is not None
+    assert trace_draw(z, none(z), SamplingParams(temperature=5e-324), DrawKey(0, 0, 0)).kept is not None
 
 
 @pytest.mark.parametrize(
@@ -384,14 +386,14 @@ def test_s_of_minus_infinity_never_wins() -> None:
 
 def test_the_noise_of_a_draw_belongs_to_seed_candidate_step_and_id_only() -> None:
     params = SamplingParams(temperature=0.5, top_p=0.9)
-    one = trace_draw(f64(1, 2, 3), np.array([0, 1, 0]), params, -7, 3, 11)
-    two = trace_draw(f64(-4, 0, 0, 9, 9), none(f64(0, 0, 0, 0, 0)), SamplingParams(), -7, 3, 11)
+    one = trace_draw(f64(1, 2, 3), np.array([0, 1, 0]), params, DrawKey(-7, 3, 11))
+    two = trace_draw(f64(-4, 0, 0, 9, 9), none(f64(0, 0, 0, 0, 0)), SamplingParams(), DrawKey(-7, 3, 11))
     assert one.noise is not None
     assert two.noise is not None
     np.testing.assert_array_equal(one.noise, two.noise[:3])
-    np.testing.assert_array_equal(two.noise, gumbel(*token_words(-7, 3, 11, np.arange(5))))
+    np.testing.assert_array_equal(two.noise, gumbel(*token_words(DrawKey(-7, 3, 11), np.arange(5))))
     for seed, candidate, step in ((-8, 3, 11), (-7, 2, 11), (-7, 3, 10)):
-        other = trace_draw(f64(1, 2, 3), none(f64(1, 2, 3)), params, seed, candidate, step)
+        other = trace_draw(f64(1, 2, 3), none(f64(1, 2, 3)), params, DrawKey(seed, candidate, step))
         assert other.noise is not None
         assert (other.noise != one.noise).all()
 
@@ -410,8 +412,8 @@ def test_trace_keeps_every_stage_and_sample_is_its_end() -> None:
             presence_penalty=float(rng.uniform(-2, 2)),
             logit_bias={2: 1.5, 5: -3.0},
         )
-        drawn = trace_draw(logits, counts, params, case, 1, 2)
-        chosen, logprobs = sample(logits, counts, params, case, 1, 2)
+        drawn = trace_draw(logits, counts, params, DrawKey(case, 1, 2))
+        chosen, logprobs = sample(logits, counts, params, DrawKey(case, 1, 2))
         assert chosen == drawn.token
         np.testing.assert_array_equal(logprobs, drawn.logprobs)
         np.testing.assert_array_equal(drawn.logits, logits)
@@ -435,25 +437,25 @@ def test_trace_keeps_every_stage_and_sample_is_its_end() -> None:
 
 def test_the_margin_is_the_lead_over_the_runner_up() -> None:
     logits = f64(1, 3, 2.5)
-    assert trace_draw(logits, none(logits), SamplingParams(temperature=0), 0, 0, 0).margin == 0.5
-    assert trace_draw(f64(3, 3), none(f64(3, 3)), SamplingParams(temperature=0), 0, 0, 0).margin == 0
-    drawn = trace_draw(logits, none(logits), SamplingParams(temperature=0.5), 4, 0, 0)
+    assert trace_draw(logits, none(logits), SamplingParams(temperature=0), DrawKey(0, 0, 0)).margin == 0.5
+    assert trace_draw(f64(3, 3), none(f64(3, 3)), SamplingParams(temperature=0), DrawKey(0, 0, 0)).margin == 0
+    drawn = trace_draw(logits, none(logits), SamplingParams(temperature=0.5), DrawKey(4, 0, 0))
     assert drawn.score is not None
     ordered = sorted(drawn.score, reverse=True)
     assert drawn.margin == ordered[0] - ordered[1] > 0
 
 
 def test_the_margin_of_a_lone_token_is_infinite() -> None:
-    assert trace_draw(f64(1), none(f64(1)), SamplingParams(temperature=0), 0, 0, 0).margin == math.inf
-    assert trace_draw(f64(1), none(f64(1)), SamplingParams(), 0, 0, 0).margin == math.inf
-    assert trace_draw(f64(1, 2), none(f64(1, 2)), SamplingParams(top_p=0), 0, 0, 0).margin == math.inf
+    assert trace_draw(f64(1), none(f64(1)), SamplingParams(temperature=0), DrawKey(0, 0, 0)).margin == math.inf
+    assert trace_draw(f64(1), none(f64(1)), SamplingParams(), DrawKey(0, 0, 0)).margin == math.inf
+    assert trace_draw(f64(1, 2), none(f64(1, 2)), SamplingParams(top_p=0), DrawKey(0, 0, 0)).margin == math.inf
 
 
 def test_the_same_arguments_give_the_same_draw_and_leave_them_as_they_were() -> None:
     logits, counts = f64(0.5, 1, 1.5), np.array([1, 0, 2])
     params = SamplingParams(temperature=0.7, top_p=0.8, frequency_penalty=1, logit_bias={0: 1})
-    first = [sample(logits, counts, params, s, 0, 0)[0] for s in range(30)]
-    assert first == [sample(logits, counts, params, s, 0, 0)[0] for s in range(30)]
+    first = [sample(logits, counts, params, DrawKey(s, 0, 0))[0] for s in range(30)]
+    assert first == [sample(logits, counts, params, DrawKey(s, 0, 0))[0] for s in range(30)]
     np.testing.assert_array_equal(logits, [0.5, 1, 1.5])
     np.testing.assert_array_equal(counts, [1, 0, 2])
 
@@ -476,7 +478,7 @@ def outcome(state: dict[str, F64], noise: F64) -> int:
 def test_report_after_the_bias_would_report_another_number() -> None:
     logits, params = f64(0, 0), SamplingParams(logit_bias={0: 1})
     swapped = report(add_bias(logits, params.logit_bias))
-    lawful = sample(logits, none(logits), params, 0, 0, 0)[1]
+    lawful = sample(logits, none(logits), params, DrawKey(0, 0, 0))[1]
     np.testing.assert_allclose(lawful, [-LN2, -LN2], rtol=0, atol=1e-15)
     assert abs(swapped[0] - lawful[0]) > 0.3
 
@@ -486,7 +488,7 @@ def test_penalties_before_the_bias_would_round_to_another_token() -> None:
     big = 2.0**53
     logits, counts = f64(big - 1, big), np.array([0, 1])
     params = SamplingParams(temperature=0, frequency_penalty=1, logit_bias={1: 1})
-    lawful = trace_draw(logits, counts, params, 0, 0, 0)
+    lawful = trace_draw(logits, counts, params, DrawKey(0, 0, 0))
     swapped = add_bias(penalize(logits, counts, 1, 0), params.logit_bias)
     assert lawful.penalized.tolist() == [big - 1, big - 1]
     assert lawful.token == 0
@@ -497,13 +499,13 @@ def test_presence_before_frequency_would_round_to_another_token() -> None:
     big = 2.0**53
     logits, counts = f64(big - 1, big), np.array([0, 1])
     params = SamplingParams(temperature=0, frequency_penalty=-1, presence_penalty=1)
-    assert sample(logits, counts, params, 0, 0, 0)[0] == 0
+    assert sample(logits, counts, params, DrawKey(0, 0, 0))[0] == 0
     assert greedy((logits - 1.0 * (counts > 0)) - -1.0 * counts) == 1
 
 
 def test_greedy_before_the_penalties_would_take_another_token() -> None:
     logits, counts = f64(2, 1.5), np.array([1, 0])
-    assert sample(logits, counts, SamplingParams(temperature=0, presence_penalty=1), 0, 0, 0)[0] == 1
+    assert sample(logits, counts, SamplingParams(temperature=0, presence_penalty=1), DrawKey(0, 0, 0))[0] == 1
     assert greedy(logits) == 0
 
 
@@ -517,12 +519,12 @@ def test_temperature_before_greedy_would_lose_what_rounding_merges() -> None:
 def test_temperature_before_the_penalties_would_draw_another_token() -> None:
     logits, counts = f64(2, 0), np.array([1, 0])
     params = SamplingParams(temperature=0.5, presence_penalty=2, top_p=0)  # top_p 0: the noise has no say
-    lawful = trace_draw(logits, counts, params, 0, 0, 0)
+    lawful = trace_draw(logits, counts, params, DrawKey(0, 0, 0))
     assert lawful.penalized.tolist() == [0, 0]
     assert lawful.token == 0
     low = replace(params, presence_penalty=1.5, temperature=2.0)
-    assert sample(f64(1, 0), counts, low, 0, 0, 0)[0] == 1  # 1 − 1.5 < 0
-    assert sample(f64(4, 0), counts, low, 0, 0, 0)[0] == 0  # 4 − 1.5 > 0
+    assert sample(f64(1, 0), counts, low, DrawKey(0, 0, 0))[0] == 1  # 1 − 1.5 < 0
+    assert sample(f64(4, 0), counts, low, DrawKey(0, 0, 0))[0] == 0  # 4 − 1.5 > 0
     assert greedy(penalize(temper(f64(4, 0), 4), counts, 1.5, 0)) == 1  # (0, −1) − (1.5, 0)
 
 
@@ -539,7 +541,7 @@ def test_nucleus_before_temperature_would_keep_other_tokens() -> None:
     lawful, swapped = run([temper_stage, nucleus_stage], logits), run([nucleus_stage, temper_stage], logits)
     different = []
     for seed in range(200):
-        drawn = trace_draw(logits, none(logits), params, seed, 0, 0)
+        drawn = trace_draw(logits, none(logits), params, DrawKey(seed, 0, 0))
         assert drawn.noise is not None
         assert drawn.token == outcome(lawful, drawn.noise) == 0
         different.append(outcome(swapped, drawn.noise) != drawn.token)
@@ -639,8 +641,8 @@ def test_gumbel_noise_has_the_distribution_of_gumbel() -> None:
 
 
 def test_step_key_is_the_key_the_draws_use() -> None:
-    k0, k1 = step_key(3, 1, 2)
+    k0, k1 = step_key(DrawKey(3, 1, 2))
     ids = np.arange(4, dtype=np.uint32)
     np.testing.assert_array_equal(
-        gumbel(*threefry2x32((k0, k1), (ids, np.zeros_like(ids)))), gumbel(*token_words(3, 1, 2, np.arange(4)))
+        gumbel(*threefry2x32((k0, k1), (ids, np.zeros_like(ids)))), gumbel(*token_words(DrawKey(3, 1, 2), np.arange(4)))
     )

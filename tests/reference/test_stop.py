@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gnomon.reference.completion import StopMatcher, prepare
+from gnomon.reference.completion import prepare
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import Choice, Completion
+from gnomon.reference.stop import StopMatcher
 from gnomon.reference.tokenizer import Tokenizer
 from helpers.fake import EOT, FAKE_VOCAB, PRE, SUF, FakeEngine, always, fake_tokenizer
 

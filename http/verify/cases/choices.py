@@ -7,7 +7,7 @@ from typing import Any
 
 from gnomon.http.verify.ask.probe import PROMPT, Answer, Coin, Probe
 from gnomon.http.verify.cases.request import refused
-from gnomon.http.verify.cases.seed import _pairs
+from gnomon.http.verify.cases.seed import coin_pairs
 from gnomon.http.verify.verdict import Outcome, case, honoured, ignored, unclear, wrong
 
 
@@ -44,7 +44,7 @@ async def n_greedy(p: Probe) -> Outcome:
     odds="1 in 500,000",
 )
 async def n_independent(p: Probe) -> Outcome:
-    pairs = await _pairs(p, await p.coin(), range(200, 220))
+    pairs = await coin_pairs(p, await p.coin(), range(200, 220))
     same = sum(first == second for first, second in pairs)
     if same in (0, len(pairs)):
         return wrong(f"two choices draw the same of two equally probable tokens {same} times in {len(pairs)}")

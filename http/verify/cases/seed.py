@@ -14,7 +14,7 @@ import numpy as np
 
 from gnomon.http.verify.ask.probe import Answer, Coin, Probe, Refused, side
 from gnomon.http.verify.verdict import Fault, Outcome, Unclear, case, honoured, ignored, wrong
-from gnomon.reference.prng import token_words
+from gnomon.reference.prng import DrawKey, token_words
 from gnomon.reference.sampler import gumbel
 
 EDGES = (-1, 0, 2**63 - 1, -(2**63))
@@ -140,14 +140,14 @@ async def choice_of_more(p: Probe) -> Outcome:
 )
 async def choices_are_no_seeds(p: Probe) -> Outcome:
     coin = await p.coin()
-    pairs = await _pairs(p, coin, range(200, 220))
+    pairs = await coin_pairs(p, coin, range(200, 220))
     same = [second == first_of_next for (_, second), (first_of_next, _) in itertools.pairwise(pairs)]
     if all(same):
         return wrong("choice 1 of a seed is choice 0 of the next one, for 19 seeds of 19")
     return honoured(f"they agree for {sum(same)} of 19 seeds, as two coins do")
 
 
-async def _pairs(p: Probe, coin: Coin, seeds: range) -> list[tuple[bool, bool]]:
+async def coin_pairs(p: Probe, coin: Coin, seeds: range) -> list[tuple[bool, bool]]:
     """For every seed, which token choice 0 and choice 1 draw of two that are equally probable."""
     answers = await asyncio.gather(
         *(p.complete(prompt=coin.context, logit_bias=coin.bias(0), temperature=1, n=2, seed=seed) for seed in seeds)
@@ -169,7 +169,7 @@ def _drew(coin: Coin, answer: Answer, choice: int) -> bool:
 async def seed_is_the_law(p: Probe) -> Outcome:
     coin = await p.coin()
     ids = np.array([coin.first.id, coin.second.id])
-    leads = {seed: gumbel(*token_words(seed, 0, 0, ids)) @ (1, -1) for seed in range(300, 340)}
+    leads = {seed: gumbel(*token_words(DrawKey(seed, 0, 0), ids)) @ (1, -1) for seed in range(300, 340)}
     clear = {seed: lead > 0 for seed, lead in leads.items() if abs(lead) > 0.4}
     tosses = await p.toss(coin, 0, list(clear), with_seeds=True)
     agree = sum(toss == expected for toss, expected in zip(tosses, clear.values(), strict=True))

@@ -8,7 +8,7 @@ from typing import Any
 from gnomon.http.verify.ask.probe import ABSENT, PROMPT, Answer, Forced, Probe, Refused, whole
 from gnomon.http.verify.cases.request import says_error
 from gnomon.http.verify.verdict import Outcome, case, honoured, ignored, unclear, wrong
-from gnomon.reference.completion import StopMatcher
+from gnomon.reference.stop import StopMatcher
 
 OTHER = "Once upon a time"
 

@@ -20,14 +20,12 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
+from gnomon.reference.arrays import F64
 from gnomon.reference.engine import ReferenceEngine
 from gnomon.reference.sampler import add_bias, penalize, report
 from gnomon.reference.tokenizer import Tokenizer
 from gnomon.reference.transformer import hidden_states, unembed
-
-F64 = NDArray[np.float64]
 
 ROUNDING = 1e-4
 """What float32 may come to, in nats: of 50,680 log-probabilities that the float32 engine computed for the embedded

@@ -20,12 +20,15 @@ from gnomon.http.settings import Settings
 from gnomon.http.verify.cases import CASES, accepted, choices, request, sampling, seed, text
 from gnomon.http.verify.verdict import Case, Verdict
 from gnomon.reference import completion, sampler
+from gnomon.reference import prompt as prompt_module
 from gnomon.reference import request as reading
 from gnomon.reference.body.strict_json import Object
-from gnomon.reference.completion import Candidate, EncodedPrompt, Run, StopMatcher
+from gnomon.reference.completion import Candidate, Run
 from gnomon.reference.engine import ReferenceJob
+from gnomon.reference.prompt import EncodedPrompt
 from gnomon.reference.request import CompletionRequest, InvalidRequest, RequestError
 from gnomon.reference.response import Completion
+from gnomon.reference.stop import StopMatcher
 from helpers import saboteurs
 from helpers.fake import EOT
 from helpers.live import MODEL, serving
@@ -170,13 +173,13 @@ def drawn(change: Any) -> Make:
         original = ReferenceJob._sample
 
         def _sample(self: ReferenceJob, j: int, c: int, prompt_ids: tuple[int, ...], sampled: list[int]) -> Any:
-            at, number = change(self, j, self._seeds[j], c)
-            kept = self._seeds
-            self._seeds = tuple(at if i == j else value for i, value in enumerate(kept))
+            kept = self.request
+            at, number = change(self, j, kept.seeds[j], c)
+            self.request = replace(kept, seeds=[at if i == j else value for i, value in enumerate(kept.seeds)])
             try:
                 token = original(self, j, number, prompt_ids, sampled)
             finally:
-                self._seeds = kept
+                self.request = kept
             return replace(token, candidate=c)
 
         patch.setattr(ReferenceJob, "_sample", _sample)
@@ -265,9 +268,9 @@ def encoded(change: Any) -> Make:
     """A prompt becomes other ids; the change is told the prompt and what it rightly becomes."""
 
     def make(patch: Patch) -> None:
-        original = completion.encode_prompt
+        original = prompt_module.encode_prompt
         patch.setattr(
-            completion,
+            prompt_module,
             "encode_prompt",
             lambda prompt, *others: change(prompt, original(prompt, *others)),
         )

@@ -18,10 +18,11 @@ from gnomon.http.settings import Settings
 from gnomon.http.verify.cases import arrival, logprobs, stream
 from gnomon.http.verify.verdict import Verdict
 from gnomon.reference import engine, sampler
-from gnomon.reference.completion import Candidate, Run, StopMatcher
+from gnomon.reference.completion import Candidate, Run
 from gnomon.reference.engine import PromptScored, ReferenceJob, Token, ranking
 from gnomon.reference.response import Choice, Completion, Logprobs
 from gnomon.reference.sampler import add_bias, nucleus, penalize, report, temper
+from gnomon.reference.stop import StopMatcher
 from gnomon.reference.tokenizer import Decoder
 from helpers.live import serving
 from helpers.saboteurs import (
@@ -94,20 +95,20 @@ def renormalised(drawn: Draw) -> Token:
 
 
 def from_the_nucleus(drawn: Draw) -> Token:
-    params, z = drawn.job._params, drawn.logits
+    params, z = drawn.job.request.params, drawn.logits
     kept = nucleus(z, temper(z, params.temperature or 1), params.top_p)
     with np.errstate(divide="ignore"):
         return drawn.reported(report(np.where(kept, z, -1e4)))
 
 
 def with_penalties(drawn: Draw) -> Token:
-    params = drawn.job._params
+    params = drawn.job.request.params
     counts = np.bincount(np.array(drawn.sampled, np.int64), minlength=len(drawn.logits))
     return drawn.reported(report(penalize(drawn.logits, counts, params.frequency_penalty, params.presence_penalty)))
 
 
 def of_the_first_prompt(drawn: Draw) -> Token:
-    return drawn.reported(report(drawn.job._engine.last_logits([*drawn.job._prompts[0], *drawn.sampled])))
+    return drawn.reported(report(drawn.job._engine.last_logits([*drawn.job.request.prompts[0], *drawn.sampled])))
 
 
 def cut_off(listed: Listed) -> Listed:
@@ -351,13 +352,13 @@ BREAKS = (
     Break(
         "logprobs.not_of_temperature",
         "values after the temperature",
-        draw(lambda drawn: drawn.reported(report(drawn.logits / (drawn.job._params.temperature or 1)))),
+        draw(lambda drawn: drawn.reported(report(drawn.logits / (drawn.job.request.params.temperature or 1)))),
     ),
     Break("logprobs.not_of_top_p", "values after top_p", draw(from_the_nucleus)),
     Break(
         "logprobs.not_of_logit_bias",
         "values after the bias",
-        draw(lambda drawn: drawn.reported(report(add_bias(drawn.logits, drawn.job._params.logit_bias)))),
+        draw(lambda drawn: drawn.reported(report(add_bias(drawn.logits, drawn.job.request.params.logit_bias)))),
     ),
     Break("logprobs.not_of_penalties", "values after the penalties", draw(with_penalties)),
     Break(
@@ -437,12 +438,12 @@ BREAKS = (
     Break(
         "echo.raw",
         "scores after the temperature",
-        scored(rescored(lambda job, logits: logits / (job._params.temperature or 1))),
+        scored(rescored(lambda job, logits: logits / (job.request.params.temperature or 1))),
     ),
     Break(
         "echo.raw",
         "scores after the bias",
-        scored(rescored(lambda job, logits: np.array([add_bias(row, job._params.logit_bias) for row in logits]))),
+        scored(rescored(lambda job, logits: np.array([add_bias(z, job.request.params.logit_bias) for z in logits]))),
     ),
     Break("echo.repeats", "a cached prompt has no scores", forgotten),
     Break(

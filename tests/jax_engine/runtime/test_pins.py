@@ -16,6 +16,7 @@ import pytest
 from gnomon.jax_engine.engine import EngineSettings, JaxEngine
 from gnomon.jax_engine.runtime import pins
 from gnomon.reference.checkpoint.load import Checkpoint, load_checkpoint
+from gnomon.reference.engine import JobRequest
 from gnomon.reference.sampler import SamplingParams
 from helpers.models import tiny_llama
 
@@ -182,7 +183,7 @@ def answered(checkpoint: Checkpoint, settings: EngineSettings) -> tuple[str, lis
     engine = JaxEngine(checkpoint, settings)
     try:
         prompts = [[(7 * i + 5) % engine.vocab_size for i in range(20)], [1, 2, 3]]
-        jobs = [engine.submit(prompts, [7, -1], params, 2, 5, True) for params in (GREEDY, SAMPLED)]
+        jobs = [engine.submit(JobRequest(prompts, [7, -1], params, 2, 5, True)) for params in (GREEDY, SAMPLED)]
         return engine.fingerprint, sorted(repr(event) for job in jobs for event in job.events())
     finally:
         engine.stop()

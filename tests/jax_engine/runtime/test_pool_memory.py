@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gnomon.jax_engine import device
-from gnomon.jax_engine.device import EngineSettings, check_memory
+from gnomon.jax_engine.runtime import settings
 from gnomon.jax_engine.runtime.memory import Memory, memory
+from gnomon.jax_engine.runtime.settings import EngineSettings, check_memory
 from gnomon.reference.checkpoint.load import load_checkpoint
 from helpers.models import tiny_llama
 
@@ -66,7 +66,7 @@ def test_pool_weights_and_slots_together_are_held_against_the_free_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, fits: bool
 ) -> None:
     """The pool alone is 2 MiB: 8,192 tokens of 256 bytes."""
-    monkeypatch.setattr(device, "memory", lambda: Memory(16 * 2**20, free))
+    monkeypatch.setattr(settings, "memory", lambda: Memory(16 * 2**20, free))
     checkpoint = load_checkpoint(tiny_llama(tmp_path))
     if fits:
         check_memory(checkpoint, EngineSettings(), 8192)

@@ -168,11 +168,11 @@ def test_the_bare_step_is_that_of_a_full_engine(bench: Bench) -> None:
 
 def test_recording_leaves_the_engine_as_it_was(bench: Bench) -> None:
     engine = bench.engine()
-    before = dict(engine._device.compiled)
+    before = dict(engine.device.compiled)
     Bare(engine, ["prefill"], 3, lambda: run(engine, bench.prompts(1, 300), 1, GREEDY))
     with pytest.raises(BenchError, match="the engine did not call prefill 3 times"):
         Bare(engine, ["prefill"], 3, lambda: run(engine, bench.prompts(1, 200), 1, GREEDY))
-    assert engine._device.compiled == before
+    assert engine.device.compiled == before
     assert len(bench.streams(engine, 3, LOADS["greedy"]).times) == 3
 
 

@@ -22,8 +22,9 @@ from gnomon.http.admission import BETWEEN_CHECKS, Admission
 from gnomon.http.app import create_app
 from gnomon.http.completions import Completions
 from gnomon.http.settings import Settings
-from gnomon.reference.completion import Run, StopMatcher, prepare
+from gnomon.reference.completion import Run, prepare
 from gnomon.reference.request import CompletionRequest
+from gnomon.reference.stop import StopMatcher
 from gnomon.reference.tokenizer import Tokenizer
 from helpers.fake import FAKE_VOCAB, FakeEngine, always, fake_tokenizer, hashed_logits
 from helpers.live import MODEL, Gate, check_error, connection, eventually, post, request_body, serving

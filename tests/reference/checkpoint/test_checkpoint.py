@@ -34,7 +34,7 @@ from gnomon.reference.checkpoint.load import (
     silently,
 )
 from gnomon.reference.checkpoint.tensors import Stored, TensorFiles
-from gnomon.reference.engine import Done, Failed, PromptScored, ReferenceEngine, Token
+from gnomon.reference.engine import Done, Failed, JobRequest, PromptScored, ReferenceEngine, Token
 from gnomon.reference.model import (
     ModelConfig,
     RopeScaling,
@@ -522,7 +522,10 @@ def test_no_sampling_default_is_taken_from_a_models_files(tmp_path: Path) -> Non
     loaded = load_checkpoint(path)
     assert loaded.config == plain.config
     params = SamplingParams(max_tokens=8)
-    both = [list(ReferenceEngine(c).submit([[1, 2]], [3], params, 2, 0, False).events()) for c in (plain, loaded)]
+    both = [
+        list(ReferenceEngine(c).submit(JobRequest([[1, 2]], [3], params, 2, 0, False)).events())
+        for c in (plain, loaded)
+    ]
     assert both[0] == both[1]
     assert sum(isinstance(event, Token) for event in both[0]) == 16
 
@@ -698,7 +701,7 @@ def spoiled(checkpoint: Checkpoint, value: float) -> Checkpoint:
 @pytest.mark.parametrize("score", [True, False])
 def test_logits_that_are_not_finite_end_the_job_with_failed(tiny: Checkpoint, value: float, score: bool) -> None:
     engine = ReferenceEngine(spoiled(tiny, value))
-    events = list(engine.submit([[1, 2, 3]], [0], SamplingParams(max_tokens=3), 2, 1, score).events())
+    events = list(engine.submit(JobRequest([[1, 2, 3]], [0], SamplingParams(max_tokens=3), 2, 1, score)).events())
     assert len(events) == 1
     assert isinstance(events[0], Failed)
     assert "finite" in events[0].message
@@ -708,7 +711,7 @@ def test_logits_that_overflow_end_the_job_with_failed_and_no_warning(tiny: Check
     layers = [{**layer, "mlp": {k: v * 1e200 for k, v in layer["mlp"].items()}} for layer in tiny.params["layers"]]
     head = np.full_like(tiny.params["lm_head"], 1e308)
     engine = ReferenceEngine(replace(tiny, weights={**tiny.params, "lm_head": head, "layers": layers}))
-    events = list(engine.submit([[7]], [0], SamplingParams(max_tokens=1), 1, 0, False).events())
+    events = list(engine.submit(JobRequest([[7]], [0], SamplingParams(max_tokens=1), 1, 0, False)).events())
     assert [type(event) for event in events] == [Failed]
 
 
@@ -717,17 +720,17 @@ def test_a_failed_job_does_not_touch_its_neighbour(tiny: Checkpoint) -> None:
     embed[7] = np.nan
     engine = ReferenceEngine(replace(tiny, weights={**tiny.params, "embed_tokens": embed}))
     params = SamplingParams(max_tokens=3)
-    alone = list(engine.submit([[1, 2]], [0], params, 1, 0, False).events())
-    good = engine.submit([[1, 2]], [0], params, 1, 0, False).events()
+    alone = list(engine.submit(JobRequest([[1, 2]], [0], params, 1, 0, False)).events())
+    good = engine.submit(JobRequest([[1, 2]], [0], params, 1, 0, False)).events()
     first = next(good)
-    assert isinstance(list(engine.submit([[7]], [0], params, 1, 0, False).events())[-1], Failed)
+    assert isinstance(list(engine.submit(JobRequest([[7]], [0], params, 1, 0, False)).events())[-1], Failed)
     assert [first, *good] == alone
 
 
 def test_the_engine_samples_scores_and_ends_by_the_law(tiny: Checkpoint) -> None:
     engine = ReferenceEngine(tiny)
     params = SamplingParams(max_tokens=4, temperature=0)
-    events = list(engine.submit([[1, 2, 3]], [0], params, 1, 2, True).events())
+    events = list(engine.submit(JobRequest([[1, 2, 3]], [0], params, 1, 2, True)).events())
     scored = events[0]
     assert isinstance(scored, PromptScored)
     expected = report(forward(tiny.config, tiny.params, [1, 2, 3]))
@@ -740,7 +743,7 @@ def test_the_engine_samples_scores_and_ends_by_the_law(tiny: Checkpoint) -> None
         assert v == int(forward(tiny.config, tiny.params, [1, 2, 3, *ids[:t]])[-1].argmax())
     assert events[-1] == Done(0, 0)
     ended = replace(params, end_ids=frozenset({ids[1]}))
-    stopped = list(engine.submit([[1, 2, 3]], [0], ended, 1, 2, False).events())
+    stopped = list(engine.submit(JobRequest([[1, 2, 3]], [0], ended, 1, 2, False)).events())
     assert [event.id for event in stopped if isinstance(event, Token)] == ids[: ids.index(ids[1]) + 1]
     assert stopped[-1] == Done(0, 0)
 

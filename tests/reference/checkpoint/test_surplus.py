@@ -21,7 +21,7 @@ from gnomon.http.cli.commands import ModelOptions, read_model
 from gnomon.jax_engine.engine import EngineSettings, JaxEngine
 from gnomon.reference.checkpoint.load import Checkpoint, CheckpointError, load_checkpoint, silently
 from gnomon.reference.checkpoint.tensors import PIECE, TensorFiles
-from gnomon.reference.engine import ReferenceEngine, Token
+from gnomon.reference.engine import JobRequest, ReferenceEngine, Token
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.tokenizer import load_tokenizer
 from gnomon.reference.trace.replay import Retracer, Task
@@ -95,7 +95,7 @@ def test_both_engines_the_trace_and_the_fingerprints_have_the_stored_head(
         checkpoint = loaded(path)[0]
         jax = JaxEngine(checkpoint, EngineSettings(slots=1, page_size=8, chunk=8, native=False))
         for engine in (ReferenceEngine(checkpoint), jax):
-            events = engine.submit([IDS], [0], params, 1, 0, False).events()
+            events = engine.submit(JobRequest([IDS], [0], params, 1, 0, False)).events()
             answers[name, type(engine)] = tuple(event.id for event in events if isinstance(event, Token))
             prints[name, type(engine)] = engine.fingerprint
         jax.stop()

@@ -44,11 +44,11 @@ if which:
     cpus = [int(cpu) for cpu in os.environ["TESTS_CPUS"].split(",")]
     os.sched_setaffinity(0, {{cpus[0] if which == "first" else cpus[-1]}})
 from gnomon.reference.checkpoint.load import default_model_path, load_checkpoint
-from gnomon.reference.engine import ReferenceEngine
+from gnomon.reference.engine import JobRequest, ReferenceEngine
 from gnomon.reference.sampler import SamplingParams
 engine = ReferenceEngine(load_checkpoint(default_model_path()))
 prompt = [(7 * i + 1) % engine.vocab_size for i in range(450)]
-events = list(engine.submit([prompt], [1], SamplingParams(max_tokens=2), 1, 3, True).events())
+events = list(engine.submit(JobRequest([prompt], [1], SamplingParams(max_tokens=2), 1, 3, True)).events())
 print(engine.fingerprint, hashlib.sha256(repr(events).encode()).hexdigest())
 """
 CHOOSE = (ONE_CPU, *(name for start in (*THREADS, *INSTRUCTIONS) for name in start))

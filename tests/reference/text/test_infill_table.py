@@ -17,8 +17,9 @@ from tokenizers import models, normalizers, processors
 
 from gnomon.http.cli.commands import main
 from gnomon.reference.checkpoint.load import CheckpointError, load_checkpoint
-from gnomon.reference.completion import InfillEncoder, prepare
+from gnomon.reference.completion import prepare
 from gnomon.reference.engine import ReferenceEngine
+from gnomon.reference.prompt import InfillEncoder
 from gnomon.reference.request import CompletionRequest, InvalidRequest
 from gnomon.reference.text.infill import FAMILIES, Family, Infill, Order, Told, decide
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gnomon.reference import explain, picture, show
+from gnomon.reference.prng import DrawKey
 from gnomon.reference.sampler import SamplingParams, Trace, trace_draw
 from gnomon.reference.tokenizer import Tokenizer
 from gnomon.reference.trace.explain import Draw, number, percent
@@ -33,7 +34,7 @@ LIVES: tuple[dict[str, Any], ...] = (
 
 def drawn(seed: int = 4, labels: int = FAKE_VOCAB, **params: Any) -> Trace:
     counts = np.arange(labels) % 5
-    return trace_draw(hashed_logits([seed], labels), counts, SamplingParams(**params), seed, 1, 6)
+    return trace_draw(hashed_logits([seed], labels), counts, SamplingParams(**params), DrawKey(seed, 1, 6))
 
 
 def labelled(label: str) -> Draw:

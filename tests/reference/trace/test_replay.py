@@ -14,6 +14,7 @@ import pytest
 from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.completion import prepare
 from gnomon.reference.engine import ReferenceEngine, go_on
+from gnomon.reference.prng import DrawKey
 from gnomon.reference.request import CompletionRequest, InvalidRequest, ModelNotFound, parse_json
 from gnomon.reference.sampler import SamplingParams, Trace, nucleus, temper, trace_draw
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
@@ -99,7 +100,7 @@ def test_a_wrong_token_is_reported_where_it_stands_and_the_rest_is_judged_after_
     prompt, given = list(tokenizer.encode("the end").ids), [tokenizer.ids[label] for label in wrong]
     for t in range(5, 12):  # teacher-forced: after the wrong token, not after the one it should have been
         counts = np.bincount(given[:t], minlength=FAKE_VOCAB)
-        own = trace_draw(hashed_logits([*prompt, *given[:t]]), counts, SamplingParams(), -5, 0, t).token
+        own = trace_draw(hashed_logits([*prompt, *given[:t]]), counts, SamplingParams(), DrawKey(-5, 0, t)).token
         assert steps[t]["reference_id"] == own
     assert answer["agreement"]["agree"] == sum(step["agrees"] for step in steps)
 
@@ -181,7 +182,7 @@ def test_a_draw_is_the_samplers_trace(model: tuple[ReferenceEngine, Tokenizer], 
     for step in (0, 5):
         draw = told(engine, tokenizer, body, 1, list(tokens), step=step)["draw"]
         logits = engine.last_logits([*prompt, *ids[:step]])
-        own = trace_draw(logits, np.bincount(ids[:step], minlength=FAKE_VOCAB), params, -5, 1, step)
+        own = trace_draw(logits, np.bincount(ids[:step], minlength=FAKE_VOCAB), params, DrawKey(-5, 1, step))
         assert (draw["winner"], draw["step"], draw["candidate"]) == (own.token, step, 1)
         assert draw["margin"] == (pytest.approx(own.margin) if math.isfinite(own.margin) else None)
         names = {"logit": own.logits, "logprob": own.logprobs, "z": own.penalized, "scaled": own.scaled,
@@ -354,7 +355,7 @@ def test_another_model_is_not_found_here_either(fake: tuple[FakeEngine, Tokenize
 def drawn(logits: Any, step: int = 2, **params: Any) -> Trace:
     counts = np.zeros(len(logits), np.int64)
     counts[3] = 2
-    return trace_draw(np.asarray(logits, float), counts, SamplingParams(**params), 9, 1, step)
+    return trace_draw(np.asarray(logits, float), counts, SamplingParams(**params), DrawKey(9, 1, step))
 
 
 def table(**params: Any) -> Draw:
@@ -432,7 +433,7 @@ def test_greedy_has_no_chance_in_it() -> None:
 
 def test_the_random_words_are_the_laws() -> None:
     """The known answer of LAW.md, section 4: seed −1, candidate 2, step 3, id 50256."""
-    of = trace_draw(np.zeros(50257), np.zeros(50257, np.int64), SamplingParams(), -1, 2, 3)
+    of = trace_draw(np.zeros(50257), np.zeros(50257, np.int64), SamplingParams(), DrawKey(-1, 2, 3))
     draw = explain(of, given=50256)
     row = draw.row(50256)
     assert draw.key == ("d3da3ac7", "40ba5d18")
@@ -462,7 +463,7 @@ def test_a_sentence_says_what_became_of_a_token(
 ) -> None:
     counts = np.zeros(len(logits), np.int64)
     counts[3:] = 2
-    draw = explain(trace_draw(np.array(logits), counts, SamplingParams(**params), 9, 0, 0))
+    draw = explain(trace_draw(np.array(logits), counts, SamplingParams(**params), DrawKey(9, 0, 0)))
     assert {v: draw.row(v).why for v in expected} == expected
 
 
@@ -474,6 +475,6 @@ def test_no_number_is_infinite_at_any_temperature() -> None:
         {"temperature": 2, "logit_bias": {3: -100}},
     ):
         json.dumps(table(**params).to_json(), allow_nan=False)
-    alone = explain(trace_draw(np.zeros(1), np.zeros(1, np.int64), SamplingParams(), 1, 0, 0))
+    alone = explain(trace_draw(np.zeros(1), np.zeros(1, np.int64), SamplingParams(), DrawKey(1, 0, 0)))
     assert (alone.runner_up, alone.margin, alone.others.count) == (None, None, 0)
     json.dumps(alone.to_json(), allow_nan=False)
