@@ -24,8 +24,8 @@ from functools import partial
 from gnomon.http.errors import QueueFull, Unavailable
 from gnomon.http.settings import Settings
 from gnomon.reference.completion import Run, RunClosed
+from gnomon.reference.errors import InvalidRequest, RequestError
 from gnomon.reference.prompt import MoreThanMayWait
-from gnomon.reference.request import InvalidRequest, RequestError
 
 LONGEST_RETRY = 120  # seconds; beyond that an estimate is worth nothing
 PACE_SECONDS = 60.0

@@ -45,7 +45,7 @@ from gnomon.http.service import Service
 from gnomon.http.settings import AuthMode, AuthSettings, Settings
 from gnomon.http.trace import Retrace
 from gnomon.reference.engine import ServedEngine
-from gnomon.reference.request import InvalidRequest, ModelNotFound
+from gnomon.reference.errors import InvalidRequest, ModelNotFound
 from gnomon.reference.response import json_bytes
 from gnomon.reference.tokenizer import Tokenizer
 

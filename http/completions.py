@@ -37,10 +37,11 @@ from gnomon.http.process.tidy import Tidy
 from gnomon.http.service import Service
 from gnomon.http.settings import Settings
 from gnomon.http.threads import NoThread, Threads
+from gnomon.reference.body.shown import shown
 from gnomon.reference.body.writing import blocks
 from gnomon.reference.completion import Run, prepare
 from gnomon.reference.engine import Engine
-from gnomon.reference.request import CompletionRequest, shown
+from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import json_bytes
 from gnomon.reference.tokenizer import Tokenizer
 from gnomon.reference.work import Work

@@ -21,7 +21,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gnomon.http.paths import meant
 from gnomon.http.threads import NoThread
-from gnomon.reference.request import RequestError, shown
+from gnomon.reference.body.shown import shown
+from gnomon.reference.errors import RequestError
 from gnomon.reference.response import json_bytes
 
 logger = logging.getLogger("gnomon.http")

@@ -32,7 +32,7 @@ from gnomon.http.errors import Draining
 from gnomon.http.observe.record import Outcome, Record
 from gnomon.http.settings import Settings
 from gnomon.http.threads import Threads
-from gnomon.reference.request import RequestError
+from gnomon.reference.errors import RequestError
 from gnomon.reference.work import Work
 
 T = TypeVar("T")

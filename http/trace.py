@@ -32,10 +32,10 @@ from gnomon.http.observe.record import record_of
 from gnomon.http.service import Service
 from gnomon.http.settings import Settings
 from gnomon.http.threads import Threads
-from gnomon.reference.checkpoint.load import CheckpointError
+from gnomon.reference.body.reading import parse_json
+from gnomon.reference.checkpoint.errors import CheckpointError
 from gnomon.reference.completion import EngineFailed
 from gnomon.reference.engine import Engine, NonFiniteLogits, ReferenceEngine
-from gnomon.reference.request import parse_json
 from gnomon.reference.response import json_bytes
 from gnomon.reference.tokenizer import Tokenizer
 from gnomon.reference.trace.replay import Retracer, Task, TraceRequest, prepare_trace

@@ -39,7 +39,7 @@ from gnomon.http.errors import (
 )
 from gnomon.http.observe.record import record_of
 from gnomon.http.settings import Settings
-from gnomon.reference.request import shown
+from gnomon.reference.body.shown import shown
 from gnomon.reference.response import json_bytes
 
 logger = logging.getLogger("gnomon.http")

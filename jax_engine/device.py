@@ -49,8 +49,8 @@ from gnomon.jax_engine.runtime.programs import Programs
 from gnomon.jax_engine.runtime.settings import EngineSettings, cache_dtype
 from gnomon.jax_engine.sampler import LOWEST_TEMPERATURE, Rows, Sampled, ranked_ids, report, sample
 from gnomon.reference.checkpoint.load import Checkpoint
-from gnomon.reference.checkpoint.tensors import Place
-from gnomon.reference.model import ModelConfig
+from gnomon.reference.checkpoint.tensor_table import ParamPath
+from gnomon.reference.model_config import ModelConfig
 from gnomon.reference.prng import DrawKey
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.system.sources import sources_hash
@@ -218,7 +218,7 @@ def place(checkpoint: Checkpoint, layout: sharding.Layout, dtype: Any) -> Placed
     second copy in the host's memory."""
     digests: dict[str, bytes] = {}
 
-    def put(place: Place, array: NDArray[Any]) -> Array:
+    def put(place: ParamPath, array: NDArray[Any]) -> Array:
         host = sharding.ready(array, dtype)
         digests[repr(place)] = hashlib.sha256(host.view(np.uint8).data).digest()
         return layout.put(str(place[-1]), host)

@@ -22,8 +22,7 @@ from jax import Array, lax
 from jax.sharding import Sharding
 
 from gnomon.jax_engine.cache import SCRATCH_PAGE
-from gnomon.reference.model import ModelConfig
-from gnomon.reference.transformer import Family, Layer, Rope, family_of
+from gnomon.reference.model_config import Family, Layer, ModelConfig, Rope
 
 Params = Mapping[str, Any]
 Product = Callable[[Array, Array, Array], Array]  # see `product`, which is one
@@ -76,7 +75,7 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
 def norm(x: Array, params: Params, name: str, config: ModelConfig) -> Array:
     """[..., D] → [..., D]: every row normed as the family does it."""
     weight, eps = params[name], config.rms_norm_eps
-    match family_of(config).norm:
+    match config.family.norm:
         case "rms":
             return rms_norm(x, weight, eps)
         case "rms_offset":
@@ -110,7 +109,7 @@ def attention(
 ) -> tuple[Array, Array, Array]:
     """Causal self-attention over the pages, [B, T, D] → [B, T, D]; also returns the pages with this step's k and v."""
     B, T, _ = x.shape
-    family, K, H, page_size = family_of(config), config.num_key_value_heads, config.head_dim, keys.shape[1]
+    family, K, H, page_size = config.family, config.num_key_value_heads, config.head_dim, keys.shape[1]
     q, k, v = (linear(x, params, name, times) for name in ("q_proj", "k_proj", "v_proj"))
     if family.query_key_norm == "whole":
         q, k = norm(q, params, "q_norm", config), norm(k, params, "k_norm", config)
@@ -214,7 +213,7 @@ def block(
     keys: Array, values: Array,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     """One layer, [B, T, D] → [B, T, D], and its pages. The norms' places as in the reference."""
-    family, times = family_of(config), over(batch.live, product)
+    family, times = config.family, over(batch.live, product)
 
     def mixed(x: Array) -> Array:
         nonlocal keys, values
@@ -251,7 +250,7 @@ def hidden_states(
 ) -> tuple[Array, Cache]:
     """Tokens [B, T] → the last layer's output, normed, [B, T, D] in float32, and the cache with their keys and
     values."""
-    family = family_of(config)
+    family = config.family
     x = params["embed_tokens"][batch.tokens].astype(jnp.float32) * family.embedding_scale
     if "embed_positions" in params:
         x = x + params["embed_positions"][batch.positions].astype(jnp.float32)
@@ -265,7 +264,7 @@ def hidden_states(
 
 def unembed(config: ModelConfig, params: Params, x: Array, times: Times) -> Array:
     """[..., D] → raw logits [..., V] in float32."""
-    family = family_of(config)
+    family = config.family
     return cap(linear(x, params, "lm_head", times) * family.logit_scale, family.logit_cap)
 
 

@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from gnomon.reference.checkpoint.tensors import aligned
-from gnomon.reference.model import ModelConfig
+from gnomon.reference.model_config import ModelConfig
 
 # logical axis → axis of the mesh; an axis that is not named here is whole on every device
 RULES = {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gnomon.reference.checkpoint.errors import CheckpointError, UnsupportedModel
 from gnomon.reference.checkpoint.hub import locate
-from gnomon.reference.checkpoint.load import CheckpointError, UnsupportedModel, default_model_path, load_checkpoint
+from gnomon.reference.checkpoint.load import default_model_path, load_checkpoint
 from gnomon.reference.completion import prepare
 from gnomon.reference.engine import Engine, JobRequest, ReferenceEngine
+from gnomon.reference.errors import InvalidRequest, RequestError
 from gnomon.reference.prng import DrawKey
-from gnomon.reference.request import FIELDS, CompletionRequest, InvalidRequest, Limits, RequestError
+from gnomon.reference.request import FIELDS, CompletionRequest, Limits
 from gnomon.reference.response import Completion
 from gnomon.reference.sampler import SamplingParams, Trace, sample, trace_draw
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer

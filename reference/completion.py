@@ -21,14 +21,16 @@ from typing import NamedTuple
 from gnomon.reference.body.answer_size import Size, check_size, text_bytes
 from gnomon.reference.body.kept import KeptPrompt, held_bytes
 from gnomon.reference.body.rankings import Ranking, Rankings
-from gnomon.reference.body.writing import Entries, Written, answer, choice, top_logprobs, written
+from gnomon.reference.body.writing import EncodedStretch, ReportedTokens, answer, choice, encoded, top_logprobs
 from gnomon.reference.engine import Done, Engine, Event, Failed, Job, JobRequest, PromptScored, Token
+from gnomon.reference.errors import InvalidRequest, ModelNotFound, RequestError
 from gnomon.reference.prompt import encode_prompts
-from gnomon.reference.request import CompletionRequest, InvalidRequest, Limits, ModelNotFound, RequestError
+from gnomon.reference.request import CompletionRequest, Limits
 from gnomon.reference.response import Choice, Completion, FinishReason, Logprobs, Usage
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.stop import Fallbacks, StopMatcher, stop_ids
-from gnomon.reference.tokenizer import Decoder, Effort, Tokenizer
+from gnomon.reference.text.utf8 import Decoder
+from gnomon.reference.tokenizer import Effort, Tokenizer
 from gnomon.reference.work import Work
 
 
@@ -222,7 +224,7 @@ class Run:
         self._engine = engine
         self._tokenizer = tokenizer
         self._scored: dict[int, PromptScored] = {}
-        self._echoes: dict[int, Written] = {}  # of each prompt that is echoed, encoded once
+        self._echoes: dict[int, EncodedStretch] = {}  # of each prompt that is echoed, encoded once
         self._tables = [Fallbacks(stop) for stop in request.stop]  # they grow as the candidates that share them match
         self._candidates: dict[tuple[int, int], Candidate] = {}  # by prompt and number: those that have begun
         self._lock = threading.Lock()
@@ -442,18 +444,18 @@ class Run:
         entries = None
         if request.logprobs is not None:
             shift = self.prompts[stretch.prompt].characters
-            entries = Entries(
+            entries = ReportedTokens(
                 request.logprobs, candidate.ids, candidate.logprobs, candidate.tops, candidate.starts, shift
             )
-        own = written(stretch.text, entries, stretch.tokens, self._tokenizer.labels)
+        own = encoded(stretch.text, entries, stretch.tokens, self._tokenizer.labels)
         stretches = [self._echo(stretch.prompt), own] if stretch.first and request.echo else [own]
         return choice(stretch.choice, stretches, request.logprobs is not None, candidate.finish_reason)
 
-    def _echo(self, j: int) -> Written:
+    def _echo(self, j: int) -> EncodedStretch:
         if j not in self._echoes:
             prompt, k = self.prompts[j], self.request.logprobs
             entries = None
             if k is not None:
-                entries = Entries(k, prompt.ids, self._scored[j].logprobs, self._scored[j].tops, prompt.starts)
-            self._echoes[j] = written(prompt.text, entries, range(len(prompt.ids)), self._tokenizer.labels)
+                entries = ReportedTokens(k, prompt.ids, self._scored[j].logprobs, self._scored[j].tops, prompt.starts)
+            self._echoes[j] = encoded(prompt.text, entries, range(len(prompt.ids)), self._tokenizer.labels)
         return self._echoes[j]

@@ -3,10 +3,11 @@
     token ids [T] → embedding [T, D] → L × (x + attention(norm(x)); x + swiglu(norm(x))) → norm → logits [T, V]
 
 There is no batch and no cache: every call computes the whole sequence, and row t of the result depends on tokens 0 … t
-only. Functions take arrays whose parameter names are the checkpoint's own; a weight is stored [out, in], so a
-product is `x @ weight.T`. What other families do otherwise is in transformer.py. Sources: Vaswani et al. 2017
-(attention), Zhang & Sennrich 2019 (RMSNorm), Su et al. 2021 (rotary positions), Shazeer 2020 (SwiGLU), Ainslie et al.
-2023 (grouped queries), Touvron et al. 2023 (Llama).
+only. Functions take arrays whose parameter names are the checkpoint's own; a weight is stored [out, in], so a product
+is `x @ weight.T`. This file is to be read: what the engine runs is transformer.py, which says what other families do
+otherwise, and which for a Llama gives what this file gives. Sources: Vaswani et al. 2017 (attention), Zhang & Sennrich
+2019 (RMSNorm), Su et al. 2021 (rotary positions), Shazeer 2020 (SwiGLU), Ainslie et al. 2023 (grouped queries), Touvron
+et al. 2023 (Llama).
 
 Axis letters, here and everywhere in this project:
 B sequences · T query positions · S cached positions · D model width · N query heads · K key/value heads · G = N/K ·
@@ -15,50 +16,12 @@ H head width · F feed-forward width · V vocabulary · L layers
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from gnomon.reference.arrays import F64
-
-if TYPE_CHECKING:
-    from gnomon.reference.transformer import Family
-
-Params = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class RopeScaling:
-    """Llama 3.1's stretching of the rotary wavelengths, so that a model trained at a short context serves a long
-    one."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
-
-
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """The shape of a model, under the names of config.json."""
-
-    vocab_size: int  # V
-    hidden_size: int  # D
-    intermediate_size: int  # F
-    num_hidden_layers: int  # L
-    num_attention_heads: int  # N
-    num_key_value_heads: int  # K
-    head_dim: int  # H
-    max_position_embeddings: int  # the context: prompt and completion together
-    rms_norm_eps: float
-    rope_theta: float
-    rope_scaling: RopeScaling | None
-    tie_word_embeddings: bool
-    eos_token_ids: frozenset[int]  # of generation_config.json, else of config.json
-    bos_token_id: int | None
-    family: Family | None = None  # how it differs from Llama: transformer.py; None: not at all
+from gnomon.reference.model_config import ModelConfig, Params
 
 
 def rms_norm(x: F64, weight: F64, eps: float) -> F64:
@@ -67,19 +30,11 @@ def rms_norm(x: F64, weight: F64, eps: float) -> F64:
 
 
 def inverse_frequencies(config: ModelConfig) -> F64:
-    """The angle that each pair of a head's coordinates turns by per position, in radians, [H/2].
-
-    With `rope_scaling`, slow turns (long wavelengths) are slowed down by `factor`, fast ones stay, those between are
-    mixed.
-    """
-    inv_freq = config.rope_theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
-    scaling = config.rope_scaling
-    if scaling is None:
-        return inv_freq
-    turns = scaling.original_max_position_embeddings * inv_freq / (2 * np.pi)  # full turns within the trained context
-    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    keep = np.clip(keep, 0.0, 1.0)
-    return keep * inv_freq + (1 - keep) * inv_freq / scaling.factor
+    """The angle that each pair of a head's coordinates turns by per position, in radians, [H/2]: θ^(−2i/H), or what
+    config.json makes of it for a longer context (rope.py). It is the same in every layer."""
+    rope = config.family.layers[0].rope
+    assert rope is not None
+    return np.array(rope.frequencies)
 
 
 def rotate(x: F64, angle: F64) -> F64:

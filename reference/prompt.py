@@ -17,18 +17,12 @@ from functools import cached_property
 from typing import NamedTuple
 
 from gnomon.reference.body.kept import KeptPrompt
+from gnomon.reference.body.shown import shown
 from gnomon.reference.engine import Engine
-from gnomon.reference.request import CompletionRequest, ContextExceeded, InvalidRequest, Prompt, shown
-from gnomon.reference.tokenizer import (
-    TO_ITS_END,
-    Decoder,
-    Effort,
-    Encoding,
-    Tokenizer,
-    TokenizerFailed,
-    TooLong,
-    UnknownText,
-)
+from gnomon.reference.errors import ContextExceeded, InvalidRequest
+from gnomon.reference.request import CompletionRequest, Prompt
+from gnomon.reference.text.utf8 import Decoder
+from gnomon.reference.tokenizer import TO_ITS_END, Effort, Encoding, Tokenizer, TokenizerFailed, TooLong, UnknownText
 
 
 class EncodedPrompt(NamedTuple):

@@ -1,9 +1,7 @@
-"""The request: every field's type, default, range and meaning, in one table, and the strict reading of a JSON body.
+"""The request: every field's type, default, range and meaning, in one table.
 
-`FIELDS` is the table. The parser below, the command line, the README and the tests all read it, so a field cannot mean
-one thing here and another there. Reading is strict (LAW.md, section 1): a boolean is no number, a string is no number,
-an unknown or repeated key is an error, and every error names the field and says what is allowed. A key whose value is
-null is as good as absent, whatever its name and in whichever object.
+`FIELDS` is the table. The reading of a body, the command line, the README and the tests all go by it, so a field cannot
+mean one thing here and another there. How strictly a value is read is in body/reading.py.
 
 What needs a model to judge (ids below the vocabulary's size, the context's length, `suffix`) is judged in
 completion.py.
@@ -11,73 +9,25 @@ completion.py.
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from decimal import Decimal, DecimalException
-from difflib import get_close_matches
 from typing import Any
 
-from gnomon.reference.body.strict_json import Reader, TooManyValues
+from gnomon.reference.body.reading import (
+    boolean,
+    check_names,
+    integer,
+    members,
+    not_allowed,
+    number,
+    parse_json,
+    string,
+)
+from gnomon.reference.body.shown import key_of, shown
+from gnomon.reference.errors import InvalidRequest
 
 Prompt = str | tuple[int, ...]
-
-
-class RequestError(Exception):
-    """An answer other than 200, in the form of the API: `status` and the four members of its `error` object."""
-
-    status = 500
-    type = "server_error"
-
-    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.message, self.param, self.code = message, param, code
-
-    def to_json(self) -> dict[str, Any]:
-        param = self.param
-        if param is not None and len(param) > 256:  # the user's own key; an error is no place for megabytes of it
-            param = param[:256] + "…"
-        if param is not None:
-            param = param.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair is no JSON for many
-        return {"error": {"message": self.message, "type": self.type, "param": param, "code": self.code}}
-
-
-class InvalidRequest(RequestError):
-    """400: the request is at fault, in the field `param`."""
-
-    status = 400
-    type = "invalid_request_error"
-
-    def __init__(self, param: str | None, message: str, code: str | None = None) -> None:
-        super().__init__(message, param, code)
-
-
-class ModelNotFound(InvalidRequest):
-    """404: no such model is served here."""
-
-    status = 404
-
-    def __init__(self, model: str, served: str) -> None:
-        super().__init__("model", f"model: {shown(model)} is not served here; use {served!r}", "model_not_found")
-
-
-class ContextExceeded(InvalidRequest):
-    """400: prompt and max_tokens together are more than the model's context. Its code, and the words around its
-    numbers, are those by which clients know that a shorter prompt would do."""
-
-    def __init__(self, prompt: str, prompt_tokens: int, max_tokens: int, context: int, at_least: bool = False) -> None:
-        """prompt: how the message calls it · at_least: it was not encoded to its end, since it cannot fit."""
-        param, cure, least = "prompt", "", "at least " if at_least else ""
-        if prompt_tokens <= context:
-            param, cure = "max_tokens", f", or give max_tokens of at most {context - prompt_tokens}"
-        message = (
-            f"{param}: This model's maximum context length is {context} tokens. However, you requested "
-            f"{least}{shown(prompt_tokens + max_tokens)} tokens ({least}{prompt_tokens} in {prompt}, "
-            f"{shown(max_tokens)} in the completion). Please reduce the length of the prompt{cure}."
-        )
-        super().__init__(param, message, "context_length_exceeded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +112,9 @@ def _check_count(prompt: object, limits: Limits) -> None:
 def _check_together(request: CompletionRequest, given: Mapping[str, Any], limits: Limits) -> None:
     """What no field decides alone."""
     if request.logprobs is not None and request.logprobs > limits.logprobs:
-        raise _wrong("logprobs", request.logprobs, f"an integer from 0 to {limits.logprobs} on this server, {_OFF}")
+        raise not_allowed(
+            "logprobs", request.logprobs, f"an integer from 0 to {limits.logprobs} on this server, {_OFF}"
+        )
     if len(request.stop) > limits.stop:
         raise InvalidRequest("stop", f"stop: {len(request.stop)} strings; at most {limits.stop} on this server")
     if request.candidates < request.n:
@@ -188,133 +140,7 @@ def _check_together(request: CompletionRequest, given: Mapping[str, Any], limits
         )
 
 
-# ---- reading an object: what of it says something, and whether all of it is known
-
-LISTED = 32  # unknown names that a message tells
-LONGEST_NAME = 64  # characters; a longer one is near none of ours
-
-
-def members(sent: Mapping[str, Any], place: str = "") -> dict[str, Any]:
-    """What an object says: null is as good as absent. Raises for a key that is there twice or is no Unicode.
-
-    place: of the object in the body, with a point behind it.
-    """
-    repeated = getattr(sent, "repeated", None)
-    if repeated is not None:
-        raise InvalidRequest(place + repeated, f"{place}{key_of(repeated)}: this key occurs twice; give it once")
-    for key, value in sent.items():
-        if value is None and isinstance(key, str) and not _is_unicode(key):
-            raise InvalidRequest(place + key, f"{place}{key_of(key)}: a name with a lone surrogate; leave it out")
-    return {key: value for key, value in sent.items() if value is not None}
-
-
-def check_names(given: Mapping[str, Any], known: Collection[str], inner: Mapping[str, Collection[str]]) -> None:
-    """Raises for unknown names, with all of them at once and the known one that each is near to, if one is.
-
-    known: the names of this object's members · inner: of those that are objects themselves, the names of theirs.
-    """
-    unknown = [("", key, known) for key in given if key not in known]
-    allowed = [f"the fields are {', '.join(known)}"] if unknown else []
-    for name, names in inner.items():
-        sent = given.get(name)
-        said = members(sent, f"{name}.") if isinstance(sent, dict) else {}
-        strange = [(f"{name}.", key, names) for key in said if key not in names]
-        unknown += strange
-        allowed += [f"{name} has {', '.join(names)}"] if strange else []
-    if not unknown:
-        return
-    listed, more = unknown[:LISTED], len(unknown) - LISTED  # nothing more is done for each of a million names
-    first, *others = (place + key_of(key) for place, key, _ in listed)
-    message = f"{first}: unknown field"
-    if others:
-        message += f", and so {'are' if len(others) > 1 else 'is'} {', '.join(others)}"
-        message += f" and {more} more" if more > 0 else ""
-    near = [
-        f"{place}{key_of(key)} is near {ours}"
-        for place, key, names in listed
-        if (ours := _nearest(str(key), names)) is not None
-    ]
-    place, key, _ = unknown[0]
-    raise InvalidRequest(f"{place}{key}", "; ".join([message, *near, *allowed]))
-
-
-def _nearest(name: str, known: Collection[str]) -> str | None:
-    """Near enough for topP, maxTokens, stops and max_completion_tokens."""
-    if len(name) > LONGEST_NAME:
-        return None
-    found = get_close_matches(name.lower(), [*known], 1, 0.64)
-    return found[0] if found else None
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-# ---- reading one value: (field's name, JSON value that is not null) → value, or InvalidRequest
-
-
-class _Unreadable(str):
-    """A number of the body that is no number of ours (NaN, 1e400, a thousand digits): wrong wherever it stands."""
-
-
-class _Beside(float):
-    """A number that no double is, where the nearest one is an integer: the double next to that, and its digits."""
-
-    digits = ""
-
-
-def shown(value: object) -> str:
-    """A value as the user sent it, in JSON, short and printable in any terminal or header."""
-    if isinstance(value, _Unreadable):
-        text = str(value)
-    elif isinstance(value, _Beside):
-        text = value.digits
-    elif isinstance(value, list | dict):
-        return _shown_in_part(value)
-    else:
-        try:
-            text = json.dumps(value)
-        except (TypeError, ValueError, RecursionError):
-            text = type(value).__name__
-    return _abridged(text)
-
-
-def _abridged(text: str) -> str:
-    return text if len(text) <= 80 else text[:60] + f"… ({len(text)} characters)"
-
-
-def _shown_in_part(value: list[Any] | dict[str, Any]) -> str:
-    """No more is written of it than is shown: it may have millions of elements."""
-    text = ""
-    try:
-        for piece in json.JSONEncoder().iterencode(value):
-            text += piece
-            if len(text) > 80:
-                return text[:60] + f"… ({len(value)} {'elements' if isinstance(value, list) else 'members'})"
-    except (TypeError, ValueError, RecursionError):
-        return type(value).__name__
-    return text
-
-
-def key_of(key: str) -> str:
-    """A key of an object as the user sent it, short and printable."""
-    return _abridged(json.dumps(key)[1:-1])
-
-
-def _wrong(param: str, sent: object, allowed: str) -> InvalidRequest:
-    return InvalidRequest(param, f"{param}: {shown(sent)} is not allowed; give {allowed}")
-
-
-def string(param: str, sent: object, allowed: str = "a string") -> str:
-    if not isinstance(sent, str) or isinstance(sent, _Unreadable):
-        raise _wrong(param, sent, allowed)
-    if not _is_unicode(sent):
-        raise _wrong(param, sent, f"{allowed} without lone surrogates (half of a \\ud83d\\ude00 pair)")
-    return sent
+# ---- reading the values that are not one string, number or boolean
 
 
 def _optional_string(param: str, sent: object) -> str:
@@ -338,39 +164,6 @@ def _user(param: str, sent: object) -> str:
     return _short(param, _optional_string(param, sent), USER_CHARACTERS)
 
 
-def _boolean(param: str, sent: object) -> bool:
-    if not isinstance(sent, bool):
-        raise _wrong(param, sent, "true or false")
-    return sent
-
-
-LARGEST_FLOAT = 2**53  # of those that count as integers: above it a double may stand for several
-
-
-def integer(low: int, high: int | None, otherwise: str = "") -> Callable[[str, object], int]:
-    """otherwise: what may be given instead, for the message."""
-    allowed = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
-    allowed += otherwise and f", {otherwise}"
-
-    def read(param: str, sent: object) -> int:
-        value = int(sent) if isinstance(sent, float) and sent.is_integer() and abs(sent) <= LARGEST_FLOAT else sent
-        if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-            large = isinstance(sent, float) and abs(sent) > LARGEST_FLOAT
-            raise _wrong(param, sent, f"{allowed}; beyond 2^53 without a decimal point" if large else allowed)
-        return value
-
-    return read
-
-
-def _number(low: float, high: float) -> Callable[[str, object], float]:
-    def read(param: str, sent: object) -> float:
-        if isinstance(sent, bool) or not isinstance(sent, int | float) or not low <= sent <= high:
-            raise _wrong(param, sent, f"a number from {low:g} to {high:g}")
-        return float(sent)
-
-    return read
-
-
 _PROMPT = "a string, a non-empty list of strings, a non-empty list of token ids, a non-empty list of those, or null"
 
 
@@ -380,7 +173,7 @@ def _prompt(param: str, sent: object) -> tuple[Prompt, ...]:
     if isinstance(sent, str):
         return (string(param, sent, _PROMPT),)
     if not isinstance(sent, list) or not sent:
-        raise _wrong(param, sent, _PROMPT)
+        raise not_allowed(param, sent, _PROMPT)
     if _is_id(sent[0]):
         return (_ids(param, sent),)
     if isinstance(sent[0], list):
@@ -409,15 +202,15 @@ of them takes a time that grows with the square."""
 
 def _logit_bias(param: str, sent: object) -> dict[int, float]:
     if not isinstance(sent, dict):
-        raise _wrong(param, sent, "an object of token id → number from -100 to 100")
-    read = _number(-100, 100)
+        raise not_allowed(param, sent, "an object of token id → number from -100 to 100")
+    read = number(-100, 100)
     bias: dict[int, float] = {}
     given = members(sent, f"{param}.")
     if len(given) > BIAS_ENTRIES:
         raise InvalidRequest(param, f"{param}: {len(given)} entries; at most {BIAS_ENTRIES} are allowed")
     for key, value in given.items():
         if not isinstance(key, str):
-            raise _wrong(param, key, "ids as strings of digits, as JSON has them")
+            raise not_allowed(param, key, "ids as strings of digits, as JSON has them")
         if not re.fullmatch(r"0|[1-9][0-9]*", key, re.ASCII):
             message = f"{param}.{key_of(key)}: no token id; keys are 0 or digits without a leading 0"
             raise InvalidRequest(f"{param}.{key}", message)
@@ -432,18 +225,18 @@ def _stop(param: str, sent: object) -> tuple[str, ...]:
         return (_short(param, string(param, sent), STOP_CHARACTERS),) if sent else ()
     allowed = "a string, or a list of up to 64 non-empty strings, or null"
     if not isinstance(sent, list) or len(sent) > 64:
-        raise _wrong(param, sent, allowed)
+        raise not_allowed(param, sent, allowed)
     strings = tuple(string(param, s, allowed) for s in sent)
     if "" in strings:
-        raise _wrong(param, sent, f"{allowed}; an empty string in the list would stop before the first character")
+        raise not_allowed(param, sent, f"{allowed}; an empty string in the list would stop before the first character")
     return tuple(_short(param, s, STOP_CHARACTERS, f"string {i} of the list") for i, s in enumerate(strings))
 
 
 def _stream_options(param: str, sent: object) -> bool:
     if not isinstance(sent, dict):
-        raise _wrong(param, sent, 'an object such as {"include_usage": true}, or null')
+        raise not_allowed(param, sent, 'an object such as {"include_usage": true}, or null')
     include_usage = members(sent, f"{param}.").get("include_usage")  # check_names has seen to all others
-    return False if include_usage is None else _boolean(f"{param}.include_usage", include_usage)
+    return False if include_usage is None else boolean(f"{param}.include_usage", include_usage)
 
 
 # ---- the table
@@ -514,16 +307,16 @@ FIELDS: tuple[Field, ...] = (
            "how many candidates to sample; the n of highest mean log-probability are returned",
            "8", "completion.ranked", _bounded("integer", 0, 20), integer(0, 20, "or null")),
     _field("temperature", "number", 1, "0 to 2", "divides the logits' distances from the maximum; 0 is greedy",
-           "4", "sampler.temper", _bounded("number", 0, 2), _number(0, 2), stages=(4, 5)),
+           "4", "sampler.temper", _bounded("number", 0, 2), number(0, 2), stages=(4, 5)),
     _field("top_p", "number", 1, "0 to 1, both ends legal",
            "draws only from the most probable tokens: one is kept if the mass before it is below top_p; 0 keeps one",
-           "4", "sampler.nucleus", _bounded("number", 0, 1), _number(0, 1), stages=(6,)),
+           "4", "sampler.nucleus", _bounded("number", 0, 1), number(0, 1), stages=(6,)),
     _field("frequency_penalty", "number", 0, "-2 to 2",
            "is subtracted from a token's logit once for every time it was sampled",
-           "4", "sampler.penalize", _bounded("number", -2, 2), _number(-2, 2), stages=(3,)),
+           "4", "sampler.penalize", _bounded("number", -2, 2), number(-2, 2), stages=(3,)),
     _field("presence_penalty", "number", 0, "-2 to 2",
            "is subtracted from a token's logit once if it was sampled at all",
-           "4", "sampler.penalize", _bounded("number", -2, 2), _number(-2, 2), stages=(3,)),
+           "4", "sampler.penalize", _bounded("number", -2, 2), number(-2, 2), stages=(3,)),
     _field("logit_bias", "object: id → number", {},
            "up to 65,536 ids of the vocabulary as decimal keys, values -100 to 100",
            "is added to the logits of these tokens; -100 is minus 100, not never",
@@ -536,7 +329,7 @@ FIELDS: tuple[Field, ...] = (
            "4, 6", "sampler.report", _bounded("integer", 0, 20), integer(0, 20, _OFF), stages=(1,)),
     _field("echo", "boolean", False, "true or false",
            "puts the prompt before the completion, with its log-probabilities",
-           "7", "completion.Run", {"type": "boolean"}, _boolean),
+           "7", "completion.Run", {"type": "boolean"}, boolean),
     _field("stop", "string or string[]", None,
            "up to 64 strings of up to 1,024 characters, none empty in a list; \"\" and [] mean none",
            "ends a completion where one of them is complete in its text, and cuts the text before it; one that is a "
@@ -550,7 +343,7 @@ FIELDS: tuple[Field, ...] = (
            "makes the draws a function of (seed, candidate, step); without it every prompt draws its own",
            "4", "prng.token_words", _bounded("integer", *INT64), integer(*INT64, "or null"), stages=(7,)),
     _field("stream", "boolean", False, "true or false", "sends the answer as server-sent events while it is made",
-           "11", "completion.Run.chunks", {"type": "boolean"}, _boolean),
+           "11", "completion.Run.chunks", {"type": "boolean"}, boolean),
     _field("stream_options", "object", None, "only with stream; include_usage: true or false",
            "include_usage adds a last chunk with the usage",
            "11", "completion.Run.chunks",
@@ -564,50 +357,3 @@ FIELDS: tuple[Field, ...] = (
 BY_NAME: dict[str, Field] = {field.name: field for field in FIELDS}
 
 assert {f.attribute for f in FIELDS} == {f.name for f in fields(CompletionRequest)}
-
-
-# ---- JSON, strictly
-
-
-def parse_json(body: bytes) -> dict[str, Any]:
-    """The JSON object of a body. Raises InvalidRequest where it is none.
-
-    Numbers that no field can take (NaN, 1e400, thousands of digits) are left for the fields to refuse by name.
-    """
-    try:
-        text = body.decode()
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(None, f"the body is not valid UTF-8: byte {error.start} is wrong") from None
-    try:
-        value = Reader(text, _parse_int, _parse_float, _Unreadable).document()
-    except json.JSONDecodeError as error:
-        raise InvalidRequest(None, f"the body is not valid JSON: {error}") from None
-    except RecursionError:
-        raise InvalidRequest(None, "the body is nested too deeply") from None
-    except TooManyValues as error:
-        where = "the body" if error.member is None else key_of(error.member)
-        raise InvalidRequest(error.member, f"{where}: {error}") from None
-    if not isinstance(value, dict):
-        raise InvalidRequest(None, f"the body must be a JSON object, not {shown(value)}")
-    return value
-
-
-def _parse_int(digits: str) -> int | _Unreadable:
-    return int(digits) if len(digits) <= 40 else _Unreadable(digits)
-
-
-def _parse_float(digits: str) -> float | _Unreadable:
-    """The nearest float; but a number beside an integer stays beside it, since bounds and special cases are integers:
-    0.99999999999999999999 is below 1, and 1e-400 is not 0."""
-    if len(digits) > 400 or not math.isfinite(value := float(digits)):
-        return _Unreadable(digits)
-    if value.is_integer():
-        try:
-            exact = Decimal(digits)
-        except DecimalException:  # an exponent of twenty digits
-            return _Unreadable(digits)
-        if exact != value:
-            beside = _Beside(math.nextafter(value, math.inf if exact > value else -math.inf))
-            beside.digits = digits
-            return beside
-    return value

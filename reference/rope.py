@@ -24,19 +24,10 @@ from typing import Any
 import numpy as np
 
 from gnomon.reference.arrays import F64
-from gnomon.reference.checkpoint.entries import (
-    Entries,
-    UnsupportedModel,
-    flag,
-    mapping,
-    positive,
-    positive_or_none,
-    positives,
-    size,
-)
-from gnomon.reference.checkpoint.tensors import CheckpointError
-from gnomon.reference.request import shown
-from gnomon.reference.transformer import Rope
+from gnomon.reference.body.shown import shown
+from gnomon.reference.checkpoint.entries import Entries, mapping, positive, positive_or_none, positives, size, switch
+from gnomon.reference.checkpoint.errors import CheckpointError, UnsupportedModel
+from gnomon.reference.model_config import Rope
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
@@ -113,7 +104,7 @@ def _must_agree(one: str, value: Any, other: str, its: Any) -> None:
 def rope_of(forms: RopeForms, head_dim: int, fraction: float, longest: int, context: int) -> Rope:
     """fraction: how much of a head is turned, where the forms do not say it · longest: the positions that the model's
     files allow · context: those that it is served with."""
-    ropes = {}
+    ropes: dict[str, Rope] = {}
     for place, form in forms.items():
         part = positive({"partial_rotary_factor": form.get("partial_rotary_factor", fraction)}, "partial_rotary_factor")
         dim = int(head_dim * part)
@@ -121,7 +112,7 @@ def rope_of(forms: RopeForms, head_dim: int, fraction: float, longest: int, cont
             raise CheckpointError(f"head_dim {head_dim}, of which {part:g} is rotated: {dim} is no even number of it")
         ropes[place] = _rope(form, dim, longest, context)
     (first, rope), *others = ropes.items()
-    for other in (place for place, its in others if its != rope):
+    for other in (place for place, its in others if its.turning != rope.turning):
         for name in sorted(forms[first].keys() | forms[other].keys(), key=lambda name: (name != "rope_type", name)):
             _must_agree(f"{first}: {name}", forms[first].get(name), f"in {other} it", forms[other].get(name))
     return rope
@@ -132,8 +123,8 @@ def _rope(rope: Entries, dim: int, longest: int, context: int) -> Rope:
     kind = rope["rope_type"]
     if kind not in ROPE_TYPES:
         raise UnsupportedModel(f"rope_type {shown(kind)} is not supported; supported: {', '.join(ROPE_TYPES)}")
-    plain = positive(rope, "rope_theta") ** -(np.arange(0, dim, 2) / dim)
-    magnitude = 1.0
+    theta, magnitude = positive(rope, "rope_theta"), 1.0
+    plain = np.array(Rope.plain(theta, dim).frequencies)
     match kind:
         case "linear":
             plain = plain / positive(rope, "factor")
@@ -143,7 +134,7 @@ def _rope(rope: Entries, dim: int, longest: int, context: int) -> Rope:
             plain, magnitude = _yarn(plain, rope, longest)
         case "longrope":
             plain, magnitude = _longrope(plain, rope, longest, context)
-    return Rope(tuple(plain.tolist()), magnitude)
+    return Rope(tuple(plain.tolist()), theta, magnitude)
 
 
 def _llama3(plain: F64, rope: Entries, longest: int) -> F64:
@@ -163,7 +154,7 @@ def _yarn(plain: F64, rope: Entries, longest: int) -> tuple[F64, float]:
         return dim * math.log(original / (times * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = pair_that_turns(positive(rope, "beta_fast", 32.0)), pair_that_turns(positive(rope, "beta_slow", 1.0))
-    if flag(rope, "truncate", True):
+    if switch(rope, "truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
     ramp = np.clip((np.arange(len(plain)) - low) / (high - low if high != low else 0.001), 0.0, 1.0)

@@ -3,10 +3,9 @@
     encode        a string → ids and their spans in the string, in code points
     least_tokens  how many there will be at least, known before: a text that cannot fit is not encoded at all
     token_bytes   the bytes that every id stands for; special tokens and ids without an entry have none
-    labels        a name for every id, no two alike, by construction
-    Decoder       bytes → text piece by piece, never showing a character before all of its bytes are there
 
-The bytes are those that the file's `decoder` makes of a token (decoders.py); tokens that stand outside tokenizer.json
+The bytes are those that the file's `decoder` makes of a token (decoders.py), which become text
+again in utf8.py; an id has a name of its own (labels.py). Tokens that stand outside tokenizer.json
 are merged into it first (added_tokens.py). Which tokens fill in the middle is decided in infill.py.
 """
 
@@ -15,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -23,19 +22,20 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
-from gnomon.reference.checkpoint.entries import flag
-from gnomon.reference.checkpoint.load import CheckpointError, UnsupportedModel, read_json
-from gnomon.reference.request import shown
+from gnomon.reference.body.shown import shown
+from gnomon.reference.checkpoint.entries import switch
+from gnomon.reference.checkpoint.errors import CheckpointError, UnsupportedModel
+from gnomon.reference.checkpoint.tensors import read_json
 from gnomon.reference.text import added_tokens
 from gnomon.reference.text.added_tokens import content as _content
 from gnomon.reference.text.decoders import TokenDecoder, read_decoder
 from gnomon.reference.text.encode_apart import PANIC, encode_apart
-from gnomon.reference.text.infill import DECLARED, NOTHING_TOLD, Family, Infill, InfillError, Told, decide
+from gnomon.reference.text.infill import DECLARED, NO_OPTIONS, Infill, InfillError, InfillFamily, InfillOptions, decide
+from gnomon.reference.text.labels import token_labels
 from gnomon.reference.text.token_length import TokenLength, token_length
 from gnomon.reference.work import Work
 
 KINDS = ("BPE", "Unigram", "WordPiece", "WordLevel")
-RESERVED = ("bytes:", "token_id:")
 NAMED = ("bos_token", "eos_token")  # not pad_token: some files name an ordinary "!" there
 LONG_TEXT = 512 * 2**10  # characters; half a second's work, and a process costs as much where a vocabulary is large
 OTHER_FORMATS = ("tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "tiktoken.model")
@@ -200,23 +200,23 @@ def _non_decreasing(starts: Iterable[int]) -> tuple[int, ...]:
 # ---- loading
 
 
-def load_tokenizer(path: str | Path, vocab_size: int, told: Told = NOTHING_TOLD) -> Tokenizer:
+def load_tokenizer(path: str | Path, vocab_size: int, options: InfillOptions = NO_OPTIONS) -> Tokenizer:
     """Reads tokenizer.json of a directory, and the files beside it that name tokens. Raises CheckpointError.
 
     vocab_size: the model's V. Added tokens may lie beyond it, as in published models: a prompt with one is refused. A
     tokenizer whose vocabulary itself has such ids, or that puts such a token before every string, is not the model's.
-    told: the fill-in-the-middle tokens and their order, instead of those the files tell.
+    options: the fill-in-the-middle tokens and their order, instead of those the files tell.
     """
     directory = Path(path)
     file = directory / "tokenizer.json"
-    spec, config = _read(file), added_tokens.read_config(directory)
+    spec, config = _read(file), added_tokens.read_tokenizer_config(directory)
     try:
         _reset(spec)
         _prefix_space(spec, config)
-        is_split = bool(config.get("split_special_tokens") and flag(config, "split_special_tokens", False))
+        is_split = bool(config.get("split_special_tokens") and switch(config, "split_special_tokens", False))
         ids = added_tokens.merge(spec, _ids(spec), config)
         declared = {name: _content(config.get(name)) for name in DECLARED}
-        family, note = decide(ids, vocab_size, declared, _names(directory, config), told)
+        family, note = decide(ids, vocab_size, declared, _names(directory, config), options)
         _complete(spec, config, ids, family)
         _keep_spaces(spec.get("post_processor"))
         text, joined = json.dumps(spec), json.dumps(_without_prefix_space(spec))
@@ -264,7 +264,7 @@ def load_tokenizer(path: str | Path, vocab_size: int, told: Told = NOTHING_TOLD)
         tuple(token_bytes),
         special,
         beyond,
-        _labels(token_bytes, special, fallback),
+        token_labels(token_bytes, special, fallback),
         decoder,
         frozenset(added),
         bos_id=bos_id,
@@ -315,7 +315,7 @@ def _prefix_space(spec: dict[str, Any], config: Mapping[str, Any]) -> None:
     transformers, whose GPT-2 and its kin are made anew from there."""
     first = spec.get("pre_tokenizer")
     if config.get("add_prefix_space") is not None and isinstance(first, dict) and first.get("type") == "ByteLevel":
-        first["add_prefix_space"] = flag(config, "add_prefix_space", False)
+        first["add_prefix_space"] = switch(config, "add_prefix_space", False)
 
 
 def _ids(spec: Mapping[str, Any]) -> dict[str, int]:
@@ -325,7 +325,9 @@ def _ids(spec: Mapping[str, Any]) -> dict[str, int]:
     return {**dict(pieces), **{token["content"]: token["id"] for token in spec.get("added_tokens") or []}}
 
 
-def _complete(spec: dict[str, Any], config: Mapping[str, Any], ids: Mapping[str, int], family: Family | None) -> None:
+def _complete(
+    spec: dict[str, Any], config: Mapping[str, Any], ids: Mapping[str, int], family: InfillFamily | None
+) -> None:
     """Some files leave their named tokens ordinary, or do not list them among the added ones: such a token would be
     cut into pieces in a prompt, or show in a completion's text."""
     tokens = spec["added_tokens"] = list(spec.get("added_tokens") or [])
@@ -360,7 +362,9 @@ def _names(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
     return {place: name for place, name in places.items() if isinstance(name, str)}
 
 
-def _infill(family: Family | None, ids: Mapping[str, int], vocab_size: int) -> tuple[Infill | None, frozenset[int]]:
+def _infill(
+    family: InfillFamily | None, ids: Mapping[str, int], vocab_size: int
+) -> tuple[Infill | None, frozenset[int]]:
     """The markers' ids in their order, and the ids that end a middle: of the family's, those that are here."""
     if family is None:
         return None, frozenset()
@@ -412,88 +416,3 @@ def _unprefixed(part: Any) -> Any:
         name: _unprefixed(value) if isinstance(value, list) else without.get(name, value)
         for name, value in part.items()
     }
-
-
-# ---- labels
-
-
-def _labels(token_bytes: Iterable[bytes], special: Mapping[int, str], fallback: set[int]) -> tuple[str, ...]:
-    """A label for every id. Special tokens choose first, then ordinary ones, then byte-fallback ones, each by id;
-    who finds the wanted label taken is `token_id:<v>`. No other label can begin with `token_id:`, so no two are equal.
-    """
-    contents = list(token_bytes)
-    order = sorted(range(len(contents)), key=lambda v: (v not in special, v in fallback, v))
-    labels = [f"token_id:{v}" for v in range(len(contents))]
-    taken: set[str] = set()
-    for v in order:
-        wanted = _wanted_label(special[v].encode() if v in special else contents[v])
-        if wanted is not None and wanted not in taken:
-            taken.add(wanted)
-            labels[v] = wanted
-    return tuple(labels)
-
-
-def _wanted_label(content: bytes) -> str | None:
-    """The text itself; `bytes:\\xNN…` if it is none or looks like a label of another kind; None if there is nothing."""
-    try:
-        text = content.decode()
-    except UnicodeDecodeError:
-        text = RESERVED[0]
-    if text.startswith(RESERVED):
-        return RESERVED[0] + "".join(f"\\x{byte:02x}" for byte in content)
-    return text or None
-
-
-# ---- decoding
-
-# Unicode 15, table 3-7: lead byte → the range its second byte must lie in, and how many bytes the character has.
-_WELL_FORMED = (
-    (0xC2, 0xDF, 0x80, 0xBF, 2),
-    (0xE0, 0xE0, 0xA0, 0xBF, 3),
-    (0xE1, 0xEC, 0x80, 0xBF, 3),
-    (0xED, 0xED, 0x80, 0x9F, 3),
-    (0xEE, 0xEF, 0x80, 0xBF, 3),
-    (0xF0, 0xF0, 0x90, 0xBF, 4),
-    (0xF1, 0xF3, 0x80, 0xBF, 4),
-    (0xF4, 0xF4, 0x80, 0x8F, 4),
-)
-
-
-def pending(data: bytes) -> bytes:
-    """The longest suffix that is a proper prefix of a well-formed UTF-8 character: bytes that still wait for others."""
-    for size in (3, 2, 1):
-        suffix = data[-size:]
-        if len(suffix) == size and _is_proper_prefix(suffix):
-            return suffix
-    return b""
-
-
-def _is_proper_prefix(suffix: bytes) -> bool:
-    for low, high, second_low, second_high, length in _WELL_FORMED:
-        if low <= suffix[0] <= high and len(suffix) < length:
-            second_fits = len(suffix) < 2 or second_low <= suffix[1] <= second_high
-            return second_fits and all(0x80 <= byte <= 0xBF for byte in suffix[2:])
-    return False
-
-
-def decoded(data: bytes) -> str:
-    """The text of all bytes but the pending ones; what is invalid becomes U+FFFD (one for each maximal subpart)."""
-    return data[: len(data) - len(pending(data))].decode(errors="replace")
-
-
-@dataclass(slots=True)
-class Decoder:
-    """Bytes in, text out. The pieces, with `flush` at the end, join to the one-shot decoding of all bytes."""
-
-    waiting: bytes = field(default=b"")
-
-    def push(self, data: bytes) -> str:
-        """The characters that these bytes complete."""
-        data = self.waiting + data
-        self.waiting = pending(data)
-        return decoded(data)
-
-    def flush(self) -> str:
-        """What the waiting bytes are worth when no more will come: a U+FFFD, or nothing."""
-        text, self.waiting = self.waiting.decode(errors="replace"), b""
-        return text

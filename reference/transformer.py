@@ -15,70 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from gnomon.reference import model
 from gnomon.reference.arrays import F64
-from gnomon.reference.model import ModelConfig, Params, rms_norm, softmax
-
-
-class Rope(NamedTuple):
-    """Rotary positions: the angle that each pair of coordinates turns by per position, in radians, [R/2]; the first R
-    coordinates of a head are turned, the rest stay. `magnitude` stretches what is turned (YaRN, LongRoPE)."""
-
-    frequencies: tuple[float, ...]
-    magnitude: float = 1.0
-
-
-class Layer(NamedTuple):
-    """What may differ from layer to layer."""
-
-    rope: Rope | None  # None: this layer does not know positions
-    window: int | None  # a position sees itself and the window − 1 before it; None: all before it
-    has_experts: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Experts:
-    count: int  # E
-    per_token: int  # how many of them a token is sent to
-    is_normalized: bool  # whether the weights of those sum to 1
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """What a model is made of; the defaults are Llama's."""
-
-    architecture: str  # the name in config.json
-    layers: tuple[Layer, ...]
-    score_scale: float  # a query's product with a key is multiplied by it
-    norm: Literal["rms", "rms_offset", "layer"] = "rms"  # rms_offset: its weight is 1 + what is stored
-    placement: Literal["before", "after", "around", "beside"] = "before"  # of the norms; see `block`
-    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
-    is_gated: bool = True
-    query_key_norm: Literal["none", "head", "whole"] = "none"  # of each head, or of all heads' coordinates as one row
-    score_cap: float | None = None
-    logit_cap: float | None = None
-    embedding_scale: float = 1.0
-    residual_scale: float = 1.0  # of what a half of a layer adds, where norms come before
-    logit_scale: float = 1.0
-    experts: Experts | None = None
-    expert_size: int = 0  # an expert's feed-forward width
-    biases: frozenset[str] = frozenset()  # projections that have one
-    learned_positions: int = 0  # rows of embed_positions; 0: there is none
-
-
-@cache
-def family_of(config: ModelConfig) -> Family:
-    """The model's family; that of a Llama where none is declared."""
-    if config.family is not None:
-        return config.family
-    layer = Layer(Rope(tuple(model.inverse_frequencies(config).tolist())), None)
-    return Family("LlamaForCausalLM", (layer,) * config.num_hidden_layers, config.head_dim**-0.5)
+from gnomon.reference.model import rms_norm, softmax
+from gnomon.reference.model_config import Family, Layer, ModelConfig, Params, Rope
 
 
 def linear(x: F64, params: Params, name: str) -> F64:
@@ -90,7 +34,7 @@ def linear(x: F64, params: Params, name: str) -> F64:
 def norm(x: F64, params: Params, name: str, config: ModelConfig) -> F64:
     """[..., D] → [..., D]: every row normed as the family does it."""
     weight, eps = params[name], config.rms_norm_eps
-    match family_of(config).norm:
+    match config.family.norm:
         case "rms":
             return rms_norm(x, weight, eps)
         case "rms_offset":
@@ -117,7 +61,7 @@ def cap(x: F64, most: float | None) -> F64:
 
 def attention(x: F64, params: Params, config: ModelConfig, layer: Layer) -> F64:
     """Causal self-attention with grouped queries, [T, D] → [T, D]."""
-    family, T, K, H = family_of(config), len(x), config.num_key_value_heads, config.head_dim
+    family, T, K, H = config.family, len(x), config.num_key_value_heads, config.head_dim
     q, k, v = (linear(x, params, name) for name in ("q_proj", "k_proj", "v_proj"))
     if family.query_key_norm == "whole":
         q, k = norm(q, params, "q_norm", config), norm(k, params, "k_norm", config)
@@ -185,7 +129,7 @@ def block(x: F64, params: Params, config: ModelConfig, layer: Layer) -> F64:
     around   x + norm(f(norm(x)))         Gemma 2
     beside   both halves read the same x  GPT-NeoX
     """
-    family = family_of(config)
+    family = config.family
 
     def mixed(x: F64) -> F64:
         return attention(x, params["self_attn"], config, layer)
@@ -218,8 +162,6 @@ _quietly = np.errstate(over="ignore", invalid="ignore")  # what overflows comes 
 @_quietly
 def hidden_states(config: ModelConfig, params: Params, tokens: Sequence[int]) -> F64:
     """Token ids [T] → the last layer's output, normed, [T, D]. Row t depends on tokens 0 … t only."""
-    if config.family is None:
-        return model.hidden_states(config, params, tokens)
     family = config.family
     x = params["embed_tokens"][np.asarray(tokens)] * family.embedding_scale
     if "embed_positions" in params:
@@ -232,8 +174,6 @@ def hidden_states(config: ModelConfig, params: Params, tokens: Sequence[int]) ->
 @_quietly
 def unembed(config: ModelConfig, params: Params, x: F64) -> F64:
     """[..., D] → raw logits [..., V]."""
-    if config.family is None:
-        return model.unembed(x, params)
     family = config.family
     return cap(linear(x, params, "lm_head") * family.logit_scale, family.logit_cap)
 

@@ -57,7 +57,8 @@ from load import (
     server,
 )
 
-from gnomon.reference.checkpoint.load import default_model_path, read_config
+from gnomon.reference.checkpoint.config import read_config
+from gnomon.reference.checkpoint.load import default_model_path
 
 ORDINARY = 4  # clients
 TURNS = 4  # of each kind

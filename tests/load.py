@@ -42,7 +42,8 @@ from typing import Any, NamedTuple
 import h11
 from prometheus_client.parser import text_string_to_metric_families
 
-from gnomon.reference.checkpoint.load import default_model_path, read_config
+from gnomon.reference.checkpoint.config import read_config
+from gnomon.reference.checkpoint.load import default_model_path
 from helpers.judge import random_request
 
 COMMAND = (sys.executable, "-c", "from gnomon.http.cli.commands import main; main()")

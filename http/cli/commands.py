@@ -37,8 +37,9 @@ from gnomon.http.cli.environment import service_links
 from gnomon.http.cli.toml import assignment, fitting
 from gnomon.http.settings import AuthMode, AuthSettings, LogFormat, Option, Settings, option, options
 from gnomon.http.verify.report.profiles import ProfileName
-from gnomon.reference.request import BY_NAME, CompletionRequest, RequestError
-from gnomon.reference.text.infill import Order, Told
+from gnomon.reference.errors import RequestError
+from gnomon.reference.request import BY_NAME, CompletionRequest
+from gnomon.reference.text.infill import InfillOptions, Order
 
 if TYPE_CHECKING:
     from gnomon.http.verify.report.report import MakeSection
@@ -100,14 +101,14 @@ class ModelOptions:
         metavar="ORDER",
     )
 
-    def told(self) -> Told:
+    def told(self) -> InfillOptions:
         """What they say of the fill-in-the-middle tokens. One without those it needs ends the command."""
         given = {_flag(name): getattr(self, name) for name in ("fim_prefix", "fim_suffix", "fim_middle")}
         needed = list(given)[:2] if self.fim_middle is None and self.fim_order in (None, Order.spm) else list(given)
         missing = [flag for flag in needed if given[flag] is None]
         if missing and any(literal is not None for literal in given.values()):
             fail(f"{', '.join(needed)} go together; missing: {', '.join(missing)}", 2)
-        return Told(_text(self.fim_prefix), _text(self.fim_suffix), _text(self.fim_middle), self.fim_order)
+        return InfillOptions(_text(self.fim_prefix), _text(self.fim_suffix), _text(self.fim_middle), self.fim_order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +250,7 @@ def open_model(
 ) -> tuple[ServedEngine, Tokenizer, Checkpoint]:
     """The engine, its tokenizer, and what both were made from. `say` gets a line for every step of the start, and
     `announce` one before those that take long, and what is not kept for the next start."""
-    from gnomon.reference.checkpoint.load import CheckpointError
+    from gnomon.reference.checkpoint.errors import CheckpointError
     from gnomon.reference.engine import ReferenceEngine
 
     try:
@@ -841,7 +842,8 @@ def doctor(
     Tokens against the reference, the same bytes under load, speed: some four minutes on two CPU cores.
     Status 0: sound; 1: unsound, with the reasons.
     """
-    from gnomon.reference.checkpoint.load import CheckpointError, silently
+    from gnomon.reference.checkpoint.errors import CheckpointError
+    from gnomon.reference.checkpoint.load import silently
     from gnomon.reference.system.files import check_writable
 
     try:
@@ -1044,7 +1046,7 @@ def verify(
 
 def _compared_with(reference: str) -> MakeSection:
     from gnomon.http.verify.weights.weights import compared_with
-    from gnomon.reference.checkpoint.load import CheckpointError
+    from gnomon.reference.checkpoint.errors import CheckpointError
     from gnomon.reference.engine import ReferenceEngine
 
     try:

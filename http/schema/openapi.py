@@ -36,16 +36,8 @@ from gnomon.http.settings import AuthMode, Settings
 from gnomon.http.trace import NoLonger
 from gnomon.reference.completion import end_ids
 from gnomon.reference.engine import LOWEST_LOGPROB, Engine
-from gnomon.reference.request import (
-    BIAS_ENTRIES,
-    FIELDS,
-    STAGES,
-    ContextExceeded,
-    Field,
-    InvalidRequest,
-    ModelNotFound,
-    RequestError,
-)
+from gnomon.reference.errors import ContextExceeded, InvalidRequest, ModelNotFound, RequestError
+from gnomon.reference.request import BIAS_ENTRIES, FIELDS, STAGES, Field
 from gnomon.reference.response import json_bytes
 from gnomon.reference.text.infill import Order
 from gnomon.reference.tokenizer import Tokenizer

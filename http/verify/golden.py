@@ -9,8 +9,8 @@ from gnomon.http.verify.ask.exchange import Streamed
 from gnomon.http.verify.ask.probe import Probe, Subject
 from gnomon.http.verify.report.report import Section, Table
 from gnomon.http.verify.verdict import Case, Finding, Outcome, honoured, wrong
-from gnomon.reference.golden import Case as Vector
-from gnomon.reference.golden import Verdict, judge, load_cases
+from gnomon.reference.golden import AnswerCheck, judge_answer, load_cases
+from gnomon.reference.golden import GoldenCase as Vector
 
 
 async def replay(subject: Subject) -> Section:
@@ -18,7 +18,7 @@ async def replay(subject: Subject) -> Section:
     began = time.monotonic()
     vectors = load_cases()
     findings: list[Finding] = []
-    verdicts: list[Verdict] = []
+    verdicts: list[AnswerCheck] = []
     for vector in vectors:
         probe = Probe(subject)
         verdict = await _judged(probe, vector, subject.model)
@@ -32,12 +32,12 @@ async def replay(subject: Subject) -> Section:
     return Section("Golden vectors", tuple(findings), (_table(verdicts),))
 
 
-async def _judged(probe: Probe, vector: Vector, model: str) -> Verdict:
+async def _judged(probe: Probe, vector: Vector, model: str) -> AnswerCheck:
     body = vector.payload(model)
     sampled = sum(len(candidate.ids) for candidate in vector.candidates)
     exchange = await probe.send(body, cost=sum(map(len, vector.prompt_ids)) + sampled)
     answer = list(Streamed.read(exchange).events) if vector.is_streamed and exchange.status == 200 else exchange.json
-    return judge(vector, exchange.status or 0, answer, model=model)
+    return judge_answer(vector, exchange.status or 0, answer, model=model)
 
 
 def _finding(name: str, says: str, outcome: Outcome, probe: Probe | None, began: float) -> Finding:
@@ -49,12 +49,12 @@ def _finding(name: str, says: str, outcome: Outcome, probe: Probe | None, began:
     return Finding(case, outcome, exchanges, time.monotonic() - began)
 
 
-def _passed(verdicts: Sequence[Verdict]) -> Outcome:
+def _passed(verdicts: Sequence[AnswerCheck]) -> Outcome:
     worst = max(verdict.worst_logprob for verdict in verdicts)
     return honoured(f"{len(verdicts)} of {len(verdicts)}; the worst log-probability is off by {worst:.1e}")
 
 
-def _table(verdicts: Sequence[Verdict]) -> Table:
+def _table(verdicts: Sequence[AnswerCheck]) -> Table:
     numbers = (
         len(verdicts),
         sum(verdict.passed for verdict in verdicts),

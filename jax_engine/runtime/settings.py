@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from gnomon.jax_engine.runtime.memory import Memory, memory
 from gnomon.reference.checkpoint.load import Checkpoint
-from gnomon.reference.model import ModelConfig
+from gnomon.reference.model_config import ModelConfig
 
 SLOT_BYTES = 12  # a token of the vocabulary: its bias, its count and its logit
 

@@ -46,14 +46,10 @@ from safetensors.numpy import save_file
 
 from gnomon.jax_engine.engine import EngineSettings, JaxEngine, bytes_per_token
 from gnomon.jax_engine.runtime.backend import NoDevice, require_devices
-from gnomon.reference.checkpoint.load import (
-    Checkpoint,
-    CheckpointError,
-    default_model_path,
-    expected_tensors,
-    load_checkpoint,
-    read_config,
-)
+from gnomon.reference.checkpoint.config import read_config
+from gnomon.reference.checkpoint.errors import CheckpointError
+from gnomon.reference.checkpoint.load import Checkpoint, default_model_path, load_checkpoint
+from gnomon.reference.checkpoint.tensor_table import expected_tensors
 from gnomon.reference.engine import Engine, Failed, Job, JobRequest, ReferenceEngine, Token
 from gnomon.reference.sampler import SamplingParams
 

@@ -42,7 +42,7 @@ from gnomon.jax_engine.runtime.settings import EngineSettings, bytes_per_token, 
 from gnomon.reference.checkpoint.load import Checkpoint, default_model_path
 from gnomon.reference.completion import EngineFailed, prepare
 from gnomon.reference.engine import Failed, JobRequest, ReferenceEngine, Token
-from gnomon.reference.model import ModelConfig
+from gnomon.reference.model_config import Family, ModelConfig
 from gnomon.reference.parity import RecordingEngine, Tally, judge_recording
 from gnomon.reference.prng import DrawKey
 from gnomon.reference.request import CompletionRequest
@@ -540,11 +540,10 @@ LARGE = ModelConfig(
     head_dim=64,
     max_position_embeddings=1024,
     rms_norm_eps=1e-5,
-    rope_theta=10000.0,
-    rope_scaling=None,
     tie_word_embeddings=True,
     eos_token_ids=frozenset({0}),
     bos_token_id=None,
+    family=Family.llama(num_hidden_layers=30, head_dim=64),
 )
 
 

@@ -17,13 +17,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from gnomon.reference.request import CompletionRequest, InvalidRequest
+from gnomon.reference.errors import InvalidRequest
+from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import json_bytes
 
 CHOICE_BYTES = 160
 TEXT_BYTES = 8  # of a sampled token
-ENTRY_BYTES = 32  # of a label, of a log-probability with its offset, and of each entry of a ranking
-CHARACTERS = 2**16  # measured by one call
+PART_BYTES = 32  # of a label, of a log-probability with its offset, and of each entry of a ranking
+CHARACTERS_MEASURED = 2**16  # measured by one call
 
 
 class Size(NamedTuple):
@@ -35,7 +36,7 @@ class Size(NamedTuple):
 
 def text_bytes(text: str) -> int:
     """The bytes of a text in JSON, without the quotes."""
-    return sum(len(json_bytes(text[i : i + CHARACTERS])) - 2 for i in range(0, len(text), CHARACTERS))
+    return sum(len(json_bytes(text[i : i + CHARACTERS_MEASURED])) - 2 for i in range(0, len(text), CHARACTERS_MEASURED))
 
 
 def answer_bytes(request: CompletionRequest, prompts: Sequence[Size]) -> int:
@@ -44,7 +45,7 @@ def answer_bytes(request: CompletionRequest, prompts: Sequence[Size]) -> int:
     if request.echo:
         text = sum(prompt.text_bytes for prompt in prompts)
     if request.logprobs is not None:
-        per_token = ENTRY_BYTES * (request.logprobs + 3)
+        per_token = PART_BYTES * (request.logprobs + 3)
         text *= 3
         if request.echo:
             tokens += sum(prompt.tokens for prompt in prompts)

@@ -18,7 +18,7 @@ from gnomon.reference.request import CompletionRequest
 RUN_BYTES = 2048
 """Of any run, whatever it was asked: its objects, its parameters, its lock and its id."""
 
-ENTRY_BYTES = sys.getsizeof(2**20) + sys.getsizeof(0.5)
+BIAS_ENTRY_BYTES = sys.getsizeof(2**20) + sys.getsizeof(0.5)
 """Of an entry of `logit_bias`, beside its place in the table."""
 
 
@@ -46,7 +46,7 @@ def held_bytes(prompts: Sequence[KeptPrompt], request: CompletionRequest) -> Map
     return {
         "prompt": RUN_BYTES + sum(prompt.held_bytes for prompt in prompts) + sys.getsizeof(prompts),
         "stop": sum(map(_own, request.stop)),
-        "logit_bias": sys.getsizeof(bias) + len(bias) * ENTRY_BYTES if bias else 0,
+        "logit_bias": sys.getsizeof(bias) + len(bias) * BIAS_ENTRY_BYTES if bias else 0,
     }
 
 

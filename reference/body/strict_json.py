@@ -46,7 +46,7 @@ class Object(dict[str, Any]):
     repeated: str | None = None
 
 
-class Reader:
+class JsonReader:
     """One text. integer, number, constant: what becomes of the digits of a number, and of NaN and the infinities."""
 
     def __init__(

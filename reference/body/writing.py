@@ -4,7 +4,7 @@
 second for every 40 MB. Here a call encodes some thousand numbers or characters, and what a choice echoes is
 encoded once a prompt: its pieces are the same objects in each of the prompt's choices.
 
-    Entries    some tokens with what is reported of them
+    ReportedTokens    some tokens with what is reported of them
     Text       an encoded stretch of text and the four encoded arrays of its entries, without quotes and brackets
     choice     one choice's JSON, of one or two stretches: the echoed prompt, and sampled tokens
     answer     the object around the choices
@@ -20,12 +20,12 @@ from typing import NamedTuple
 from gnomon.reference.body.rankings import Ranking
 from gnomon.reference.response import Completion, json_bytes
 
-VALUES = 1024  # log-probabilities encoded by one call, which takes a millisecond or two
-CHARACTERS = 2**16
-BLOCK = 2**16  # bytes
+VALUES_AT_ONCE = 1024  # log-probabilities encoded by one call, which takes a millisecond or two
+CHARACTERS_AT_ONCE = 2**16
+BLOCK_BYTES = 2**16  # bytes
 
 
-class Entries(NamedTuple):
+class ReportedTokens(NamedTuple):
     """Tokens in a row: ids, log-probabilities, rankings of `top` ids, offsets to each of which `shift` is added."""
 
     top: int
@@ -36,7 +36,7 @@ class Entries(NamedTuple):
     shift: int = 0
 
 
-class Written(NamedTuple):
+class EncodedStretch(NamedTuple):
     """An encoded stretch of a choice. arrays: tokens, token_logprobs, top_logprobs and text_offset, or none."""
 
     text: list[bytes]
@@ -46,13 +46,13 @@ class Written(NamedTuple):
 ARRAYS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
 
-def written(text: str, entries: Entries | None, at: range, labels: Sequence[str]) -> Written:
+def encoded(text: str, entries: ReportedTokens | None, at: range, labels: Sequence[str]) -> EncodedStretch:
     """at: which of the entries."""
-    parts = [json_bytes(text[i : i + CHARACTERS])[1:-1] for i in range(0, len(text), CHARACTERS)]
+    parts = [json_bytes(text[i : i + CHARACTERS_AT_ONCE])[1:-1] for i in range(0, len(text), CHARACTERS_AT_ONCE)]
     if entries is None:
-        return Written(parts)
+        return EncodedStretch(parts)
     arrays: tuple[list[bytes], ...] = ([], [], [], [])
-    step = max(1, VALUES // (entries.top + 1))
+    step = max(1, VALUES_AT_ONCE // (entries.top + 1))
     for begin in range(at.start, at.stop, step):
         here = slice(begin, min(begin + step, at.stop))
         ids, logprobs = entries.ids[here], entries.logprobs[here]
@@ -65,7 +65,7 @@ def written(text: str, entries: Entries | None, at: range, labels: Sequence[str]
         )
         for array, value in zip(arrays, values, strict=True):
             array.append(json_bytes(value)[1:-1])
-    return Written(parts, arrays)
+    return EncodedStretch(parts, arrays)
 
 
 def top_logprobs(v: int, lp: float | None, top: Ranking | None, labels: Sequence[str]) -> Mapping[str, float] | None:
@@ -75,7 +75,9 @@ def top_logprobs(v: int, lp: float | None, top: Ranking | None, labels: Sequence
     return {labels[u]: value for u, value in top} | {labels[v]: lp}
 
 
-def choice(index: int, stretches: Sequence[Written], has_logprobs: bool, finish_reason: str | None) -> Iterator[bytes]:
+def choice(
+    index: int, stretches: Sequence[EncodedStretch], has_logprobs: bool, finish_reason: str | None
+) -> Iterator[bytes]:
     yield b'{"index":%d,"text":"' % index
     for stretch in stretches:
         yield from stretch.text
@@ -106,12 +108,12 @@ def answer(frame: Completion, choices: Iterable[Iterator[bytes]]) -> Iterator[by
 
 
 def blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Small pieces joined to some `BLOCK` bytes; a piece that is large by itself stays the object that it is."""
+    """Small pieces joined to some `BLOCK_BYTES` bytes; a piece that is large by itself stays the object that it is."""
     small: list[bytes] = []
     size = 0
     for piece in pieces:
-        is_large = len(piece) >= BLOCK // 8
-        if small and (is_large or size + len(piece) > BLOCK):
+        is_large = len(piece) >= BLOCK_BYTES // 8
+        if small and (is_large or size + len(piece) > BLOCK_BYTES):
             yield b"".join(small)
             small, size = [], 0
         if is_large:

@@ -5,20 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gnomon.reference.checkpoint.tensors import CheckpointError
-from gnomon.reference.request import shown
+from gnomon.reference.body.shown import shown
+from gnomon.reference.checkpoint.errors import CheckpointError
 
 Entries = Mapping[str, Any]
 
 LARGEST = 2**24  # of any size in a config: beyond every model
-
-
-class ContextError(CheckpointError):
-    """A context is asked for that the model does not have."""
-
-
-class UnsupportedModel(CheckpointError):
-    """A sound checkpoint of a model this version does not run."""
 
 
 def size(raw: Entries, name: str, default: int | None = None, most: int = LARGEST, least: int = 1) -> int:
@@ -51,14 +43,7 @@ def positives(raw: Entries, name: str, count: int) -> list[float]:
     return [positive({name: value}, name) for value in values]
 
 
-def word(raw: Entries, name: str, default: str) -> str:
-    value = raw.get(name, default)
-    if not isinstance(value, str):
-        raise CheckpointError(f"{name} is {shown(value)}, not a string")
-    return value
-
-
-def flag(raw: Entries, name: str, default: bool) -> bool:
+def switch(raw: Entries, name: str, default: bool) -> bool:
     value = raw.get(name, default)
     if not isinstance(value, bool):
         raise CheckpointError(f"{name} is {shown(value)}, not true or false")

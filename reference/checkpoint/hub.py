@@ -19,8 +19,9 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
+from gnomon.reference.checkpoint.errors import CheckpointError
 from gnomon.reference.checkpoint.network import has_trust, proxy_note, unusable
-from gnomon.reference.checkpoint.tensors import ADAPTER, GGUF, OTHER_FORMS, CheckpointError
+from gnomon.reference.checkpoint.tensors import ADAPTER, GGUF, OTHER_FORMS
 from gnomon.reference.system.files import absolute
 
 PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"

@@ -13,7 +13,6 @@ files. How files are read is in tensors.py.
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -26,32 +25,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gnomon.reference.checkpoint.entries import ContextError, UnsupportedModel
-from gnomon.reference.checkpoint.families import model_config, stored_tensors
+from gnomon.reference.checkpoint.config import read_config
+from gnomon.reference.checkpoint.errors import CheckpointError, UnsupportedModel
 from gnomon.reference.checkpoint.surplus import fitted
-from gnomon.reference.checkpoint.tensors import (
-    ADAPTER,
-    OTHER_FORMS,
-    CheckpointError,
-    Place,
-    TensorFiles,
-    other_form,
-    read_json,
-)
-from gnomon.reference.model import ModelConfig
+from gnomon.reference.checkpoint.tensor_table import ParamPath, stored_tensors
+from gnomon.reference.checkpoint.tensors import ADAPTER, OTHER_FORMS, TensorFiles
+from gnomon.reference.model_config import ModelConfig
 from gnomon.reference.system.files import absolute
-
-__all__ = [
-    "Checkpoint",
-    "CheckpointError",
-    "UnsupportedModel",
-    "default_model_path",
-    "expected_tensors",
-    "load_checkpoint",
-    "read_config",
-    "read_json",
-    "stored_tensors",
-]
 
 PROGRESS_SECONDS = 5.0  # between two lines while weights are being read
 
@@ -60,7 +40,7 @@ Say = Callable[[str], None]
 
 
 def silently(line: str) -> None:
-    """Says nothing."""
+    """A `say` for whoever wants no lines."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +74,7 @@ class Checkpoint:
         if isinstance(self.weights, TensorFiles):
             self.weights.close()
 
-    def read(self, put: Callable[[Place, NDArray[Any]], T]) -> dict[str, Any]:
+    def read(self, put: Callable[[ParamPath, NDArray[Any]], T]) -> dict[str, Any]:
         """What `put` makes of every array of the params, nested as they are. Raises CheckpointError.
 
         `put` is given the array's place and the array as it is stored, which is let go afterwards. A head tied to the
@@ -112,11 +92,11 @@ class Checkpoint:
         nested: dict[str, Any] = _nested(leaves)
         return nested
 
-    def _read(self, source: TensorFiles, put: Callable[[Place, NDArray[Any]], T]) -> dict[Place, T]:
+    def _read(self, source: TensorFiles, put: Callable[[ParamPath, NDArray[Any]], T]) -> dict[ParamPath, T]:
         table = stored_tensors(self.config)
         whole, done, reading = sum(source.size(stored.name) for stored in table), 0, 0.0
         started = said = time.monotonic()
-        leaves: dict[Place, T] = {}
+        leaves: dict[ParamPath, T] = {}
         for count, stored in enumerate(table):
             began = time.monotonic()
             if began - said >= PROGRESS_SECONDS:
@@ -137,7 +117,7 @@ def _mib(size: int) -> str:
     return f"{size / 2**20:,.1f} MiB"
 
 
-def _leaves(tree: Any, place: Place = ()) -> Iterator[tuple[Place, NDArray[Any]]]:
+def _leaves(tree: Any, place: ParamPath = ()) -> Iterator[tuple[ParamPath, NDArray[Any]]]:
     """The arrays of nested params with their places."""
     if isinstance(tree, Mapping | list):
         for key, node in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
@@ -146,9 +126,9 @@ def _leaves(tree: Any, place: Place = ()) -> Iterator[tuple[Place, NDArray[Any]]
         yield place, tree
 
 
-def _nested(leaves: Mapping[Place, T]) -> Any:
+def _nested(leaves: Mapping[ParamPath, T]) -> Any:
     """Nested dicts from the leaves by their places; where the keys are numbers, lists."""
-    groups: dict[str | int, dict[Place, T]] = {}
+    groups: dict[str | int, dict[ParamPath, T]] = {}
     for (key, *rest), leaf in leaves.items():
         groups.setdefault(key, {})[tuple(rest)] = leaf
     nodes = {key: group[()] if () in group else _nested(group) for key, group in groups.items()}
@@ -176,23 +156,3 @@ def load_checkpoint(
         raise UnsupportedModel(f"{directory}: {ADAPTER} {OTHER_FORMS[ADAPTER]}")
     config, source = fitted(read_config(directory, max_model_len, warn), TensorFiles.open(directory, warn), warn)
     return Checkpoint(directory, config, source, say)
-
-
-def read_config(directory: Path, max_model_len: int | None = None, warn: Say = warnings.warn) -> ModelConfig:
-    """config.json as a ModelConfig. max_model_len: a shorter context than the model's own · warn: gets a line for
-    every entry that has no effect. Raises CheckpointError, or UnsupportedModel, naming the entry that decided."""
-    if not os.path.lexists(directory / "config.json"):
-        raise CheckpointError(f"{directory / 'config.json'}: no such file{other_form(directory)}")
-    raw = read_json(directory / "config.json")
-    generation = read_json(directory / "generation_config.json", missing={}).get("eos_token_id")
-    try:
-        return model_config(raw, generation, max_model_len, warn)
-    except (UnsupportedModel, ContextError):
-        raise
-    except CheckpointError as error:
-        raise CheckpointError(f"{directory / 'config.json'}: {error}") from None
-
-
-def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name in the checkpoint → shape."""
-    return {stored.name: stored.shape for stored in stored_tensors(config)}

@@ -19,10 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gnomon.reference.checkpoint.families import names_of, stored_tensors
+from gnomon.reference.checkpoint.tensor_table import names_of, stored_tensors
 from gnomon.reference.checkpoint.tensors import FORMATS, TensorFiles
-from gnomon.reference.model import ModelConfig
-from gnomon.reference.transformer import family_of
+from gnomon.reference.model_config import ModelConfig, Rope
 
 MASKED = -1000.0  # what a masked score was set to; e to the power of it is 0 in float32
 
@@ -112,8 +111,9 @@ def _odd(config: ModelConfig, source: TensorFiles, apart: Collection[str]) -> It
 def _is_rotary(name: str, config: ModelConfig, source: TensorFiles) -> bool:
     """One of the model's tables, or the plain one: stretching was not always stored. Rounded as it is stored."""
     entry = source.entries[name][0]
-    tables = {layer.rope.frequencies for layer in family_of(config).layers if layer.rope is not None}
-    tables |= {_plain(config.rope_theta, len(table)) for table in tables}
+    ropes = {layer.rope for layer in config.family.layers if layer.rope is not None}
+    tables = {rope.frequencies for rope in ropes}
+    tables |= {Rope.plain(rope.theta, 2 * len(rope.frequencies)).frequencies for rope in ropes}
     if entry.dtype not in FORMATS or entry.shape not in {(len(table),) for table in tables}:
         return False
     [stored] = source.blocks(name)
@@ -122,10 +122,6 @@ def _is_rotary(name: str, config: ModelConfig, source: TensorFiles) -> bool:
         rounded = [np.array(table).astype(kind).astype(np.float64) for table in tables if (len(table),) == stored.shape]
     step = 2 * max(2.0**-21, 2.0 ** -_mantissa(entry.dtype))  # the table itself was computed in float32
     return any(np.allclose(stored.astype(np.float64), table, rtol=step, atol=1e-7) for table in rounded)
-
-
-def _plain(theta: float, pairs: int) -> tuple[float, ...]:
-    return tuple((theta ** -(np.arange(pairs) / pairs)).tolist())
 
 
 def _mantissa(dtype: str) -> int:

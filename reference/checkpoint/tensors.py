@@ -7,7 +7,7 @@
     4 a tensor, in the dtype it is stored in; NaN and infinity are refused by name
 
 A file of the index lies in the directory itself, but may be a link to anywhere: a Hugging Face cache is made of links.
-Which tensors a model needs and what becomes of them is decided in checkpoint.py, what may be there besides in
+Which tensors a model needs and what becomes of them is decided in tensor_table.py, what may be there besides in
 surplus.py.
 """
 
@@ -29,13 +29,10 @@ import ml_dtypes
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from gnomon.reference.checkpoint.errors import CheckpointError
 from gnomon.reference.system.files import Opened, read_regular
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
-class CheckpointError(ValueError):
-    """A model directory that cannot be loaded, with the reason."""
 
 
 class Format(NamedTuple):
@@ -52,31 +49,25 @@ FORMATS = {
     "F16": Format(np.float16, np.uint16, 0x7C00),
     "BF16": Format(ml_dtypes.bfloat16, np.uint16, 0x7F80),
 }
-OTHERS = {"BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "I32": np.int32, "I64": np.int64}  # of what is no weight
-QUANTISED = (  # ends of names of what quantised weights come with
+OTHER_DTYPES = {
+    "BOOL": np.bool_,
+    "U8": np.uint8,
+    "I8": np.int8,
+    "I32": np.int32,
+    "I64": np.int64,
+}  # of what is no weight
+QUANTISED_ENDS = (  # ends of names of what quantised weights come with
     *("qweight", "qzeros", "g_idx", "scales", "weight_packed", "weight_scale", "weight_scale_inv", "weight_scale_2"),
     *("input_scale", "absmax", "quant_map", "SCB"),
 )
-LISTED = 20  # of all that does not fit; a large model has thousands of tensors
-BLOCK = 2**16  # weights looked at together for NaN and infinity
+MOST_PROBLEMS = 20  # of all that does not fit; a large model has thousands of tensors
+WEIGHTS_AT_ONCE = 2**16  # weights looked at together for NaN and infinity
 CHANGED = "was written to since its header was read"
-PIECE = 2**20  # elements of a tensor read together where it is not wanted whole
+ELEMENTS_AT_ONCE = 2**20  # elements of a tensor read together where it is not wanted whole
 ALIGNMENT = 64  # bytes; what XLA's CPU backend asks for, so that it takes an array as it is, without a copy
 
-Place = tuple[str | int, ...]
-Transform = Callable[[NDArray[Any]], NDArray[Any]]
 
-
-class Stored(NamedTuple):
-    """A tensor of a checkpoint and what the model makes of it: each part has its place in the nested params and the
-    function that takes it out of the stored array."""
-
-    name: str
-    shape: tuple[int, ...]
-    parts: tuple[tuple[Place, Transform], ...]
-
-
-class Entry(NamedTuple):
+class TensorLocation(NamedTuple):
     """Where a tensor is."""
 
     file: Path
@@ -93,13 +84,13 @@ class TensorFiles:
     stay open: replacing or removing them, the whole directory too, changes nothing of what is read later."""
 
     directory: Path
-    entries: Mapping[str, tuple[Entry, ...]]
+    entries: Mapping[str, tuple[TensorLocation, ...]]
 
     @classmethod
     def open(cls, directory: Path, warn: Callable[[str], None] = warnings.warn) -> TensorFiles:
         """Finds the files and reads their headers. warn: gets a line for an index that is not followed. Raises
         CheckpointError."""
-        entries: dict[str, tuple[Entry, ...]] = {}
+        entries: dict[str, tuple[TensorLocation, ...]] = {}
         for file in _files(directory, warn):
             for name, entry in _header(file).items():
                 entries[name] = (*entries.get(name, ()), entry)
@@ -107,14 +98,14 @@ class TensorFiles:
 
     def renamed(self, rename: Callable[[str], str]) -> TensorFiles:
         """The same tensors under other names; two that get one name are both there, which `check` refuses."""
-        entries: dict[str, tuple[Entry, ...]] = {}
+        entries: dict[str, tuple[TensorLocation, ...]] = {}
         for name, found in self.entries.items():
             entries[rename(name)] = (*entries.get(rename(name), ()), *found)
         return TensorFiles(self.directory, entries)
 
     def check(self, expected: Mapping[str, tuple[int, ...]], left_out: Callable[[str], bool]) -> None:
         """Raises CheckpointError with everything that is missing, extra, there twice, misshapen or of another dtype:
-        the first of them in full, and how many more there are. left_out: names that are nobody's business."""
+        the first of them in full, and how many more there are. left_out: names that are passed over."""
         wrong = [f"{name} is missing" for name in expected if name not in self.entries]
         for name, entries in self.entries.items():
             if name not in expected:
@@ -129,10 +120,10 @@ class TensorFiles:
                 if entry.dtype not in FORMATS:
                     wrong.append(f"{name} has dtype {entry.dtype}, not one of {', '.join(FORMATS)}")
         if wrong:
-            names = sorted(name for name in self.entries if name not in expected and name.endswith(QUANTISED))
+            names = sorted(name for name in self.entries if name not in expected and name.endswith(QUANTISED_ENDS))
             cause = f"quantised weights ({_printable(names[0])}) are not supported: " if names else ""
-            more = f"; and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
-            raise CheckpointError(f"{self.directory}: {cause}" + "; ".join(sorted(wrong)[:LISTED]) + more)
+            more = f"; and {len(wrong) - MOST_PROBLEMS} more" if len(wrong) > MOST_PROBLEMS else ""
+            raise CheckpointError(f"{self.directory}: {cause}" + "; ".join(sorted(wrong)[:MOST_PROBLEMS]) + more)
 
     @property
     def changed(self) -> str | None:
@@ -164,10 +155,10 @@ class TensorFiles:
         """A tensor's elements in order, as they are stored, a piece at a time.
         Raises CheckpointError."""
         entry = self.entries[name][0]
-        dtype = FORMATS[entry.dtype].dtype if entry.dtype in FORMATS else OTHERS.get(entry.dtype)
+        dtype = FORMATS[entry.dtype].dtype if entry.dtype in FORMATS else OTHER_DTYPES.get(entry.dtype)
         if dtype is None:
             raise CheckpointError(f"{entry.file}: {_printable(name)} has dtype {entry.dtype}, which is not read here")
-        width = PIECE * np.dtype(dtype).itemsize
+        width = ELEMENTS_AT_ONCE * np.dtype(dtype).itemsize
         for begin in range(0, entry.size, width):
             piece = np.empty(min(width, entry.size - begin), np.uint8)
             _fill(entry, name, begin, piece)
@@ -183,7 +174,7 @@ class TensorFiles:
         return False
 
 
-def _fill(entry: Entry, name: str, begin: int, memory: NDArray[np.uint8]) -> None:
+def _fill(entry: TensorLocation, name: str, begin: int, memory: NDArray[np.uint8]) -> None:
     """Reads as many of a tensor's bytes as there is memory for, from its byte `begin` on."""
     try:
         count = entry.opened.read_into(memory, entry.start + begin)
@@ -206,7 +197,7 @@ def aligned(size: int) -> NDArray[np.uint8]:
 def _is_finite(integers: NDArray[Any], exponent: int) -> bool:
     """Block by block, so that this costs no memory to speak of."""
     mask = integers.dtype.type(exponent)
-    blocks = (integers[i : i + BLOCK] for i in range(0, len(integers), BLOCK))
+    blocks = (integers[i : i + WEIGHTS_AT_ONCE] for i in range(0, len(integers), WEIGHTS_AT_ONCE))
     return not any(((block & mask) == mask).any() for block in blocks)
 
 
@@ -288,7 +279,7 @@ def _refuse_irregular(file: Path, who: str) -> None:
         raise CheckpointError(f"{who}: not a regular file")
 
 
-def _header(file: Path) -> dict[str, Entry]:
+def _header(file: Path) -> dict[str, TensorLocation]:
     """The tensors of one file. The library checks the header's form and that offsets follow one another from the
     header's end to the file's; a name that is there twice with equal offsets it lets pass."""
     try:
@@ -307,7 +298,7 @@ def _header(file: Path) -> dict[str, Entry]:
     for name, about in header.items():
         start, end = about["data_offsets"]
         shape = tuple(about["shape"])
-        entries[name] = Entry(file, opened, about["dtype"], shape, 8 + length + start, end - start)
+        entries[name] = TensorLocation(file, opened, about["dtype"], shape, 8 + length + start, end - start)
     return entries
 
 

@@ -3,35 +3,26 @@
 *.json, README.md    the vectors, and how to use them
 cases.py             the requests, and what each one shows
 vectors.py           makes the vectors (`python -m gnomon.reference.golden`)
+answers.py           reads the stored cases
 judge.py             holds a server's answer against a case
 """
 
 from __future__ import annotations
 
+from gnomon.reference.golden.answers import FLOAT32_TOLERANCE, REACH, GoldenCase, Tolerance, golden_path, load_cases
 from gnomon.reference.golden.cases import MODEL
-from gnomon.reference.golden.judge import (
-    ABSENT,
-    FLOAT32,
-    REACH,
-    Case,
-    Difference,
-    Tolerance,
-    Verdict,
-    golden_path,
-    judge,
-    load_cases,
-)
+from gnomon.reference.golden.judge import NOT_THERE, AnswerCheck, Difference, judge_answer
 
 __all__ = [
-    "ABSENT",
-    "FLOAT32",
+    "FLOAT32_TOLERANCE",
     "MODEL",
+    "NOT_THERE",
     "REACH",
-    "Case",
+    "AnswerCheck",
     "Difference",
+    "GoldenCase",
     "Tolerance",
-    "Verdict",
     "golden_path",
-    "judge",
+    "judge_answer",
     "load_cases",
 ]

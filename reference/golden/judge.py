@@ -14,32 +14,16 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from gnomon.reference.body.writing import ARRAYS
+from gnomon.reference.golden.answers import FLOAT32_TOLERANCE, REACH, GoldenCase, SampledCandidate, Tolerance
 from gnomon.reference.golden.cases import MODEL
-from gnomon.reference.request import InvalidRequest, parse_json
-
-REACH = 0.05
-"""The largest error of a logit for which a case knows its rivals."""
-
-ARRAYS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
-
-
-class Tolerance(NamedTuple):
-    """What is granted to an engine: δ₀ and τ of parity.py."""
-
-    logit_error: float  # the most by which any of its logits may be off; at most REACH
-    logprob: float  # the most by which a log-probability may be, in nats
-
-
-FLOAT32 = Tolerance(2e-4, 4e-4)
 
 
 class Difference(NamedTuple):
-    """path: where in the answer, `choices[0].logprobs.tokens[3]` · got: ABSENT for what is not there."""
+    """path: where in the answer, `choices[0].logprobs.tokens[3]` · got: NOT_THERE for what is not there."""
 
     path: str
     expected: Any
@@ -49,7 +33,7 @@ class Difference(NamedTuple):
     def to_json(self) -> dict[str, Any]:
         """What is not there is told by the word `absent`."""
         values = {"path": self.path, "expected": self.expected, "got": self.got, "note": self.note}
-        return {name: "absent" if value is ABSENT else value for name, value in values.items()}
+        return {name: "absent" if value is NOT_THERE else value for name, value in values.items()}
 
     def __str__(self) -> str:
         note = f" ({self.note})" if self.note else ""
@@ -61,19 +45,19 @@ class _Absent:
         return "nothing"
 
 
-ABSENT = _Absent()
+NOT_THERE = _Absent()
 
 
 def _short(value: Any) -> str:
     try:
-        text = repr(value) if value is ABSENT else json.dumps(value, default=repr)
+        text = repr(value) if value is NOT_THERE else json.dumps(value, default=repr)
     except (RecursionError, ValueError):
         text = type(value).__name__
     return text if len(text) <= 100 else text[:80] + f"… ({len(text)} characters)"
 
 
 @dataclass(slots=True)
-class Verdict:
+class AnswerCheck:
     """What one answer came to."""
 
     differences: list[Difference] = field(default_factory=list)
@@ -87,110 +71,9 @@ class Verdict:
         return not self.differences
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """How the reference sampled one candidate. index: of the choice it became; None if best_of left it out.
-
-    starts: where each token begins in the choice's text · margins: how far each was ahead, None if alone ·
-    rivals: (step, id, label, error): what would have been sampled there, were the logits off by `error`.
-    """
-
-    prompt: int
-    candidate: int
-    index: int | None
-    mean_logprob: float
-    ids: tuple[int, ...]
-    starts: tuple[int, ...]
-    margins: tuple[float | None, ...]
-    rivals: tuple[tuple[int, int, str, float], ...]
-
-    @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> Candidate:
-        return cls(
-            entry["prompt"],
-            entry["candidate"],
-            entry["index"],
-            entry["mean_logprob"],
-            tuple(entry["ids"]),
-            tuple(entry["starts"]),
-            tuple(entry["margins"]),
-            tuple((step, v, label, error) for step, v, label, error in entry["rivals"]),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One golden request and its answer. Either `error` is there, or choices (and usage, unless it is not to be)."""
-
-    name: str
-    shows: str
-    sent: Mapping[str, Any] | str  # the object, or the characters of the body
-    status: int
-    error: Mapping[str, Any] | None
-    choices: tuple[Mapping[str, Any], ...]
-    usage: Mapping[str, int] | None
-    prompt_ids: tuple[tuple[int, ...], ...]
-    candidates: tuple[Candidate, ...]
-
-    @classmethod
-    def from_json(cls, case: Mapping[str, Any]) -> Case:
-        return cls(
-            case["name"],
-            case["shows"],
-            case["body"] if "body" in case else case["request"],
-            case["status"],
-            case.get("error"),
-            tuple(case.get("choices", ())),
-            case.get("usage"),
-            tuple(map(tuple, case.get("prompt_ids", ()))),
-            tuple(Candidate.from_json(entry) for entry in case.get("candidates", ())),
-        )
-
-    def payload(self, model: str = MODEL) -> bytes:
-        """The body to send to a server that calls the embedded model so."""
-        if isinstance(self.sent, str):
-            return self.sent.replace(json.dumps(MODEL), json.dumps(model)).encode()
-        request = dict(self.sent)
-        if request.get("model") == MODEL:
-            request["model"] = model
-        return json.dumps(request).encode()
-
-    @property
-    def fields(self) -> Mapping[str, Any]:
-        """The request's members, as far as the body has any."""
-        if not isinstance(self.sent, str):
-            return self.sent
-        try:
-            return parse_json(self.sent.encode())
-        except InvalidRequest:
-            return {}
-
-    @property
-    def is_streamed(self) -> bool:
-        """Whether the answer is a stream of events."""
-        return self.status == 200 and self.fields.get("stream") is True
-
-    @property
-    def is_ranked(self) -> bool:
-        """Whether best_of chose among the candidates."""
-        return any(candidate.index is None for candidate in self.candidates)
-
-    def candidate_of(self, index: int) -> Candidate:
-        return next(candidate for candidate in self.candidates if candidate.index == index)
-
-
-def golden_path() -> Path:
-    """The directory of the golden files."""
-    return Path(str(files("gnomon.reference") / "golden"))
-
-
-def load_cases(directory: Path | None = None) -> tuple[Case, ...]:
-    """The cases of requests.json."""
-    document = json.loads(((directory or golden_path()) / "requests.json").read_text(encoding="utf-8"))
-    return tuple(Case.from_json(case) for case in document["cases"])
-
-
-def judge(case: Case, status: int, answer: Any, tolerance: Tolerance = FLOAT32, model: str = MODEL) -> Verdict:
+def judge_answer(
+    case: GoldenCase, status: int, answer: Any, tolerance: Tolerance = FLOAT32_TOLERANCE, model: str = MODEL
+) -> AnswerCheck:
     """Judges one answer.
 
     answer: the body as parsed JSON; of a case that `is_streamed`, answered with 200, the list of its events, each
@@ -201,19 +84,19 @@ def judge(case: Case, status: int, answer: Any, tolerance: Tolerance = FLOAT32, 
         raise ValueError(f"the logit error {tolerance.logit_error} is not from 0 to {REACH}")
     judgement = _Judgement(case, tolerance, model)
     judgement.answer(status, answer)
-    return judgement.verdict
+    return judgement.check
 
 
 class _Judgement:
     """One case, one answer."""
 
-    def __init__(self, case: Case, tolerance: Tolerance, model: str) -> None:
+    def __init__(self, case: GoldenCase, tolerance: Tolerance, model: str) -> None:
         self.case, self.tolerance, self.model = case, tolerance, model
-        self.verdict = Verdict()
+        self.check = AnswerCheck()
         self.parted = False  # whether a choice went another way, so that token counts may differ
 
     def differ(self, path: str, expected: Any, got: Any, note: str = "") -> None:
-        self.verdict.differences.append(Difference(path, expected, got, note))
+        self.check.differences.append(Difference(path, expected, got, note))
 
     def equal(self, path: str, expected: Any, got: Any) -> bool:
         """Whether they are equal; if not, it is noted. `true` is not 1."""
@@ -274,8 +157,8 @@ class _Judgement:
                 answer["usage"] = _get(chunk, "usage")
                 continue
             usage = _get(chunk, "usage")
-            if usage is not (None if with_usage else ABSENT):
-                self.differ(f"{at}.usage", None if with_usage else ABSENT, usage)
+            if usage is not (None if with_usage else NOT_THERE):
+                self.differ(f"{at}.usage", None if with_usage else NOT_THERE, usage)
             pieces = _get(chunk, "choices")
             if not isinstance(pieces, list) or len(pieces) != 1 or not isinstance(pieces[0], Mapping):
                 self.differ(f"{at}.choices", "a list of one choice", pieces)
@@ -319,7 +202,7 @@ class _Judgement:
         for i, (expected, choice) in enumerate(zip(self.case.choices, got, strict=False)):
             self.choice(f"choices[{i}]", expected, choice, self.case.candidate_of(expected["index"]))
 
-    def choice(self, at: str, expected: Mapping[str, Any], got: Any, candidate: Candidate) -> None:
+    def choice(self, at: str, expected: Mapping[str, Any], got: Any, candidate: SampledCandidate) -> None:
         self.equal(f"{at}.index", expected["index"], _get(got, "index"))
         arrays = expected["logprobs"]
         if arrays is None:
@@ -328,21 +211,21 @@ class _Judgement:
             parted = self.parted_in_text(expected["text"], _get(got, "text"), candidate)
         else:
             parted = self.arrays(f"{at}.logprobs", arrays, _get(got, "logprobs"), candidate)
-        self.verdict.tokens += len(candidate.ids) if parted is None else parted.step + 1
+        self.check.tokens += len(candidate.ids) if parted is None else parted.step + 1
         if parted is None:
             self.equal(f"{at}.text", expected["text"], _get(got, "text"))
             self.equal(f"{at}.finish_reason", expected["finish_reason"], _get(got, "finish_reason"))
             return
         self.parted = True
         if parted.excused:
-            self.verdict.excused += 1
+            self.check.excused += 1
             text, begins = _get(got, "text"), expected["text"][: candidate.starts[parted.step]]
             if not isinstance(text, str) or not (text.startswith(begins) or self.case.is_ranked):
                 self.differ(f"{at}.text", f"{begins}…", text)
             if _get(got, "finish_reason") not in ("stop", "length"):
                 self.differ(f"{at}.finish_reason", "stop or length", _get(got, "finish_reason"))
 
-    def arrays(self, at: str, expected: Mapping[str, Any], got: Any, candidate: Candidate) -> _Parted | None:
+    def arrays(self, at: str, expected: Mapping[str, Any], got: Any, candidate: SampledCandidate) -> _Parted | None:
         """Compares the four arrays up to where the choice parts from the reference's, if it does."""
         if not isinstance(got, Mapping):
             self.differ(at, "an object", got)
@@ -400,10 +283,10 @@ class _Judgement:
             if name in got:
                 self.logprob(f"{at}[{json.dumps(name)}]", top[name], got[name])
             elif name != label and top[name] > kth + slack:
-                self.differ(f"{at}[{json.dumps(name)}]", top[name], ABSENT)
+                self.differ(f"{at}[{json.dumps(name)}]", top[name], NOT_THERE)
         for name in got:
             if name not in top and not abs(_number(got[name]) - kth) <= slack:
-                self.differ(f"{at}[{json.dumps(name)}]", ABSENT, got[name])
+                self.differ(f"{at}[{json.dumps(name)}]", NOT_THERE, got[name])
         one_more_or_less = abs(top[label] - kth) <= slack  # the token itself may be among the k, or come after them
         if abs(len(got) - len(top)) > one_more_or_less:
             self.differ(at, f"{len(top)} entries", f"{len(got)} entries")
@@ -413,15 +296,15 @@ class _Judgement:
             self.equal(at, expected, got)
             return
         off = abs(expected - _number(got))
-        self.verdict.logprobs += 1
+        self.check.logprobs += 1
         if not off <= self.tolerance.logprob:
             self.differ(at, expected, got, f"off by {off:.2g}, more than {self.tolerance.logprob:g}")
-        if off > self.verdict.worst_logprob:
-            self.verdict.worst_logprob = off
+        if off > self.check.worst_logprob:
+            self.check.worst_logprob = off
 
     # ---- where a choice parts from the reference's
 
-    def part(self, at: str, expected: str, got: Any, step: int, candidate: Candidate) -> _Parted:
+    def part(self, at: str, expected: str, got: Any, step: int, candidate: SampledCandidate) -> _Parted:
         """Whether another token may stand here. step: below 0 in an echoed prompt."""
         allowed = self.tolerance.logit_error
         if self.case.is_ranked and self.ranking_is_close(candidate.prompt):
@@ -437,7 +320,7 @@ class _Judgement:
         self.differ(at, expected, got, note)
         return _Parted(max(step, 0), excused=False)
 
-    def parted_in_text(self, expected: str, got: Any, candidate: Candidate) -> _Parted | None:
+    def parted_in_text(self, expected: str, got: Any, candidate: SampledCandidate) -> _Parted | None:
         """The same where an answer has no arrays: a step with a rival, whose token begins no later than the
         difference."""
         if not isinstance(got, str) or got == expected:
@@ -464,8 +347,8 @@ class _Judgement:
     def usage(self, got: Any) -> None:
         expected = self.case.usage
         if expected is None:
-            if got is not ABSENT:
-                self.differ("usage", ABSENT, got)
+            if got is not NOT_THERE:
+                self.differ("usage", NOT_THERE, got)
             return
         if not isinstance(got, Mapping):
             self.differ("usage", dict(expected), got)
@@ -496,5 +379,5 @@ def _number(value: Any) -> float:
 
 
 def _get(value: Any, name: str) -> Any:
-    """A member, or ABSENT where there is none to be had."""
-    return value.get(name, ABSENT) if isinstance(value, Mapping) else ABSENT
+    """A member, or NOT_THERE where there is none to be had."""
+    return value.get(name, NOT_THERE) if isinstance(value, Mapping) else NOT_THERE

@@ -26,13 +26,15 @@ from numpy.typing import NDArray
 from gnomon.reference.arrays import F64
 from gnomon.reference.completion import Run, end_ids, prepare
 from gnomon.reference.engine import ReferenceEngine, Token
+from gnomon.reference.errors import InvalidRequest
+from gnomon.reference.golden.answers import FLOAT32_TOLERANCE, REACH
 from gnomon.reference.golden.cases import MODEL, ONCE, GoldenRequest, requests
-from gnomon.reference.golden.judge import FLOAT32, REACH
 from gnomon.reference.parity import Recording, RecordingEngine, admissible_tokens
 from gnomon.reference.prng import DrawKey, step_key, threefry2x32, token_words
-from gnomon.reference.request import CompletionRequest, InvalidRequest
+from gnomon.reference.request import CompletionRequest
 from gnomon.reference.sampler import SamplingParams, Trace, gumbel, trace_draw
-from gnomon.reference.tokenizer import Decoder, Tokenizer
+from gnomon.reference.text.utf8 import Decoder
+from gnomon.reference.tokenizer import Tokenizer
 
 Document = dict[str, Any]
 
@@ -54,7 +56,7 @@ def request_document(engine: ReferenceEngine, tokenizer: Tokenizer) -> Document:
     return {
         "format": FORMAT,
         "model": MODEL,
-        "float32": {"logit_error": FLOAT32.logit_error, "logprob": FLOAT32.logprob},
+        "float32": {"logit_error": FLOAT32_TOLERANCE.logit_error, "logprob": FLOAT32_TOLERANCE.logprob},
         "reach": REACH,
         "cases": [answered(case, engine, tokenizer) for case in requests()],
     }
@@ -73,7 +75,7 @@ def answered(case: GoldenRequest, engine: ReferenceEngine, tokenizer: Tokenizer)
         told = error.to_json()["error"]
         return document | {"status": error.status, "error": {name: told[name] for name in ("type", "param", "code")}}
     whole = run.whole()
-    document |= {"status": 200, "choices": [rounded(choice.to_json()) for choice in whole.choices]}
+    document |= {"status": 200, "choices": [nine_digits(choice.to_json()) for choice in whole.choices]}
     if whole.usage is not None and (request.include_usage or not request.stream):
         usage = whole.usage.to_json()
         del usage["prompt_tokens_details"]
@@ -98,7 +100,7 @@ def sampled_candidates(run: Run, recording: Recording, engine: ReferenceEngine, 
                 "prompt": j,
                 "candidate": c,
                 "index": j * n + rank if rank < n else None,
-                "mean_logprob": rounded(means[c]),
+                "mean_logprob": nine_digits(means[c]),
                 "ids": ids,
                 "starts": text_starts(ids, len(prompt.text) if run.request.echo else 0, tokenizer),
                 **decisions(recording, j, c, ids, engine, tokenizer),
@@ -127,7 +129,7 @@ def decisions(
             draw = (recording.request.params, DrawKey(recording.request.seeds[j], c, step))
             drawn = trace_draw(logits, counts, *draw)
             assert drawn.token == ids[step]
-            margins.append(None if drawn.margin == math.inf else rounded(drawn.margin))
+            margins.append(None if drawn.margin == math.inf else nine_digits(drawn.margin))
             rivals += [
                 [step, v, tokenizer.labels[v], error] for v, error in rivals_of(drawn.token, logits, counts, *draw)
             ]
@@ -158,15 +160,15 @@ def rivals_of(
     return sorted(least, key=lambda rival: (rival[1], rival[0]))
 
 
-def rounded(value: Any) -> Any:
+def nine_digits(value: Any) -> Any:
     """The same JSON with nine digits to every float."""
     match value:
         case float():
             return float(f"{value:.9g}")
         case dict():
-            return {name: rounded(member) for name, member in value.items()}
+            return {name: nine_digits(member) for name, member in value.items()}
         case list():
-            return [rounded(member) for member in value]
+            return [nine_digits(member) for member in value]
         case _:
             return value
 
@@ -180,13 +182,13 @@ def sampler_document(engine: ReferenceEngine, tokenizer: Tokenizer) -> Document:
 
 def small_draws() -> Iterator[Document]:
     """On logits that one can write down."""
-    yield draw(
+    yield full(
         "every stage", "the worked example of the README: without any one stage another token would have come",
         [1, 0.5, -0.25, 2, 0], [0, 2, 0, 1, 0], DrawKey(-24, 0, 0),
         SamplingParams(temperature=0.5, top_p=0.9, frequency_penalty=0.5, presence_penalty=0.25,
                        logit_bias={1: 1.5, 3: -2.0, 4: 0.25}),
     )  # fmt: skip
-    yield draw(
+    yield full(
         "a negative penalty, a large seed", "a frequency penalty below 0 adds; candidate and step are in the key",
         [0.75, 1.5, 0, -1], [1, 3, 0, 2], DrawKey(2**40 + 140, 2, 5),
         SamplingParams(temperature=0.75, top_p=0.85, frequency_penalty=-0.25, presence_penalty=1.5,
@@ -194,28 +196,28 @@ def small_draws() -> Iterator[Document]:
     )  # fmt: skip
     plain = [0.5, 2, 2, -1]
     none = [0] * 4
-    yield draw("greedy", "the largest z after bias and penalties", [1, 0.5, -0.25, 2, 0], [0, 2, 0, 1, 0],
+    yield full("greedy", "the largest z after bias and penalties", [1, 0.5, -0.25, 2, 0], [0, 2, 0, 1, 0],
                DrawKey(-24, 0, 0), SamplingParams(temperature=0, frequency_penalty=0.5, presence_penalty=0.25,
                                                  logit_bias={1: 1.5, 3: -2.0, 4: 0.25}))  # fmt: skip
-    yield draw("greedy, a tie", "the lowest id", plain, none, DrawKey(0, 0, 0), SamplingParams(temperature=0))
-    yield draw(
+    yield full("greedy, a tie", "the lowest id", plain, none, DrawKey(0, 0, 0), SamplingParams(temperature=0))
+    yield full(
         "top_p 0", "keeps one id of equal ones, the lowest", plain, none, DrawKey(1, 0, 0), SamplingParams(top_p=0)
     )
     equal = [1, 1, 1, 1]
-    yield draw("top_p reached exactly", "masses of a quarter: the rank before which the mass is just top_p is left out",
+    yield full("top_p reached exactly", "masses of a quarter: the rank before which the mass is just top_p is left out",
                equal, none, DrawKey(2, 0, 0), SamplingParams(top_p=0.5))  # fmt: skip
-    yield draw("top_p passed by a little", "with a top_p a little larger it is kept", equal, none, DrawKey(2, 0, 0),
+    yield full("top_p passed by a little", "with a top_p a little larger it is kept", equal, none, DrawKey(2, 0, 0),
                SamplingParams(top_p=0.5000001))  # fmt: skip
-    yield draw("temperature 2", "distances are halved", plain, none, DrawKey(3, 0, 0), SamplingParams(temperature=2))
-    yield draw("temperature 1e-300", "no floor, and 0 at every maximum: a tie is still drawn", plain, none,
+    yield full("temperature 2", "distances are halved", plain, none, DrawKey(3, 0, 0), SamplingParams(temperature=2))
+    yield full("temperature 1e-300", "no floor, and 0 at every maximum: a tie is still drawn", plain, none,
                DrawKey(1, 0, 0), SamplingParams(temperature=1e-300))  # fmt: skip
-    yield draw("temperature 5e-324", "distances may become −∞", plain, none, DrawKey(1, 0, 0),
+    yield full("temperature 5e-324", "distances may become −∞", plain, none, DrawKey(1, 0, 0),
                SamplingParams(temperature=5e-324))  # fmt: skip
-    yield draw("a bias of -100", "is minus 100 and not never: here it still leads", [0, 150, 20, 30], none,
+    yield full("a bias of -100", "is minus 100 and not never: here it still leads", [0, 150, 20, 30], none,
                DrawKey(4, 0, 0), SamplingParams(logit_bias={1: -100}))  # fmt: skip
-    yield draw("one id", "a vocabulary of one: there is no runner-up", [3], [5], DrawKey(5, 0, 0), SamplingParams())
+    yield full("one id", "a vocabulary of one: there is no runner-up", [3], [5], DrawKey(5, 0, 0), SamplingParams())
     for seed, candidate, step in ((-1, 0, 0), (2**63 - 1, 0, 0), (-(2**63), 0, 0), (0, 127, 0), (0, 0, 4095)):
-        yield draw(f"seed {seed}, candidate {candidate}, step {step}", "what the noise depends on", [0, 0, 0, 0], none,
+        yield full(f"seed {seed}, candidate {candidate}, step {step}", "what the noise depends on", [0, 0, 0, 0], none,
                    DrawKey(seed, candidate, step), SamplingParams())  # fmt: skip
 
 
@@ -241,7 +243,7 @@ def large_draws(engine: ReferenceEngine, tokenizer: Tokenizer) -> Iterator[Docum
     ]}  # fmt: skip
 
 
-def draw(
+def full(
     name: str, shows: str, logits: Sequence[float], counts: Sequence[int], key: DrawKey,
     params: SamplingParams,
 ) -> Document:  # fmt: skip
@@ -288,29 +290,29 @@ def arguments(params: SamplingParams, key: DrawKey) -> Document:
 def stages(drawn: Trace, ids: NDArray[np.int64]) -> Document:
     """Every stage at `ids`; null for −∞, and for the stages that a greedy choice does not reach."""
     found: Document = {
-        "logprobs": numbers(drawn.logprobs[ids]),
-        "biased": numbers(drawn.biased[ids]),
-        "penalized": numbers(drawn.penalized[ids]),
+        "logprobs": each_or_null(drawn.logprobs[ids]),
+        "biased": each_or_null(drawn.biased[ids]),
+        "penalized": each_or_null(drawn.penalized[ids]),
     }
     if drawn.scaled is None or drawn.kept is None or drawn.noise is None or drawn.score is None:
         return found | dict.fromkeys(("scaled", "kept", "noise", "score"))
     return found | {
-        "scaled": numbers(drawn.scaled[ids]),
+        "scaled": each_or_null(drawn.scaled[ids]),
         "kept": drawn.kept[ids].tolist(),
-        "noise": numbers(drawn.noise[ids]),
-        "score": numbers(drawn.score[ids]),
+        "noise": each_or_null(drawn.noise[ids]),
+        "score": each_or_null(drawn.score[ids]),
     }
 
 
 def outcome(drawn: Trace) -> Document:
-    return {"token": drawn.token, "margin": number(drawn.margin)}
+    return {"token": drawn.token, "margin": or_null(drawn.margin)}
 
 
-def numbers(values: F64) -> list[float | None]:
-    return [number(float(value)) for value in values]
+def each_or_null(values: F64) -> list[float | None]:
+    return [or_null(float(value)) for value in values]
 
 
-def number(value: float) -> float | None:
+def or_null(value: float) -> float | None:
     """JSON has no infinity: it is null."""
     return value if math.isfinite(value) else None
 
@@ -358,11 +360,11 @@ def threefry_document() -> Document:
                 "seed": str(seed), "candidate": candidate, "step": step,
                 "key0": words(seed % 2**64 >> 32, seed % 2**32),
                 "key1": words(*step_key(DrawKey(seed, candidate, step))),
-                "tokens": [noise(v, *token_words(DrawKey(seed, candidate, step), np.array([v]))) for v in ids],
+                "tokens": [noise_of(v, *token_words(DrawKey(seed, candidate, step), np.array([v]))) for v in ids],
             }
             for seed, candidate, step, ids in DRAWS
         ],
-        "gumbel": [noise(None, *_u32(pair)) for pair in WORDS],
+        "gumbel": [noise_of(None, *_u32(pair)) for pair in WORDS],
     }  # fmt: skip
 
 
@@ -375,7 +377,7 @@ def words(x0: Any, x1: Any) -> list[str]:
     return [f"{int(np.ravel(word)[0]):08x}" for word in (x0, x1)]
 
 
-def noise(v: int | None, x0: NDArray[np.uint32], x1: NDArray[np.uint32]) -> Document:
+def noise_of(v: int | None, x0: NDArray[np.uint32], x1: NDArray[np.uint32]) -> Document:
     named = {} if v is None else {"id": v}
     return {**named, "words": words(x0, x1), "gumbel": float(gumbel(x0, x1)[0])}
 
@@ -471,51 +473,6 @@ def decoding(pieces: Sequence[bytes]) -> Document:
     return {"starts": starts, "shown": shown, "flush": flush, "text": text + flush}
 
 
-# ---- writing
-
-WIDTH = 118
-
-
 def to_text(document: Mapping[str, Any]) -> str:
-    """JSON in ASCII, a line a member; what fits on a line is not broken, and lists of scalars fill their lines."""
-    return _text(document, 0) + "\n"
-
-
-def _text(value: Any, depth: int, before: int = 0) -> str:
-    """before: how much stands on the line already, besides the indent."""
-    flat = json.dumps(value, allow_nan=False)
-    indent, inner = " " * depth, " " * (depth + 1)
-    if not isinstance(value, dict | list) or not value or (depth + before + len(flat) <= WIDTH and _is_flat(value)):
-        return flat
-    if isinstance(value, list):
-        if not any(isinstance(item, dict | list) for item in value):
-            return "[\n" + "\n".join(_filled([json.dumps(item) for item in value], inner)) + f"\n{indent}]"
-        return "[\n" + ",\n".join(inner + _text(item, depth + 1) for item in value) + f"\n{indent}]"
-    keys = {key: f"{json.dumps(key)}: " for key in value}
-    if not any(isinstance(item, dict | list) for item in value.values()):
-        members = [keys[key] + json.dumps(item) for key, item in value.items()]
-        if len(members) > 20:
-            return "{\n" + "\n".join(_filled(members, inner)) + f"\n{indent}}}"
-    members = [inner + keys[key] + _text(item, depth + 1, len(keys[key])) for key, item in value.items()]
-    return "{\n" + ",\n".join(members) + f"\n{indent}}}"
-
-
-def _is_flat(value: dict[str, Any] | list[Any]) -> bool:
-    """Whether it is short enough to be read on one line: at most one level of anything within."""
-    return all(not isinstance(item, dict | list) for part in _items(value) for item in _items(part))
-
-
-def _items(value: Any) -> list[Any]:
-    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
-
-
-def _filled(parts: Sequence[str], indent: str) -> Iterator[str]:
-    """The parts, separated by commas, in lines as long as may be."""
-    line = indent
-    for i, part in enumerate(parts):
-        piece = part + ("," if i < len(parts) - 1 else "")
-        if len(line) + len(piece) > WIDTH and line.strip():
-            yield line.rstrip()
-            line = indent
-        line += piece + " "
-    yield line.rstrip()
+    """JSON in ASCII, a line a value, so that a difference of two files shows which."""
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"

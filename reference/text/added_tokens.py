@@ -25,22 +25,22 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
-from gnomon.reference.checkpoint.load import CheckpointError, read_json
-from gnomon.reference.request import shown
+from gnomon.reference.body.shown import shown
+from gnomon.reference.checkpoint.entries import Entries
+from gnomon.reference.checkpoint.errors import CheckpointError
+from gnomon.reference.checkpoint.tensors import read_json
 
 CONFIG, SPECIAL_TOKENS, ADDED_TOKENS = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-BY_ID, NAMED = "added_tokens_decoder", "model_specific_special_tokens"
+BY_ID, MODEL_SPECIFIC = "added_tokens_decoder", "model_specific_special_tokens"
 EXTRA, OLD_EXTRA = "extra_special_tokens", "additional_special_tokens"
 STANDARD = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 NOT_MADE = ("fim_prefix_token", "fim_suffix_token", "fim_middle_token")
 
-Json = Mapping[str, Any]
 
-
-def read_config(directory: Path) -> dict[str, Any]:
+def read_tokenizer_config(directory: Path) -> dict[str, Any]:
     """tokenizer_config.json, with what special_tokens_map.json and added_tokens.json say besides, if they are read. The
-    list of further special tokens is EXTRA, and an object of named ones is NAMED, whatever the files call them."""
+    list of further special tokens is EXTRA, an object of named ones MODEL_SPECIFIC, whatever the files call them."""
     config = read_json(directory / CONFIG, missing={})
     if not config.get(EXTRA):
         config = {**config, EXTRA: config.get(OLD_EXTRA)} if OLD_EXTRA in config else config
@@ -60,14 +60,14 @@ def read_config(directory: Path) -> dict[str, Any]:
 def _with_names(config: dict[str, Any]) -> dict[str, Any]:
     extra = config.get(EXTRA)
     if isinstance(extra, dict):
-        config = {**config, NAMED: {**config.get(NAMED, {}), **extra}}
+        config = {**config, MODEL_SPECIFIC: {**config.get(MODEL_SPECIFIC, {}), **extra}}
         del config[EXTRA]
     elif not isinstance(extra or [], list):
         raise CheckpointError(f"{EXTRA} is {shown(extra)}; a list of tokens, or an object, is expected")
     return config
 
 
-def merge(spec: dict[str, Any], ids: Mapping[str, int], config: Json) -> dict[str, int]:
+def merge(spec: dict[str, Any], ids: Mapping[str, int], config: Entries) -> dict[str, int]:
     """Puts the tokens of the configuration among the added ones of a tokenizer.json. ids: its token → id, given back
     with the new ones. Raises CheckpointError."""
     own = {token["content"]: _added_token(token) for token in spec.get("added_tokens") or []}
@@ -100,12 +100,13 @@ def _with_library(spec: dict[str, Any], new: list[AddedToken]) -> dict[str, int]
     tokenizer.add_tokens(new)
     added = sorted(tokenizer.get_added_tokens_decoder().items())
     spec["added_tokens"] = [
-        {"id": v, "content": token.content, **{flag: getattr(token, flag) for flag in FLAGS}} for v, token in added
+        {"id": v, "content": token.content, **{flag: getattr(token, flag) for flag in TOKEN_FLAGS}}
+        for v, token in added
     ]
     return {token.content: v for v, token in added}
 
 
-def _contradiction(config: Json, name: str, v: int, now: Mapping[str, int], ids: Mapping[str, int]) -> str:
+def _contradiction(config: Entries, name: str, v: int, now: Mapping[str, int], ids: Mapping[str, int]) -> str:
     source = f"{CONFIG}: {BY_ID}" if BY_ID in config else ADDED_TOKENS
     other = next((token for token, taken in ids.items() if taken == v), None)
     if name in ids:
@@ -120,18 +121,18 @@ def _contradiction(config: Json, name: str, v: int, now: Mapping[str, int], ids:
 # ---- the tokens of the configuration
 
 
-def _named(config: Json) -> dict[str, AddedToken]:
+def _named(config: Entries) -> dict[str, AddedToken]:
     """Name → token, those of transformers first: the order in which ids are given to tokens that have none."""
     others = [name for name in config if name.endswith("_token") and name not in (*STANDARD, *NOT_MADE)]
-    values = {name: config.get(name) for name in (*STANDARD, *others)} | config.get(NAMED, {})
+    values = {name: config.get(name) for name in (*STANDARD, *others)} | config.get(MODEL_SPECIFIC, {})
     return {name: _added_token(value, True) for name, value in values.items() if isinstance(value, str | dict)}
 
 
-def _listed(config: Json) -> list[AddedToken]:
+def _listed(config: Entries) -> list[AddedToken]:
     return [_added_token(token, True) for token in config.get(EXTRA) or []]
 
 
-def _stated(config: Json) -> list[tuple[int, AddedToken]]:
+def _stated(config: Entries) -> list[tuple[int, AddedToken]]:
     """The tokens whose ids the files state, by id."""
     if BY_ID not in config:
         special = {token.content for token in (*_named(config).values(), *_listed(config))}
@@ -148,7 +149,7 @@ def _stated(config: Json) -> list[tuple[int, AddedToken]]:
 
 def _added_token(token: Any, special: bool = False) -> AddedToken:
     """A token of a JSON file, which is a string, or an object with flags."""
-    flags = {flag: token[flag] for flag in FLAGS if flag in token} if isinstance(token, dict) else {}
+    flags = {flag: token[flag] for flag in TOKEN_FLAGS if flag in token} if isinstance(token, dict) else {}
     return AddedToken(content(token), **{**flags, "special": special or flags.get("special", False)})
 
 

@@ -27,9 +27,9 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders
 
-from gnomon.reference.checkpoint.load import UnsupportedModel
+from gnomon.reference.checkpoint.entries import Entries
+from gnomon.reference.checkpoint.errors import UnsupportedModel
 
-Json = Mapping[str, Any]
 Step = Callable[[str, bool], str]  # a token's text, and whether it is the first → its text after the step
 
 SUPPORTED = (
@@ -110,7 +110,7 @@ def _byte_level(text: str) -> bytes:
 # ---- the steps that make text of a token's text
 
 
-def _replace(step: Json) -> Step:
+def _replace(step: Entries) -> Step:
     pattern, content = step["pattern"], step["content"]
     if literal := pattern.get("String"):
         return lambda token, _: token.replace(literal, content)
@@ -118,19 +118,19 @@ def _replace(step: Json) -> Step:
     return lambda token, _: library.decode([token])
 
 
-def _metaspace(step: Json) -> Step:
+def _metaspace(step: Entries) -> Step:
     """The mark is a space, but nothing in the first token, where it stands for no space of the text."""
     mark, at_start = step["replacement"], " " if step["prepend_scheme"] == "never" else ""
     return lambda token, is_first: token.replace(mark, at_start if is_first else " ")
 
 
-def _word_piece(step: Json) -> Step:
+def _word_piece(step: Entries) -> Step:
     """A space before a token, or none if it begins with the prefix, which goes; `cleanup` works on each token."""
     library = decoders.WordPiece(step["prefix"], step["cleanup"])
     return lambda token, is_first: library.decode([token] if is_first else ["", token])
 
 
-def _strip(step: Json) -> Step:
+def _strip(step: Entries) -> Step:
     content, most = step["content"], step["start"]
     return lambda token, _: token[min(most, len(token) - len(token.lstrip(content))) :]
 
@@ -139,7 +139,7 @@ def _joined_with_spaces(token: str, is_first: bool) -> str:
     return token if is_first else " " + token
 
 
-TEXT_STEPS: Mapping[str, Callable[[Json], Step]] = {
+TEXT_STEPS: Mapping[str, Callable[[Entries], Step]] = {
     "Replace": _replace,
     "Metaspace": _metaspace,
     "WordPiece": _word_piece,
@@ -151,7 +151,7 @@ BYTE_STEPS = ("ByteLevel", "ByteFallback")
 # ---- reading
 
 
-def read_decoder(spec: Json, tokens: Collection[str]) -> TokenDecoder:
+def read_decoder(spec: Entries, tokens: Collection[str]) -> TokenDecoder:
     """The decoder of a tokenizer.json. tokens: all that it can be given. Raises UnsupportedModel."""
     decoder = _as_the_library_reads_it(spec.get("decoder"))
     flat = list(_flat(decoder))
@@ -179,7 +179,7 @@ def read_decoder(spec: Json, tokens: Collection[str]) -> TokenDecoder:
     return TokenDecoder(tuple(steps), to_bytes, stripped)
 
 
-def _check_byte_level(spec: Json, kinds: list[str]) -> None:
+def _check_byte_level(spec: Entries, kinds: list[str]) -> None:
     byte_level = any('"ByteLevel"' in json.dumps(spec.get(part)) for part in ("pre_tokenizer", "normalizer"))
     if byte_level and "ByteLevel" not in kinds:
         what = f"the decoder {', '.join(kinds)}" if kinds else "no decoder"
@@ -189,7 +189,7 @@ def _check_byte_level(spec: Json, kinds: list[str]) -> None:
         )
 
 
-def _needs_more(step: Json, tokens: Collection[str] | None) -> str | None:
+def _needs_more(step: Entries, tokens: Collection[str] | None) -> str | None:
     """Why a step needs more than the token and its place, wherever it stands. tokens: all that reach it, if known."""
     match step:
         case {"type": "BPEDecoder", "suffix": suffix} if tokens is None or any(suffix in token for token in tokens):
@@ -208,7 +208,7 @@ def _as_the_library_reads_it(decoder: Any) -> Any:
     return json.loads(read.to_str())["decoder"]
 
 
-def _flat(decoder: Json | None) -> Iterator[Json]:
+def _flat(decoder: Entries | None) -> Iterator[Entries]:
     if decoder is None:
         return
     if decoder["type"] != "Sequence":

@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
-from gnomon.reference.request import shown
+from gnomon.reference.body.shown import shown
 
 DECLARED = ("fim_prefix_token", "fim_suffix_token", "fim_middle_token")  # keys of tokenizer_config.json
-FLAGS = ("--fim-prefix", "--fim-suffix", "--fim-middle")
+INFILL_FLAGS = ("--fim-prefix", "--fim-suffix", "--fim-middle")
 
 
 class InfillError(ValueError):
@@ -62,7 +62,7 @@ class Infill(NamedTuple):
         return put_together(self.order, self.prefix, self.suffix, self.middle)
 
 
-class Family(NamedTuple):
+class InfillFamily(NamedTuple):
     """How the models of a family were taught to fill in the middle: the literals of their tokens, and the order.
 
     evidence: where the order is documented, by the makers where they say it.
@@ -88,65 +88,65 @@ class Family(NamedTuple):
 # There are no spaces between the parts; a BOS comes first where the tokenizer puts one before strings anyway. Many
 # families were trained with more than one order: the row has the one in which their makers prompt them.
 PIPES = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
-PLAIN = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
+ANGLES = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
 FAMILIES = (
-    Family("CodeGemma", Order.psm, *PIPES, ("<|file_separator|>",), "CodeGemma's model card"),
-    Family(
+    InfillFamily("CodeGemma", Order.psm, *PIPES, ("<|file_separator|>",), "CodeGemma's model card"),
+    InfillFamily(
         "Qwen2.5-Coder",
         Order.psm,
         *PIPES,
         ("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|im_end|>", "<|endoftext|>"),
         "Qwen2.5-Coder's technical report",
     ),
-    Family("Granite 4.0", Order.psm, *PIPES, ("<|fim_pad|>", "<|end_of_text|>"), "IBM's Granite documentation"),
-    Family("gnomon", Order.psm, *PIPES, ("<|endoftext|>",), "the embedded model's MODEL_CARD.md"),
-    Family(
+    InfillFamily("Granite 4.0", Order.psm, *PIPES, ("<|fim_pad|>", "<|end_of_text|>"), "IBM's Granite documentation"),
+    InfillFamily("gnomon", Order.psm, *PIPES, ("<|endoftext|>",), "the embedded model's MODEL_CARD.md"),
+    InfillFamily(
         "StarCoder2",
         Order.psm,
-        *PLAIN,
+        *ANGLES,
         ("<fim_pad>", "<file_sep>", "<|endoftext|>"),
         "StarCoder's model card, whose tokens StarCoder2 keeps,",
     ),
-    Family("StarCoder", Order.psm, *PLAIN, ("<fim_pad>", "<|endoftext|>"), "StarCoder's model card"),
-    Family("Granite Code", Order.psm, *PLAIN, ("<fim_pad>", "<|end_of_text|>"), "the paper of Granite Code"),
-    Family(
+    InfillFamily("StarCoder", Order.psm, *ANGLES, ("<fim_pad>", "<|endoftext|>"), "StarCoder's model card"),
+    InfillFamily("Granite Code", Order.psm, *ANGLES, ("<fim_pad>", "<|end_of_text|>"), "the paper of Granite Code"),
+    InfillFamily(
         "Mellum",
         Order.spm,
-        *PLAIN,
+        *ANGLES,
         ("<fim_pad>", "<filename>", "<|im_end|>", "<|endoftext|>"),
         "Mellum's model card",
         named="mellum",
     ),
-    Family(
+    InfillFamily(
         "SantaCoder",
         Order.psm,
         *("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
         ("<fim-pad>", "<|endoftext|>"),
         "SantaCoder's model card",
     ),
-    Family(
+    InfillFamily(
         "Code Llama",
         Order.psm,
         *("▁<PRE>", "▁<SUF>", "▁<MID>"),
         ("▁<EOT>",),
         "the paper of Code Llama; transformers' CodeLlamaTokenizer",
     ),
-    Family(
+    InfillFamily(
         "DeepSeek-Coder",
         Order.psm,
         *("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
         ("<｜end▁of▁sentence｜>",),
         "DeepSeek-Coder's README",
     ),
-    Family("Codestral", Order.spm, "[PREFIX]", "[SUFFIX]", None, (), "mistral-common's encode_fim"),
-    Family(
+    InfillFamily("Codestral", Order.spm, "[PREFIX]", "[SUFFIX]", None, (), "mistral-common's encode_fim"),
+    InfillFamily(
         "Seed-Coder",
         Order.spm,
         *("<[fim-prefix]>", "<[fim-suffix]>", "<[fim-middle]>"),
         (),
         "Seed-Coder's technical report",
     ),
-    Family(
+    InfillFamily(
         "aiXcoder",
         Order.spm_joined,
         *("▁<AIX-SPAN-PRE>", "▁<AIX-SPAN-POST>", "▁<AIX-SPAN-MIDDLE>"),
@@ -156,7 +156,7 @@ FAMILIES = (
 )
 
 
-class Told(NamedTuple):
+class InfillOptions(NamedTuple):
     """What whoever starts the server says of it: literals of tokens, an order."""
 
     prefix: str | None = None
@@ -169,14 +169,14 @@ class Decision(NamedTuple):
     """family: None where there is nothing to fill in the middle with. note: the tokens, the order and the reason in
     one line, or why there are none."""
 
-    family: Family | None
+    family: InfillFamily | None
     note: str
 
 
-NOTHING_TOLD = Told()
+NO_OPTIONS = InfillOptions()
 NONE_KNOWN = (
     "this model has no fill-in-the-middle tokens that are known here "
-    f"(whoever serves it can name them: {', '.join(FLAGS)}, --fim-order)"
+    f"(whoever serves it can name them: {', '.join(INFILL_FLAGS)}, --fim-order)"
 )
 
 
@@ -185,7 +185,7 @@ def decide(
     vocab_size: int,
     declared: Mapping[str, str],
     names: Mapping[str, str],
-    told: Told = NOTHING_TOLD,
+    options: InfillOptions = NO_OPTIONS,
 ) -> Decision:
     """A model's fill-in-the-middle tokens and their order: as the operator says, else as tokenizer_config.json says,
     else by the table. Raises InfillError.
@@ -194,30 +194,30 @@ def decide(
     declared: what tokenizer_config.json has under the names of DECLARED, "" where it has nothing.
     names: what the model's files call it, by the place where they do.
     """
-    given = {flag: literal for flag, literal in zip(FLAGS, told, strict=False) if literal is not None}
+    given = {flag: literal for flag, literal in zip(INFILL_FLAGS, options, strict=False) if literal is not None}
     where = given or {name: literal for name, literal in declared.items() if literal}
     if where:
-        family = _of_these(where, FLAGS if given else DECLARED, ids, names, told.order)
+        family = _of_these(where, INFILL_FLAGS if given else DECLARED, ids, names, options.order)
     else:
         found = _recognised(FAMILIES, ids, names)
-        if found is None and told.order is not None:
-            raise InfillError(f"--fim-order is {told.order}, but {NONE_KNOWN}")
+        if found is None and options.order is not None:
+            raise InfillError(f"--fim-order is {options.order}, but {NONE_KNOWN}")
         if found is None:
             return Decision(None, NONE_KNOWN)
         family = found
-    chosen = family._replace(order=told.order or family.order)
+    chosen = family._replace(order=options.order or family.order)
     if chosen.middle is None and chosen.order is not WITHOUT_MIDDLE:
         raise InfillError(
-            f"the order {chosen.order} needs a middle token: give {', '.join(FLAGS)} and --fim-order {chosen.order}, "
-            f"or for a model without one --fim-order {WITHOUT_MIDDLE}"
+            f"the order {chosen.order} needs a middle token: give {', '.join(INFILL_FLAGS)} and --fim-order "
+            f"{chosen.order}, or for a model without one --fim-order {WITHOUT_MIDDLE}"
         )
     for literal in chosen.markers:
         if ids[literal] >= vocab_size:
             reason = f"{shown(literal)} has id {ids[literal]}, and the model's ids are below {vocab_size}"
-            if told != NOTHING_TOLD:
+            if options != NO_OPTIONS:
                 raise InfillError(f"{', '.join(given) or '--fim-order'}: {reason}")
             return Decision(None, f"this model has no fill-in-the-middle tokens: {reason}")
-    return Decision(chosen, _note(chosen, _reason(family, names, told)))
+    return Decision(chosen, _note(chosen, _reason(family, names, options)))
 
 
 def _of_these(
@@ -226,7 +226,7 @@ def _of_these(
     ids: Mapping[str, int],
     names: Mapping[str, str],
     order: Order | None,
-) -> Family:
+) -> InfillFamily:
     """The family with the tokens that were named; a nameless one if no row has them."""
     prefix, suffix, middle = (where.get(place) for place in places)
     alike = [row for row in FAMILIES if (row.prefix, row.suffix, row.middle) == (prefix, suffix, middle)]
@@ -241,14 +241,14 @@ def _of_these(
         raise InfillError(f"{', '.join(where)} are {shown(list(where.values()))}; different tokens are needed")
     assert prefix is not None
     assert suffix is not None
-    return _recognised(alike, ids, names) or Family("", Order.psm, prefix, suffix, middle)
+    return _recognised(alike, ids, names) or InfillFamily("", Order.psm, prefix, suffix, middle)
 
 
-def _recognised(rows: Sequence[Family], ids: Mapping[str, int], names: Mapping[str, str]) -> Family | None:
+def _recognised(rows: Sequence[InfillFamily], ids: Mapping[str, int], names: Mapping[str, str]) -> InfillFamily | None:
     """The row whose markers the tokenizer has. Of several: one that the model's files name, else the one of whose ends
     most are there, and then fewest are not; else the first."""
 
-    def fit(row: Family) -> tuple[bool, int, int]:
+    def fit(row: InfillFamily) -> tuple[bool, int, int]:
         present = sum(end in ids for end in row.ends)
         return bool(row.named), present, present - len(row.ends)
 
@@ -256,19 +256,19 @@ def _recognised(rows: Sequence[Family], ids: Mapping[str, int], names: Mapping[s
     return max(fitting, key=fit, default=None)
 
 
-def _places(row: Family, names: Mapping[str, str]) -> list[str]:
+def _places(row: InfillFamily, names: Mapping[str, str]) -> list[str]:
     """Where the files call the model by the row's name. Of a path only its end is a name."""
     return [place for place, name in names.items() if row.named in name.rstrip("/").rpartition("/")[2].lower()]
 
 
-def _note(chosen: Family, reason: str) -> str:
+def _note(chosen: InfillFamily, reason: str) -> str:
     sent = " ".join(put_together(chosen.order, chosen.prefix, chosen.suffix, chosen.middle))
     return f"{sent} (order {chosen.order}: {reason})"
 
 
-def _reason(family: Family, names: Mapping[str, str], told: Told) -> str:
+def _reason(family: InfillFamily, names: Mapping[str, str], options: InfillOptions) -> str:
     """Why this order; and which order another model would want whose tokens have the same names."""
-    if told.order is not None:
+    if options.order is not None:
         return "by --fim-order"
     if not family.name:
         return "by default, since no family in the table has these tokens; --fim-order changes it"

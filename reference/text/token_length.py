@@ -13,14 +13,13 @@ known to have none is listed here, and anything else has no bound:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import tokenizers
 
+from gnomon.reference.checkpoint.entries import Entries
 from gnomon.reference.text.decoders import ALPHABET
-
-Json = Mapping[str, Any]
 
 NFC_SHRINKS = 4
 KEEPING = ("ByteLevel", "Metaspace", "Digits", "UnicodeScripts")  # pre-tokenizers that remove nothing
@@ -45,7 +44,7 @@ class TokenLength(NamedTuple):
         return -(-size // self.longest)
 
 
-def token_length(spec: Json, library: tokenizers.Tokenizer) -> TokenLength | None:
+def token_length(spec: Entries, library: tokenizers.Tokenizer) -> TokenLength | None:
     """spec: a tokenizer.json that the library has read as `library`. None: one token may be of any length."""
     model = spec["model"]
     steps = list(_flat(spec.get("normalizer"), "normalizers"))
@@ -73,7 +72,7 @@ def token_length(spec: Json, library: tokenizers.Tokenizer) -> TokenLength | Non
     return TokenLength(longest, not any(token.get("lstrip") or token.get("rstrip") for token in added))
 
 
-def _flat(part: Json | None, members: str) -> Iterable[Json]:
+def _flat(part: Entries | None, members: str) -> Iterable[Entries]:
     if part is None:
         return
     if part["type"] == "Sequence":
@@ -83,7 +82,7 @@ def _flat(part: Json | None, members: str) -> Iterable[Json]:
         yield part
 
 
-def _shrinks(step: Json) -> int | None:
+def _shrinks(step: Entries) -> int | None:
     """A text has at most so many times the bytes that the normalizer makes of it; None: there is no such number."""
     match step:
         case {"type": "NFC"}:
@@ -95,12 +94,12 @@ def _shrinks(step: Json) -> int | None:
     return None
 
 
-def _keeps(cut: Json) -> bool:
+def _keeps(cut: Entries) -> bool:
     kind = cut["type"]
     return kind in KEEPING or (kind in SPLITTING and cut.get("behavior") not in (None, "Removed"))
 
 
-def _size(token: Json, library: tokenizers.Tokenizer) -> int:
+def _size(token: Entries, library: tokenizers.Tokenizer) -> int:
     """Bytes of an added token's literal; one that is looked for in the normalized text may be longer there."""
     content = token["content"]
     normal = library.normalizer.normalize_str(content) if library.normalizer is not None else content

@@ -221,7 +221,7 @@ def _others(trace: Trace, rest: NDArray[np.bool_], probability: F64 | None, chan
 # ---- in words
 
 
-def number(x: float) -> str:
+def three_digits(x: float) -> str:
     """Three digits, with a real minus."""
     text = f"{x:.0f}" if 1000 <= abs(x) < 1e6 else f"{x:.3g}"
     return text.replace("-", "−") if float(text) else "0"
@@ -259,7 +259,7 @@ def _moved(trace: Trace, v: int) -> list[str]:
         (penalty, f"a penalty for having come {count} time{'s' * (count != 1)}"),
     ):
         if amount:
-            said.append(f"{'raised' if amount > 0 else 'lowered'} by {number(abs(amount))}: {cause}")
+            said.append(f"{'raised' if amount > 0 else 'lowered'} by {three_digits(abs(amount))}: {cause}")
     return said
 
 
@@ -271,20 +271,22 @@ def _fate(trace: Trace, v: int, runner_up: int | None, mass_before: F64 | None) 
             return "won: no other token was left"
         if margin == 0:
             return f"won: of equal {what}s the lower id wins"
-        return f"won: the largest {what}, {number(margin)} ahead"
+        return f"won: the largest {what}, {three_digits(margin)} ahead"
     if trace.score is None:
         behind = float(trace.penalized[trace.token] - trace.penalized[v])
-        return "lost a tie to a lower id" if behind == 0 else f"lost: its z is {number(behind)} below the winner's"
+        return (
+            "lost a tie to a lower id" if behind == 0 else f"lost: its z is {three_digits(behind)} below the winner's"
+        )
     assert trace.kept is not None
     assert mass_before is not None
     if not trace.kept[v]:
         if params.top_p == 0:
             return "removed: top_p 0 keeps the first token alone"
         return (
-            f"removed by top_p {number(params.top_p)}: the tokens before it have "
+            f"removed by top_p {three_digits(params.top_p)}: the tokens before it have "
             f"{beside(float(mass_before[v]), params.top_p)} already"
         )
     behind = float(trace.score[trace.token] - trace.score[v])
     if not math.isfinite(behind):
         return "could not win: at this temperature its probability is 0"
-    return "lost a tie to a lower id" if behind == 0 else f"stayed in, and lost by {number(behind)}"
+    return "lost a tie to a lower id" if behind == 0 else f"stayed in, and lost by {three_digits(behind)}"

@@ -22,28 +22,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gnomon.reference.arrays import F64
+from gnomon.reference.body.reading import check_names, integer, members, string
+from gnomon.reference.body.shown import shown
 from gnomon.reference.completion import prepare, system_fingerprint
 from gnomon.reference.engine import Engine, ReferenceEngine, go_on, reported
+from gnomon.reference.errors import InvalidRequest
 from gnomon.reference.prng import DrawKey
-from gnomon.reference.request import (
-    BY_NAME,
-    CompletionRequest,
-    InvalidRequest,
-    Limits,
-    check_names,
-    integer,
-    members,
-    shown,
-    string,
-)
+from gnomon.reference.request import BY_NAME, CompletionRequest, Limits
 from gnomon.reference.sampler import SamplingParams, Trace, trace_draw
 from gnomon.reference.tokenizer import Tokenizer
 from gnomon.reference.trace.explain import Draw, explain
 from gnomon.reference.trace.picture import picture
 from gnomon.reference.work import Work
 
-FIELDS = ("request", "index", "tokens", "step")
-BLOCK = 2**22  # logits computed together: 32 MiB
+TRACE_FIELDS = ("request", "index", "tokens", "step")
+LOGITS_AT_ONCE = 2**22  # logits computed together: 32 MiB
 
 
 # ---- 1. the request
@@ -62,7 +55,7 @@ class TraceRequest:
     @classmethod
     def from_fields(cls, body: Mapping[str, Any], limits: Limits | None = None) -> TraceRequest:
         """Reads JSON values. Raises InvalidRequest, which names a field of the inner request as `request.seed`."""
-        check_names(members(body), FIELDS, {"request": BY_NAME})
+        check_names(members(body), TRACE_FIELDS, {"request": BY_NAME})
         sent = body.get("request")
         if not isinstance(sent, dict):
             allowed = "the body of the completion's request, an object"
@@ -174,7 +167,7 @@ class Replay:
         self._ids = np.array(self.tokens, np.int64)
         # a copy, so that the prompt's states are let go
         self._states = engine.states([*self.prompt, *self.tokens[:-1]], check)[len(self.prompt) - 1 :].copy()
-        self._rows = max(1, BLOCK // engine.vocab_size)
+        self._rows = max(1, LOGITS_AT_ONCE // engine.vocab_size)
         self._first, self._block = -1, np.empty(0)
         self._known: tuple[tuple[SamplingParams, int, range], Recount] | None = None
 
@@ -220,12 +213,12 @@ class Replay:
             for t, v in enumerate(self.tokens):
                 check()
                 drawn = self.draw(params, DrawKey(seed, candidate, t))
-                steps.append(Step(t, v, drawn.token, reported(drawn.logprobs[v]), drawn.margin))
+                steps.append(RecountedStep(t, v, drawn.token, reported(drawn.logprobs[v]), drawn.margin))
             self._known = key, Recount(candidate, tuple(steps))
         return self._known[1]
 
 
-class Step(NamedTuple):
+class RecountedStep(NamedTuple):
     """token: the given one · own: the reference's · logprob: of the given one · margin: of the reference's draw."""
 
     step: int
@@ -241,7 +234,7 @@ class Step(NamedTuple):
 
 class Recount(NamedTuple):
     candidate: int
-    steps: tuple[Step, ...]
+    steps: tuple[RecountedStep, ...]
 
     @property
     def first_difference(self) -> int | None:
@@ -251,7 +244,7 @@ class Recount(NamedTuple):
 # ---- 4. the answer
 
 
-class Told(NamedTuple):
+class TraceAnswer(NamedTuple):
     """A whole answer."""
 
     task: Task
@@ -298,7 +291,7 @@ class Retracer:
         self._engine, self._tokenizer = engine, tokenizer
         self._last: Replay | None = None
 
-    def carry_out(self, task: Task, check: Callable[[], None] = go_on) -> Told:
+    def carry_out(self, task: Task, check: Callable[[], None] = go_on) -> TraceAnswer:
         """Raises NonFiniteLogits, or what `check` does."""
         replay = self._last
         if replay is None or (replay.prompt, replay.tokens) != (task.prompt, task.tokens):
@@ -311,4 +304,4 @@ class Retracer:
             drawn = replay.draw(task.params, DrawKey(task.seed, recount.candidate, task.step))
             draw = explain(drawn, self._tokenizer.labels, task.tokens[task.step])
         fingerprint = system_fingerprint(self._engine, self._tokenizer)
-        return Told(task, recount, draw, fingerprint, self._tokenizer.labels)
+        return TraceAnswer(task, recount, draw, fingerprint, self._tokenizer.labels)

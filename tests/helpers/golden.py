@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gnomon.reference.checkpoint.load import Checkpoint
 from gnomon.reference.engine import ReferenceEngine, go_on
-from gnomon.reference.golden import MODEL, Case
+from gnomon.reference.golden import MODEL, GoldenCase
 
 
 class Foresight(ReferenceEngine):
@@ -20,7 +20,7 @@ class Foresight(ReferenceEngine):
     What it answers are the logits of the tokens it is asked about, whatever was foretold: a wrong prophecy costs time.
     """
 
-    def __init__(self, checkpoint: Checkpoint, cases: Sequence[Case]) -> None:
+    def __init__(self, checkpoint: Checkpoint, cases: Sequence[GoldenCase]) -> None:
         super().__init__(checkpoint)
         self._rows: dict[tuple[int, ...], NDArray[np.float64]] = {}  # tokens → the logits after them
         sequences = {
@@ -40,7 +40,7 @@ class Foresight(ReferenceEngine):
         return super().last_logits(tokens, check) if row is None else row
 
 
-def right_answer(case: Case) -> Any:
+def right_answer(case: GoldenCase) -> Any:
     """What a server that is right to the last digit would answer, to be broken: an error, an answer, or chunks."""
     if case.error is not None:
         return {"error": {"message": "it is wrong", **case.error}}

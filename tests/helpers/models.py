@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from gnomon.reference.checkpoint.load import expected_tensors, read_config
+from gnomon.reference.checkpoint.config import read_config
+from gnomon.reference.checkpoint.tensor_table import expected_tensors
 from helpers.fake import EOT, FAKE_VOCAB, tokenizer_files
 
 TINY: dict[str, Any] = {

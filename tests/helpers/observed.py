@@ -23,7 +23,7 @@ from gnomon.http.observe.access import AccessLine, Observed
 from gnomon.http.observe.metrics import Load, Metrics
 from gnomon.http.observe.otel import Tracer
 from gnomon.http.observe.record import Record, record_of
-from gnomon.reference.request import InvalidRequest
+from gnomon.reference.errors import InvalidRequest
 
 ROUTES = frozenset({"/ok", "/v1/completions"})
 IDLE = Load(running=0, waiting=0, waiting_tokens=0, waiting_bytes=0, slots=8, busy_slots=0, pages=0, held_pages=0)

@@ -35,9 +35,11 @@ from gnomon.reference import completion
 from gnomon.reference import prompt as prompt_module
 from gnomon.reference.body.kept import KeptPrompt
 from gnomon.reference.body.rankings import Ranking
+from gnomon.reference.body.reading import parse_json
 from gnomon.reference.completion import Candidate, Run, prepare
 from gnomon.reference.engine import PromptScored, ReferenceJob, Token, ranking
-from gnomon.reference.request import CompletionRequest, Limits, RequestError, parse_json
+from gnomon.reference.errors import RequestError
+from gnomon.reference.request import CompletionRequest, Limits
 from gnomon.reference.response import Choice, Completion, Logprobs, json_bytes
 from gnomon.reference.tokenizer import Tokenizer
 from helpers.fake import EOT, FakeEngine, fake_tokenizer, hashed_logits

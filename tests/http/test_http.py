@@ -21,8 +21,9 @@ from starlette.applications import Starlette
 
 from gnomon.http.app import create_app
 from gnomon.http.settings import Settings
+from gnomon.reference.body.shown import shown
 from gnomon.reference.completion import prepare
-from gnomon.reference.request import CompletionRequest, shown
+from gnomon.reference.request import CompletionRequest
 from gnomon.reference.tokenizer import Tokenizer
 from helpers.fake import FAKE_VOCAB, FakeEngine, fake_tokenizer, hashed_logits
 from helpers.live import MODEL, call, check_error, exchange, post, request_body

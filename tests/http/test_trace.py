@@ -28,7 +28,8 @@ from gnomon.http.schema.openapi import document
 from gnomon.http.settings import AuthMode, AuthSettings, Settings
 from gnomon.http.trace import LINE
 from gnomon.reference import load
-from gnomon.reference.checkpoint.load import Checkpoint, CheckpointError, load_checkpoint
+from gnomon.reference.checkpoint.errors import CheckpointError
+from gnomon.reference.checkpoint.load import Checkpoint, load_checkpoint
 from gnomon.reference.engine import JobRequest, Load, ReferenceEngine, ReferenceJob, go_on
 from gnomon.reference.system.files import Opened
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer

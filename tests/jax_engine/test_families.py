@@ -18,17 +18,20 @@ import pytest
 from family_table import BEGIN, END, FILE, against_jax, against_transformers, text
 
 from gnomon.jax_engine.engine import EngineSettings, JaxEngine
-from gnomon.reference import model
-from gnomon.reference.checkpoint.families import ARCHITECTURES, stored_tensors
-from gnomon.reference.checkpoint.load import CheckpointError, load_checkpoint, read_config, silently
+from gnomon.reference.checkpoint.config import read_config
+from gnomon.reference.checkpoint.errors import CheckpointError
+from gnomon.reference.checkpoint.families import ARCHITECTURES
+from gnomon.reference.checkpoint.load import load_checkpoint, silently
+from gnomon.reference.checkpoint.tensor_table import stored_tensors
 from gnomon.reference.engine import JobRequest
+from gnomon.reference.model_config import Family
 from gnomon.reference.sampler import SamplingParams
-from gnomon.reference.transformer import family_of, forward
+from gnomon.reference.transformer import forward
 from helpers.extras import extra
 from helpers.families import CONTEXT, VARIANTS, architecture_in, save_random
-from helpers.models import tiny_llama
 
 torch = extra("parity", "torch", "transformers")
+
 
 SHORT = ("Gemma 2", "GPT-2")
 LONG_ROPE = ("Phi-3, long", "Phi-4-mini, partly rotated")  # which change their factors with the context
@@ -123,6 +126,7 @@ def test_every_architecture_of_the_table_has_a_variant(directories: dict[str, Pa
     assert {architecture_in(path) for path in directories.values()} == set(ARCHITECTURES)
 
 
+LLAMAS = ("Llama", "Llama, dynamic", "Llama, llama3")  # what model.py computes
 DECLARED = ("norm", "activation", "score_cap", "logit_cap", "embedding_scale", "residual_scale", "logit_scale",
             "score_scale", "layers")  # fmt: skip
 
@@ -132,27 +136,16 @@ def test_what_a_variant_declares_matters(directories: dict[str, Path], name: str
     """Each declaration, dropped, changes the logits by far more than the tolerance: it would be found."""
     checkpoint = load_checkpoint(directories[name])
     config, ids = checkpoint.config, text(seed_of(name))
-    if config.family is None:
-        assert name in ("Llama", "Llama, dynamic", "Llama, llama3")
-        return
-    plain, expected = family_of(replace(config, family=None)), forward(config, checkpoint.params, ids)
+    rope = config.family.layers[0].rope if name in LLAMAS else None
+    plain = Family.llama(config.num_hidden_layers, config.head_dim, rope)
+    expected = forward(config, checkpoint.params, ids)
     declared = [field for field in DECLARED if getattr(config.family, field) != getattr(plain, field)]
+    assert bool(declared) != (name in LLAMAS)
     for field in declared:
         if field == "layers" and config.family.experts is not None:
             continue  # without experts there would be no feed-forward
         other = replace(config, family=replace(config.family, **{field: getattr(plain, field)}))
         assert abs(forward(other, checkpoint.params, ids) - expected).max() > 100 * TOLERANCE, field
-
-
-def test_a_llama_by_the_general_code_is_the_llama_of_model_py(tmp_path: Path) -> None:
-    checkpoint = load_checkpoint(tiny_llama(tmp_path / "llama"))
-    config = checkpoint.config
-    assert config.family is None
-    declared = replace(config, family=family_of(config))
-    ids = [3, 1, 4, 1, 5, 9, 2, 6]
-    expected = model.forward(config, checkpoint.params, ids)
-    assert np.allclose(forward(declared, checkpoint.params, ids), expected, rtol=0, atol=1e-12)
-    assert (forward(config, checkpoint.params, ids) == expected).all()
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name not in LONG_ROPE])
@@ -168,7 +161,7 @@ def test_long_rope_takes_the_factors_of_the_context_that_is_served(directories: 
     path = directories["Phi-3, long"]
     long, short = read_config(path), read_config(path, 64)
     assert (long.max_position_embeddings, short.max_position_embeddings) == (CONTEXT, 64)
-    assert family_of(long).layers[0].rope != family_of(short).layers[0].rope
+    assert long.family.layers[0].rope != short.family.layers[0].rope
     checkpoint = load_checkpoint(path)
     ids = text(1)[:60]
     expected = theirs_of(path, ids)

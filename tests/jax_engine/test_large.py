@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gnomon.reference.checkpoint.load import expected_tensors, load_checkpoint, read_config
+from gnomon.reference.checkpoint.config import read_config
+from gnomon.reference.checkpoint.load import load_checkpoint
+from gnomon.reference.checkpoint.tensor_table import expected_tensors
 from helpers.models import tiny_llama
 
 SHAPE: dict[str, Any] = {

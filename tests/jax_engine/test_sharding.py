@@ -15,7 +15,7 @@ import pytest
 
 from gnomon.jax_engine.sharding import AXES, layout
 from gnomon.reference.checkpoint.load import load_checkpoint
-from gnomon.reference.model import ModelConfig
+from gnomon.reference.model_config import ModelConfig
 from helpers.models import tiny_llama
 
 pytestmark = pytest.mark.slow

@@ -60,7 +60,7 @@ MUTATIONS = (
     Mutation(
         "entries of a bias are not counted in bytes",
         "reference/body/kept.py",
-        "sys.getsizeof(bias) + len(bias) * ENTRY_BYTES if bias else 0",
+        "sys.getsizeof(bias) + len(bias) * BIAS_ENTRY_BYTES if bias else 0",
         "0",
         "reference/body/test_memory.py::test_what_is_counted_of_a_run_is_what_it_takes_within_a_factor_of_two",
     ),
@@ -185,28 +185,35 @@ MUTATIONS = (
         MODEL,
         "np.tri(T, dtype=bool)",
         "np.tri(T, k=1, dtype=bool)",
-        "reference/checkpoint/test_checkpoint.py::test_attention_is_the_plain_loop_and_a_shifted_mask_is_not",
+        "reference/test_model.py::test_attention_is_the_plain_loop_and_a_shifted_mask_is_not",
     ),
     Mutation(
         "rotary positions pair neighbours",
         MODEL,
         "first, second = np.split(x, 2, axis=-1)",
         "first, second = x[..., 0::2], x[..., 1::2]",
-        "reference/checkpoint/test_checkpoint.py::test_attention_is_the_plain_loop_and_a_shifted_mask_is_not",
+        "reference/test_model.py::test_attention_is_the_plain_loop_and_a_shifted_mask_is_not",
     ),
     Mutation(
         "query heads take turns at the key/value heads",
         MODEL,
         "angle).reshape(T, K, -1, H)",
         "angle).reshape(T, -1, K, H).swapaxes(1, 2)",
-        "reference/checkpoint/test_checkpoint.py::test_grouped_heads_equal_repeated_heads",
+        "reference/test_model.py::test_grouped_heads_equal_repeated_heads",
+    ),
+    Mutation(
+        "the mask of the model that is served is shifted by one",
+        "reference/transformer.py",
+        "seen = np.tri(T, dtype=bool)",
+        "seen = np.tri(T, k=1, dtype=bool)",
+        "reference/test_model.py::test_a_llama_by_the_general_code_is_the_llama_of_model_py",
     ),
     Mutation(
         "rope scaling slows the wrong end",
-        MODEL,
-        "keep * inv_freq + (1 - keep) * inv_freq / scaling.factor",
-        "(1 - keep) * inv_freq + keep * inv_freq / scaling.factor",
-        "reference/checkpoint/test_checkpoint.py::test_llama3_scaling_keeps_fast_divides_slow_and_mixes_between",
+        "reference/rope.py",
+        "keep * plain + (1 - keep) * plain / positive",
+        "(1 - keep) * plain + keep * plain / positive",
+        "reference/test_model.py::test_llama3_scaling_keeps_fast_divides_slow_and_mixes_between",
     ),
     # ---- randomness
     Mutation(
@@ -328,8 +335,8 @@ MUTATIONS = (
     Mutation(
         "every family is prompted prefix first",
         INFILL,
-        "family._replace(order=told.order or family.order)",
-        "family._replace(order=told.order or Order.psm)",
+        "family._replace(order=options.order or family.order)",
+        "family._replace(order=options.order or Order.psm)",
         "reference/text/test_infill_table.py::test_a_suffix_first_family_with_starcoders_tokens_is_known_by_its_files",
     ),
     Mutation(
@@ -370,8 +377,8 @@ MUTATIONS = (
     ),
     Mutation(
         "pending bytes are shown",
-        TOKENIZER,
-        "        return decoded(data)\n",
+        "reference/text/utf8.py",
+        "        return decode_utf8(data)\n",
         '        return data.decode(errors="replace")\n',
         "reference/test_tokenizer.py::test_pieces_of_a_byte_each_join_to_the_one_shot_decoding",
     ),
@@ -450,7 +457,7 @@ MUTATIONS = (
     ),
     Mutation(
         "two tokens may share a label",
-        TOKENIZER,
+        "reference/text/labels.py",
         "if wanted is not None and wanted not in taken:",
         "if wanted is not None:",
         "reference/test_tokenizer.py::test_of_two_ordinary_tokens_of_one_text_the_lower_id_has_the_label",
@@ -494,42 +501,42 @@ MUTATIONS = (
     # ---- the request
     Mutation(
         "an unknown field is ignored",
-        REQUEST,
+        "reference/body/reading.py",
         "for key in given if key not in known]",
         "for key in given if not known]",
         "reference/test_request.py::test_unknown_fields_are_refused_by_name",
     ),
     Mutation(
         "an unknown key of stream_options is ignored",
-        REQUEST,
+        "reference/body/reading.py",
         'strange = [(f"{name}.", key, names) for key in said if key not in names]',
         'strange = [(f"{name}.", key, names) for key in said if not names]',
         "reference/test_request.py::test_unknown_keys_inside_stream_options_are_refused_by_name",
     ),
     Mutation(
         "only the first unknown name is told",
-        REQUEST,
-        "listed, more = unknown[:LISTED],",
-        "listed, more = unknown[:1],",
+        "reference/body/reading.py",
+        "listed = unknown[:NAMES_LISTED]",
+        "listed = unknown[:1]",
         "reference/test_request.py::test_all_unknown_names_are_listed_at_once_each_with_the_nearest_known_one",
     ),
     Mutation(
         "an unknown name that is null is refused",
-        REQUEST,
+        "reference/body/reading.py",
         "return {key: value for key, value in sent.items() if value is not None}",
-        "return {key: value for key, value in sent.items() if value is not None or key not in BY_NAME}",
+        "return dict(sent)",
         "reference/test_request.py::test_null_is_as_good_as_absent_whatever_its_name",
     ),
     Mutation(
         "a full context has no code of its own",
-        REQUEST,
+        "reference/errors.py",
         'super().__init__(param, message, "context_length_exceeded")',
         "super().__init__(param, message)",
         "http/test_http.py::test_a_prompt_beyond_the_context_is_a_400_with_its_code",
     ),
     Mutation(
         "a boolean is a number",
-        REQUEST,
+        "reference/body/reading.py",
         "if isinstance(sent, bool) or not isinstance(sent, int | float) or not low",
         "if not isinstance(sent, int | float) or not low",
         "reference/test_request_fuzz.py::test_a_field_takes_exactly_the_texts_of_its_row",
@@ -543,7 +550,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a wrong request is a 422",
-        REQUEST,
+        "reference/errors.py",
         "    status = 400\n",
         "    status = 422\n",
         "reference/test_request.py::test_no_refusal_is_a_422",
@@ -574,8 +581,8 @@ MUTATIONS = (
     Mutation(
         "loading: the last block is not looked at",
         "reference/checkpoint/tensors.py",
-        "for i in range(0, len(integers), BLOCK))",
-        "for i in range(0, len(integers) - BLOCK + 1, BLOCK))",
+        "for i in range(0, len(integers), WEIGHTS_AT_ONCE))",
+        "for i in range(0, len(integers) - WEIGHTS_AT_ONCE + 1, WEIGHTS_AT_ONCE))",
         "reference/checkpoint/test_tensors.py::test_one_weight_that_is_not_finite_is_refused_by_name",
     ),
     Mutation(
@@ -623,7 +630,7 @@ MUTATIONS = (
     ),
     Mutation(
         "config: an entry counts under another class's name for it",
-        "reference/checkpoint/families.py",
+        "reference/checkpoint/config.py",
         "if key not in foreign}",
         "}",
         "reference/checkpoint/test_as_transformers.py::test_a_directory_of_the_field_computes_what_transformers_does"
@@ -631,14 +638,14 @@ MUTATIONS = (
     ),
     Mutation(
         "config: a model that sees the future is served as one that does not",
-        "reference/checkpoint/families.py",
+        "reference/checkpoint/config.py",
         '{"is_causal": (None, True), **row.needs}',
         "row.needs",
         "reference/checkpoint/test_as_transformers.py::test_an_entry_that_engines_read_differently_is_refused_by_name",
     ),
     Mutation(
         "config: layer_types decides in every class",
-        "reference/checkpoint/families.py",
+        "reference/checkpoint/config.py",
         "if kinds is not None and not row.reads_layer_types:",
         "if False:",
         "reference/checkpoint/test_as_transformers.py::test_an_entry_that_engines_read_differently_is_refused_by_name",
@@ -704,7 +711,7 @@ MUTATIONS = (
     ),
     Mutation(
         "loading: the context can be raised",
-        "reference/checkpoint/families.py",
+        "reference/checkpoint/config.py",
         "if max_model_len is not None and not 1 <= max_model_len <= longest:",
         "if max_model_len is not None and not 1 <= max_model_len:",
         "reference/checkpoint/test_checkpoint.py::test_the_context_cannot_be_raised",
@@ -753,7 +760,7 @@ MUTATIONS = (
     ),
     Mutation(
         "model_type may contradict architectures",
-        "reference/checkpoint/families.py",
+        "reference/checkpoint/config.py",
         "    if by_type is not None:\n        models.add(by_type)\n",
         "",
         "reference/checkpoint/test_config_entries.py::"
@@ -762,7 +769,7 @@ MUTATIONS = (
     Mutation(
         "the second description of rotary positions is ignored",
         "reference/rope.py",
-        "for other in (place for place, its in others if its != rope):",
+        "for other in (place for place, its in others if its.turning != rope.turning):",
         "for other in ():",
         "reference/checkpoint/test_config_entries.py::"
         "test_rotary_positions_that_contradict_are_refused_with_both_values",
@@ -819,7 +826,7 @@ MUTATIONS = (
     ),
     Mutation(
         "families: fused heads are cut as rows",
-        "reference/checkpoint/families.py",
+        "reference/checkpoint/tensor_table.py",
         "cuts = _cut_by_heads(config) if fused.by_heads else",
         "cuts = _cut_by_heads(config) if False else",
         "jax_engine/test_families.py::test_the_references_logits_are_transformers",
@@ -909,7 +916,7 @@ MUTATIONS = (
     Mutation(
         "the entries of a choice are encoded by one call",
         WRITING,
-        "    step = max(1, VALUES // (entries.top + 1))\n",
+        "    step = max(1, VALUES_AT_ONCE // (entries.top + 1))\n",
         "    step = max(1, at.stop)\n",
         "reference/body/test_writing.py::test_no_call_encodes_more_than_some_thousand_numbers",
     ),
@@ -922,7 +929,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a list of millions is written out for an error's message",
-        REQUEST,
+        "reference/body/shown.py",
         "    elif isinstance(value, list | dict):\n        return _shown_in_part(value)\n",
         "",
         "reference/body/test_strict_json.py::test_a_list_of_millions_is_shown_without_being_written",
@@ -934,7 +941,7 @@ MUTATIONS = (
         "if s == step and label == got and error <= allowed:",
         "if s == step and label == got:",
         "reference/golden/test_golden_vectors.py::"
-        "test_a_token_that_rounding_may_decide_is_excused_and_what_follows_is_not_compared",
+        "test_a_token_that_rounding_decides_is_excused_and_what_follows_not_compared",
     ),
     Mutation(
         "the judge takes any other token for a rival",
@@ -948,14 +955,14 @@ MUTATIONS = (
         GOLDEN_JUDGE,
         """        self.equal(f"{at}.text_offset[{i}]", expected["text_offset"][i], got["text_offset"][i])\n""",
         "",
-        "reference/golden/test_golden_vectors.py::test_the_judge_finds_a_break_and_says_where",
+        "reference/golden/test_golden_vectors.py::test_the_judge_finds_a_wrong_answer_and_says_where",
     ),
     Mutation(
         "the judge takes NaN for a log-probability",
         GOLDEN_JUDGE,
         "if not off <= self.tolerance.logprob:",
         "if off > self.tolerance.logprob:",
-        "reference/golden/test_golden_vectors.py::test_the_judge_finds_a_break_and_says_where",
+        "reference/golden/test_golden_vectors.py::test_the_judge_finds_a_wrong_answer_and_says_where",
     ),
     Mutation(
         "an exported model is put among other files",
@@ -1050,11 +1057,11 @@ MUTATIONS = (
         'f"up to {beside(min(row.mass_before + row.probability, 1.0), p)}"',
         'f"up to {percent(min(row.mass_before + row.probability, 1.0))}"',
         "reference/trace/test_picture.py::"
-        "test_a_kept_token_never_shows_a_sum_that_looks_like_top_p_before_the_last_kept_one",
+        "test_no_kept_token_shows_a_sum_that_looks_like_top_p_before_the_last_kept_one",
     ),
     Mutation(
         "picture: a label is markup",
-        PICTURE,
+        "reference/trace/svg.py",
         "{escape(text, quote=False)}</text>",
         "{text}</text>",
         "reference/trace/test_picture.py::test_a_label_is_text_and_never_markup",

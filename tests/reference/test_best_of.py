@@ -8,26 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.completion import prepare
-from gnomon.reference.engine import Done, Engine, Event, JobRequest, ReferenceEngine, Token
-from gnomon.reference.request import CompletionRequest, InvalidRequest
+from gnomon.reference.engine import Done, Engine, Event, JobRequest, Token
+from gnomon.reference.errors import InvalidRequest
+from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import Choice, Completion
 from gnomon.reference.tokenizer import Tokenizer
-from helpers.fake import EOT, FAKE_VOCAB, FakeEngine, StubJob, always, fake_tokenizer, hashed_logits
-from helpers.models import tiny_llama
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("fake"))
-
-
-@pytest.fixture(scope="module", params=["fake", "reference"])
-def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    if request.param == "fake":
-        return FakeEngine(hashed_logits)
-    return ReferenceEngine(load_checkpoint(tiny_llama(tmp_path_factory.mktemp("tiny") / "model")))
+from helpers.fake import EOT, FAKE_VOCAB, FakeEngine, StubJob, always, hashed_logits
 
 
 def ask(engine: Engine, tokenizer: Tokenizer, prompt: object = "ab", **fields: object) -> Completion:

@@ -12,19 +12,15 @@ from hypothesis import strategies as st
 from gnomon.http.app import create_app
 from gnomon.http.settings import Settings
 from gnomon.reference.completion import Run, prepare
+from gnomon.reference.errors import ContextExceeded, InvalidRequest
 from gnomon.reference.prompt import MoreThanMayWait
-from gnomon.reference.request import CompletionRequest, ContextExceeded, InvalidRequest
+from gnomon.reference.request import CompletionRequest
 from gnomon.reference.tokenizer import Tokenizer
-from helpers.fake import FakeEngine, always, fake_tokenizer, hashed_logits
+from helpers.fake import FakeEngine, always, hashed_logits
 from helpers.live import check_error, post
 
 CONTEXT = 64
 LONGEST = len("<|fim_prefix|>")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture

@@ -14,32 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.completion import EngineFailed, prepare
-from gnomon.reference.engine import Engine, ReferenceEngine
-from gnomon.reference.request import CompletionRequest, InvalidRequest, ModelNotFound
+from gnomon.reference.engine import Engine
+from gnomon.reference.errors import InvalidRequest, ModelNotFound
+from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import Choice, Completion, Usage
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
-from helpers.fake import EOT, FAKE_VOCAB, PRE, FakeEngine, always, fake_tokenizer, hashed_logits
-from helpers.models import tiny_llama
+from helpers.fake import EOT, FAKE_VOCAB, PRE, FakeEngine, always, hashed_logits
 
 EVEN: NDArray[np.float64] = np.zeros(FAKE_VOCAB)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("fake"))
-
-
-@pytest.fixture(scope="module")
-def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("tiny") / "model")
-
-
-@pytest.fixture(scope="module", params=["fake", "reference"])
-def engine(request: pytest.FixtureRequest, model_directory: Path) -> Engine:
-    """The claims about whole answers hold on made-up logits and on a model."""
-    return FakeEngine(hashed_logits) if request.param == "fake" else ReferenceEngine(load_checkpoint(model_directory))
 
 
 def ask(engine: Engine, tokenizer: Tokenizer, prompt: object = "ab", **fields: object) -> Completion:

@@ -12,29 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.completion import prepare
 from gnomon.reference.engine import ReferenceEngine
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import Choice, Completion, Logprobs
 from gnomon.reference.tokenizer import Tokenizer
 from helpers.fake import EOT, FAKE_VOCAB, PRE, FakeEngine, always, fake_tokenizer, hashed_logits
-from helpers.models import tiny_llama
 
 THE = 258
 PROMPTS: list[object] = ["é the", "a", "", "a<|endoftext|>b", [97, 0xC3], [EOT, 1, 2, THE], [PRE]]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("fake"))
-
-
-@pytest.fixture(scope="module", params=["fake", "reference"])
-def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FakeEngine | ReferenceEngine:
-    if request.param == "fake":
-        return FakeEngine(hashed_logits)
-    return ReferenceEngine(load_checkpoint(tiny_llama(tmp_path_factory.mktemp("tiny") / "model")))
 
 
 def ask(

@@ -11,18 +11,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gnomon.reference.checkpoint.load import CheckpointError, load_checkpoint, read_config
+from gnomon.reference.checkpoint.config import read_config
+from gnomon.reference.checkpoint.errors import CheckpointError
+from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.completion import prepare
-from gnomon.reference.request import CompletionRequest, InvalidRequest
+from gnomon.reference.errors import InvalidRequest
+from gnomon.reference.model_config import Rope
+from gnomon.reference.request import CompletionRequest
 from gnomon.reference.sampler import report
 from gnomon.reference.tokenizer import Tokenizer
 from helpers.fake import FakeEngine, always, fake_tokenizer, hashed_logits
 from helpers.models import TINY, tiny_llama
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def body(**fields: object) -> CompletionRequest:
@@ -94,7 +93,7 @@ def test_rope_theta_is_found_wherever_a_config_keeps_it(
 ) -> None:
     kept = {name: value for name, value in {**TINY, **entries}.items() if value is not None}
     (tmp_path / "config.json").write_text(json.dumps(kept))
-    assert read_config(tmp_path).rope_theta == theta
+    assert read_config(tmp_path).family.layers[0].rope == Rope.plain(theta, TINY["head_dim"])
 
 
 def test_a_tensor_in_two_files_is_refused_by_name(tmp_path: Path) -> None:

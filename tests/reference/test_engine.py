@@ -25,25 +25,10 @@ from gnomon.reference.parity import RecordingEngine
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.tokenizer import Tokenizer
-from helpers.fake import EOT, FAKE_VOCAB, FakeEngine, StubJob, always, fake_tokenizer, hashed_logits
+from helpers.fake import EOT, FAKE_VOCAB, FakeEngine, StubJob, always, hashed_logits
 from helpers.models import tiny_llama
 
 SECONDS = 10  # how long a thread may take that should need none
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("fake"))
-
-
-@pytest.fixture(scope="module")
-def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("tiny") / "model")
-
-
-@pytest.fixture(scope="module", params=["fake", "reference"])
-def engine(request: pytest.FixtureRequest, model_directory: Path) -> FakeEngine | ReferenceEngine:
-    return FakeEngine(hashed_logits) if request.param == "fake" else ReferenceEngine(load_checkpoint(model_directory))
 
 
 def run_of(engine: Engine, tokenizer: Tokenizer, **fields: object) -> Run:

@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.completion import prepare
 from gnomon.reference.engine import Engine, ReferenceEngine, ranking
 from gnomon.reference.request import CompletionRequest
@@ -31,30 +30,10 @@ from helpers.fake import (
     always,
     fake_tokenizer,
     hashed_logits,
-    puts_first,
 )
-from helpers.models import tiny_llama
 
 C3, A9 = 0xC3, 0xA9  # é
 THE = 258  # " the"
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("fake"))
-
-
-@pytest.fixture(scope="module")
-def bos_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """Puts <|fim_prefix|> before every string."""
-    return fake_tokenizer(tmp_path_factory.mktemp("bos"), post_processor=puts_first(PRE))
-
-
-@pytest.fixture(scope="module", params=["fake", "reference"])
-def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FakeEngine | ReferenceEngine:
-    if request.param == "fake":
-        return FakeEngine(hashed_logits)
-    return ReferenceEngine(load_checkpoint(tiny_llama(tmp_path_factory.mktemp("tiny") / "model")))
 
 
 def ask(engine: Engine, tokenizer: Tokenizer, prompt: object = "ab", **fields: object) -> Completion:

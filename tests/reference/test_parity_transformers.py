@@ -28,6 +28,7 @@ from gnomon.reference.checkpoint.load import Checkpoint, default_model_path, loa
 from gnomon.reference.completion import prepare
 from gnomon.reference.engine import JobRequest, PromptScored, ReferenceEngine, Token
 from gnomon.reference.model import forward, inverse_frequencies
+from gnomon.reference.model_config import Family
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.tokenizer import load_tokenizer
@@ -254,7 +255,8 @@ def test_a_token_of_generation_config_ends_a_completion_where_it_ends_generate(t
 def test_llama3_rope_has_kept_mixed_and_slowed_frequencies_and_matters(tmp_path: Path) -> None:
     save_random_llama(tmp_path, seed=0, rope_parameters=LLAMA3)
     checkpoint = load_checkpoint(tmp_path)
-    plain = replace(checkpoint.config, rope_scaling=None)
+    config = checkpoint.config
+    plain = replace(config, family=Family.llama(config.num_hidden_layers, config.head_dim))
     ratio = inverse_frequencies(checkpoint.config) / inverse_frequencies(plain)
     assert {"kept" if r == 1 else "slowed" if r == 1 / 8 else "mixed" for r in ratio} == {"kept", "mixed", "slowed"}
     tokens = random_tokens()

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gnomon.reference.completion import prepare
-from gnomon.reference.request import CompletionRequest, InvalidRequest
+from gnomon.reference.errors import InvalidRequest
+from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import Completion
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
 from helpers.fake import (
@@ -27,22 +28,10 @@ from helpers.fake import (
     FakeEngine,
     fake_tokenizer,
     hashed_logits,
-    puts_first,
     tokenizer_files,
 )
 
 THE = 258
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("fake"))
-
-
-@pytest.fixture(scope="module")
-def bos_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """Puts <|fim_prefix|> before every string, and has <|endoftext|> besides."""
-    return fake_tokenizer(tmp_path_factory.mktemp("bos"), post_processor=puts_first(PRE))
 
 
 def ask(engine: FakeEngine, tokenizer: Tokenizer, prompt: object, **fields: object) -> Completion:
@@ -292,7 +281,7 @@ def test_a_middle_beyond_the_context_counts_its_markers_and_the_suffix(tokenizer
     assert (error.value.param, error.value.code) == ("max_tokens", "context_length_exceeded")
 
 
-def test_one_prompt_beyond_the_context_refuses_the_whole_list_before_anything_is_generated(
+def test_one_prompt_beyond_the_context_refuses_the_list_before_anything_is_generated(
     tokenizer: Tokenizer,
 ) -> None:
     engine = FakeEngine(hashed_logits, context=8)

@@ -15,19 +15,11 @@ from typing import Any
 
 import pytest
 
+from gnomon.reference.body.reading import parse_json
+from gnomon.reference.body.shown import key_of
 from gnomon.reference.checkpoint.entries import LARGEST
-from gnomon.reference.request import (
-    BY_NAME,
-    FIELDS,
-    ID_DIGITS,
-    CompletionRequest,
-    InvalidRequest,
-    Limits,
-    ModelNotFound,
-    RequestError,
-    key_of,
-    parse_json,
-)
+from gnomon.reference.errors import InvalidRequest, ModelNotFound, RequestError
+from gnomon.reference.request import BY_NAME, FIELDS, ID_DIGITS, CompletionRequest, Limits
 
 BASE: dict[str, str] = {"model": '"m"', "prompt": '"p"'}
 
@@ -543,7 +535,7 @@ def test_a_thousand_unknown_names_are_counted_and_only_some_are_listed_and_compa
         compared.append(name)
         return get_close_matches(name, *of)
 
-    monkeypatch.setattr("gnomon.reference.request.get_close_matches", counted)
+    monkeypatch.setattr("gnomon.reference.body.reading.get_close_matches", counted)
     message = refused(**{f"k{i}": "1" for i in range(1000)}).message
     assert message.count("k") > 30
     assert " and 968 more; " in message

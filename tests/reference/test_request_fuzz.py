@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gnomon.reference.request import BY_NAME, FIELDS, CompletionRequest, InvalidRequest, Limits
+from gnomon.reference.errors import InvalidRequest
+from gnomon.reference.request import BY_NAME, FIELDS, CompletionRequest, Limits
 
 quick = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 

@@ -16,15 +16,10 @@ from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import Choice, Completion
 from gnomon.reference.stop import StopMatcher
 from gnomon.reference.tokenizer import Tokenizer
-from helpers.fake import EOT, FAKE_VOCAB, PRE, SUF, FakeEngine, always, fake_tokenizer
+from helpers.fake import EOT, FAKE_VOCAB, PRE, SUF, FakeEngine, always
 
 THE = 258  # " the"
 C3, A9 = 0xC3, 0xA9  # é
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("fake"))
 
 
 def ask(engine: FakeEngine, tokenizer: Tokenizer, prompt: object = "b", **fields: object) -> Completion:

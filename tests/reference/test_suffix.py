@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gnomon.reference.completion import prepare
-from gnomon.reference.request import CompletionRequest, InvalidRequest
+from gnomon.reference.errors import InvalidRequest
+from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import Completion
 from gnomon.reference.text.infill import Infill
 from gnomon.reference.tokenizer import Tokenizer
@@ -32,11 +33,6 @@ from helpers.fake import (
 )
 
 THE = 258
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("fake"))
 
 
 @pytest.fixture(scope="module")

@@ -16,18 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from gnomon.reference.checkpoint.load import CheckpointError
+from gnomon.reference.checkpoint.errors import CheckpointError
 from gnomon.reference.text.infill import Infill
-from gnomon.reference.tokenizer import Decoder, Tokenizer, decoded, load_tokenizer, pending
+from gnomon.reference.text.utf8 import Decoder, decode_utf8, pending
+from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
 from helpers.data import real_tokenizer
 from helpers.fake import EOT, FAKE_VOCAB, MERGES, MID, PRE, SPECIALS, SUF, fake_tokenizer, tokenizer_files
 
 bounded = settings(max_examples=60, deadline=None, derandomize=True)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("fake"))
 
 
 # ---- bytes, byte-level
@@ -353,7 +349,7 @@ def test_decoded_text_is_that_of_all_bytes_but_the_pending_ones() -> None:
     """Exhaustive over the same sequences."""
     for data in SEQUENCES:
         settled = data[: len(data) - len(pending_by_table(data))]
-        assert decoded(data) == by_table(settled), data.hex(" ")
+        assert decode_utf8(data) == by_table(settled), data.hex(" ")
 
 
 def test_pieces_of_a_byte_each_join_to_the_one_shot_decoding() -> None:
@@ -363,7 +359,7 @@ def test_pieces_of_a_byte_each_join_to_the_one_shot_decoding() -> None:
         for i in range(len(data)):
             text += decoder.push(data[i : i + 1])
             assert len(text) <= i + 1
-        assert text == decoded(data), data.hex(" ")
+        assert text == decode_utf8(data), data.hex(" ")
         assert text + decoder.flush() == by_table(data) == data.decode(errors="replace"), data.hex(" ")
 
 
@@ -392,7 +388,7 @@ def test_flushing_resets_the_decoder() -> None:
 def test_what_can_become_no_character_is_shown_at_once(data: bytes) -> None:
     """Halves of surrogates, points above U+10FFFF, overlong forms: each byte is a U+FFFD as soon as it is there."""
     assert pending(data) == b""
-    assert decoded(data) == "\ufffd" * len(data)
+    assert decode_utf8(data) == "\ufffd" * len(data)
 
 
 # ---- reading files

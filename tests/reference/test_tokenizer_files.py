@@ -20,8 +20,9 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from gnomon.reference.checkpoint.load import CheckpointError, UnsupportedModel
-from gnomon.reference.tokenizer import Tokenizer, decoded, load_tokenizer
+from gnomon.reference.checkpoint.errors import CheckpointError, UnsupportedModel
+from gnomon.reference.text.utf8 import decode_utf8
+from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
 from helpers.data import real_tokenizer
 from helpers.fake import EOT, FAKE_VOCAB, SPECIALS, fake_tokenizer, tokenizer_files
 
@@ -290,7 +291,9 @@ def test_ids_taken_at_random_have_the_text_that_the_librarys_decoder_gives_them(
             if kind in SENTENCEPIECE:
                 continue
         text = tokenizer.parsing.decode(ids, skip_special_tokens=True)
-        assert decoded(data + b"!") == text + "!" if kind in SENTENCEPIECE else data.decode(errors="replace") == text
+        assert (
+            decode_utf8(data + b"!") == text + "!" if kind in SENTENCEPIECE else data.decode(errors="replace") == text
+        )
     assert min(valid, invalid) > 20
 
 
@@ -335,8 +338,8 @@ def test_added_tokens_take_the_spaces_and_words_that_their_flags_say(shelf: Shel
     around = tokenizer.encode("x  <|strip|> \n y")
     at = around.ids.index(strip)
     assert around.starts[at] == 1
-    assert decoded(joined(tokenizer, around.ids)).strip().replace(" ", "") == "xy"
-    assert "\n" not in decoded(joined(tokenizer, around.ids))
+    assert decode_utf8(joined(tokenizer, around.ids)).strip().replace(" ", "") == "xy"
+    assert "\n" not in decode_utf8(joined(tokenizer, around.ids))
     assert [v for v in tokenizer.encode("qqq aqqq qqqa qqq.").ids if v == word] == [word] * 2
     assert plain in tokenizer.encode_literal("<plain>b").ids
     assert tokenizer.token_bytes[plain] == b"<plain>"
@@ -483,7 +486,7 @@ def test_a_vocabulary_of_another_kind_is_refused_by_its_name(tmp_path: Path, kin
         fake_tokenizer(tmp_path, model={"type": kind, "vocab": {"a": 0}, "unk_token": "a"})
 
 
-def test_holes_in_the_vocabulary_are_kept_and_ids_that_the_library_would_move_are_refused(tmp_path: Path) -> None:
+def test_holes_in_the_vocabulary_are_kept_and_ids_that_would_be_moved_are_refused(tmp_path: Path) -> None:
     """An added token gets the next free id from the library, whatever its file says."""
     spec = json.loads((tokenizer_files(tmp_path) / "tokenizer.json").read_text())
     spec["model"]["vocab"]["tail"] = 400

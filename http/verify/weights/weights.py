@@ -46,8 +46,8 @@ from gnomon.http.verify.weights.labels import Names, Style, places_of, trace_ids
 from gnomon.http.verify.weights.labels import Place as Reported
 from gnomon.reference.completion import end_ids
 from gnomon.reference.engine import ReferenceEngine
+from gnomon.reference.errors import InvalidRequest
 from gnomon.reference.prompt import encode_prompt
-from gnomon.reference.request import InvalidRequest
 from gnomon.reference.sampler import report
 from gnomon.reference.tokenizer import Tokenizer
 

@@ -27,7 +27,8 @@ from gnomon.http.schema.openapi import ENDPOINTS, capabilities, document
 from gnomon.http.settings import AuthMode, AuthSettings, Settings
 from gnomon.reference import sampler
 from gnomon.reference.completion import prepare
-from gnomon.reference.request import BY_NAME, FIELDS, STAGES, CompletionRequest, InvalidRequest, RequestError
+from gnomon.reference.errors import InvalidRequest, RequestError
+from gnomon.reference.request import BY_NAME, FIELDS, STAGES, CompletionRequest
 from gnomon.reference.text.infill import Infill, Order
 from gnomon.reference.tokenizer import Tokenizer
 from helpers.fake import EOT, FAKE_VOCAB, PRE, SUF, FakeEngine, fake_tokenizer, hashed_logits

@@ -23,7 +23,7 @@ from gnomon.reference.engine import PromptScored, ReferenceJob, Token, ranking
 from gnomon.reference.response import Choice, Completion, Logprobs
 from gnomon.reference.sampler import add_bias, nucleus, penalize, report, temper
 from gnomon.reference.stop import StopMatcher
-from gnomon.reference.tokenizer import Decoder
+from gnomon.reference.text.utf8 import Decoder
 from helpers.live import serving
 from helpers.saboteurs import (
     Break,

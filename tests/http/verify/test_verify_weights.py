@@ -25,7 +25,8 @@ from gnomon.reference import engine as engine_module
 from gnomon.reference import load, load_checkpoint, load_tokenizer
 from gnomon.reference.completion import prepare
 from gnomon.reference.engine import ReferenceEngine
-from gnomon.reference.request import CompletionRequest, RequestError
+from gnomon.reference.errors import RequestError
+from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import json_bytes
 from gnomon.reference.sampler import add_bias, penalize, report, sample
 from gnomon.reference.tokenizer import Tokenizer

@@ -11,19 +11,15 @@ from gnomon.http.app import create_app
 from gnomon.http.settings import Settings
 from gnomon.reference.body.answer_size import Size, answer_bytes, check_size, text_bytes
 from gnomon.reference.completion import prepare
-from gnomon.reference.request import CompletionRequest, InvalidRequest, Limits
+from gnomon.reference.errors import InvalidRequest
+from gnomon.reference.request import CompletionRequest, Limits
 from gnomon.reference.response import json_bytes
 from gnomon.reference.tokenizer import Tokenizer
 from gnomon.reference.trace.replay import TraceRequest, prepare_trace
-from helpers.fake import FakeEngine, fake_tokenizer, hashed_logits
+from helpers.fake import FakeEngine, hashed_logits
 from helpers.live import MODEL, call, check_error, post
 
 MOST = Limits().answer_bytes
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture

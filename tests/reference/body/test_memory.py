@@ -26,7 +26,7 @@ from gnomon.reference.completion import Run, prepare
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.stop import StopMatcher
 from gnomon.reference.tokenizer import Tokenizer
-from helpers.fake import FAKE_VOCAB, FakeEngine, always, fake_tokenizer, hashed_logits
+from helpers.fake import FAKE_VOCAB, FakeEngine, always, hashed_logits
 from helpers.live import MODEL, Gate, check_error, connection, eventually, post, request_body, serving
 
 MIB = 2**20
@@ -47,11 +47,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "a bias": {"logit_bias": {str(v): -1.5 for v in range(FAKE_VOCAB)}},
     "a user": {"user": "u" * 1024},
 }
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def body_of(fields: dict[str, Any]) -> bytes:
@@ -240,7 +235,7 @@ def test_requests_of_every_shape_that_wait_take_no_more_than_the_bound_on_bytes(
     assert held <= 2 * counted + count * each
 
 
-def test_the_server_lets_go_of_a_request_whatever_ended_it_and_waits_for_no_collection(
+def test_the_server_lets_go_of_a_request_whatever_ended_it_without_a_collection(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: weakref.WeakSet[Run] = weakref.WeakSet()
@@ -367,7 +362,7 @@ JSON = {"Content-Type": "application/json"}
         ("logit_bias", {"logit_bias": {str(v): 0.25 for v in range(FAKE_VOCAB)}}),
     ],
 )
-def test_a_request_that_alone_is_more_bytes_than_may_wait_is_a_400_that_names_the_field(
+def test_a_request_of_more_bytes_than_may_wait_is_a_400_that_names_the_field(
     field: str, fields: dict[str, Any], tokenizer: Tokenizer
 ) -> None:
     held = prepared(body_of(fields), tokenizer).held_bytes

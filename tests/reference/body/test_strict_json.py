@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gnomon.reference.body import strict_json
-from gnomon.reference.body.strict_json import MOST_DEPTH, MOST_VALUES, SLICE, Reader, TooManyValues
-from gnomon.reference.request import InvalidRequest, parse_json, shown
+from gnomon.reference.body.reading import parse_json
+from gnomon.reference.body.shown import shown
+from gnomon.reference.body.strict_json import MOST_DEPTH, MOST_VALUES, SLICE, JsonReader, TooManyValues
+from gnomon.reference.errors import InvalidRequest
 
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text()
@@ -22,7 +24,7 @@ VALUES = st.recursive(
 
 
 def read(text: str) -> Any:
-    return Reader(text, int, float, float).document()
+    return JsonReader(text, int, float, float).document()
 
 
 def fate(reader: Any, text: str) -> Any:

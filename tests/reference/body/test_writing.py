@@ -17,18 +17,13 @@ from gnomon.http.settings import Settings
 from gnomon.reference import completion
 from gnomon.reference.body import writing
 from gnomon.reference.body.rankings import Rankings
-from gnomon.reference.body.writing import BLOCK, blocks
+from gnomon.reference.body.writing import BLOCK_BYTES, blocks
 from gnomon.reference.completion import Run, prepare
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import json_bytes
 from gnomon.reference.tokenizer import Tokenizer
-from helpers.fake import FakeEngine, fake_tokenizer, hashed_logits
+from helpers.fake import FakeEngine, hashed_logits
 from helpers.live import MODEL, post
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def run_of(tokenizer: Tokenizer, context: int = 64, **fields: Any) -> Run:
@@ -55,8 +50,8 @@ def test_the_pieces_are_the_bytes_of_the_whole_and_of_every_chunk(
 ) -> None:
     fields["best_of"] = fields["best_of"] if fields["best_of"] >= fields["n"] else None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writing, "VALUES", values)
-        patch.setattr(writing, "CHARACTERS", values)
+        patch.setattr(writing, "VALUES_AT_ONCE", values)
+        patch.setattr(writing, "CHARACTERS_AT_ONCE", values)
         whole = b"".join(run_of(tokenizer, **fields).whole_bytes())
         assert whole == json_bytes(run_of(tokenizer, **fields).whole().to_json())
         fields |= {"best_of": None, "stream": True, "stream_options": {"include_usage": True}}
@@ -96,37 +91,37 @@ def test_no_call_encodes_more_than_some_thousand_numbers(
     assert answer.status_code == 200
     assert sum(sizes) == len(answer.content) > 3_000_000
     assert max(calls) < 64_000
-    assert max(sizes) <= BLOCK
+    assert max(sizes) <= BLOCK_BYTES
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_is_echoed_is_encoded_once_a_prompt(
     tokenizer: Tokenizer, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoded: list[int] = []
-    written = writing.written
+    sizes: list[int] = []
+    encoded = writing.encoded
 
     def counted(text: str, entries: Any, at: range, labels: Any) -> Any:
-        encoded.append(len(at))
-        return written(text, entries, at, labels)
+        sizes.append(len(at))
+        return encoded(text, entries, at, labels)
 
-    monkeypatch.setattr(completion, "written", counted)
+    monkeypatch.setattr(completion, "encoded", counted)
     run = run_of(tokenizer, context=500, **LARGE, max_tokens=1, stream=stream)
     made = [list(chunk) for chunk in run.chunk_bytes()] if stream else [list(run.whole_bytes())]
-    assert sorted(encoded) == [1] * 16 + [400] * 2
+    assert sorted(sizes) == [1] * 16 + [400] * 2
     large = [piece for pieces in made for piece in pieces if len(piece) > 10_000]
     assert len({id(piece) for piece in large}) * 8 == len(large)  # the same objects in all eight choices
 
 
 def test_blocks_join_what_is_small_and_leave_what_is_large() -> None:
-    large = [bytes(BLOCK), bytes(BLOCK // 8)]
+    large = [bytes(BLOCK_BYTES), bytes(BLOCK_BYTES // 8)]
     pieces = [b"a", b"", b"b", large[0], *[b"x" * 1000] * 200, large[1], b"c"]
     made = list(blocks(pieces))
     assert b"".join(made) == b"".join(pieces)
     assert any(piece is large[0] for piece in made)
     assert any(piece is large[1] for piece in made)
     assert len(made) == 1 + 1 + 4 + 1 + 1
-    assert max(map(len, made)) <= BLOCK
+    assert max(map(len, made)) <= BLOCK_BYTES
     assert list(blocks([])) == []
 
 

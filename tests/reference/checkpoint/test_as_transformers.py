@@ -14,14 +14,16 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from gnomon.reference.checkpoint.errors import UnsupportedModel
 from gnomon.reference.checkpoint.families import ARCHITECTURES, HEADLESS
-from gnomon.reference.checkpoint.load import UnsupportedModel, load_checkpoint, silently
+from gnomon.reference.checkpoint.load import load_checkpoint, silently
 from gnomon.reference.sampler import report
 from gnomon.reference.transformer import forward
 from helpers.extras import extra
 from helpers.families import VARIANTS, architecture_in, save_random
 
 torch = extra("parity", "torch", "transformers")
+
 
 Tensors = dict[str, NDArray[Any]]
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]

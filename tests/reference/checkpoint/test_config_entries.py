@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from gnomon.reference.checkpoint.families import ARCHITECTURES, architecture_of
-from gnomon.reference.checkpoint.load import CheckpointError, UnsupportedModel, load_checkpoint, read_config
+from gnomon.reference.checkpoint.config import architecture_of, read_config
+from gnomon.reference.checkpoint.errors import CheckpointError, UnsupportedModel
+from gnomon.reference.checkpoint.families import ARCHITECTURES
+from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.completion import prepare
 from gnomon.reference.engine import ReferenceEngine
-from gnomon.reference.model import ModelConfig
+from gnomon.reference.model_config import ModelConfig
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.tokenizer import load_tokenizer
-from gnomon.reference.transformer import family_of
 from helpers.fake import EOT
 from helpers.models import TINY, tiny_llama
 
@@ -117,7 +118,7 @@ def test_rotary_positions_said_in_other_words_are_the_same(
     (plain, _), (wordy, lines) = config(tmp_path, **one), config(tmp_path, **other)
     assert lines == []
     assert plain == wordy
-    assert family_of(plain).layers[0].rope == family_of(wordy).layers[0].rope
+    assert plain.family.layers[0].rope == wordy.family.layers[0].rope
 
 
 @pytest.mark.parametrize(

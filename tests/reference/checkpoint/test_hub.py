@@ -17,8 +17,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from gnomon.reference.checkpoint.errors import CheckpointError
 from gnomon.reference.checkpoint.hub import is_hub_id, locate
-from gnomon.reference.checkpoint.tensors import CheckpointError
 from helpers.hub import COMMIT, TOKEN, FakeHub
 from helpers.loopback import Loopback, closed_port, loopback
 from helpers.models import tiny_llama

@@ -19,8 +19,9 @@ from safetensors.numpy import load_file, save_file
 
 from gnomon.http.cli.commands import ModelOptions, read_model
 from gnomon.jax_engine.engine import EngineSettings, JaxEngine
-from gnomon.reference.checkpoint.load import Checkpoint, CheckpointError, load_checkpoint, silently
-from gnomon.reference.checkpoint.tensors import PIECE, TensorFiles
+from gnomon.reference.checkpoint.errors import CheckpointError
+from gnomon.reference.checkpoint.load import Checkpoint, load_checkpoint, silently
+from gnomon.reference.checkpoint.tensors import ELEMENTS_AT_ONCE, TensorFiles
 from gnomon.reference.engine import JobRequest, ReferenceEngine, Token
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.tokenizer import load_tokenizer
@@ -192,7 +193,7 @@ def test_the_two_are_compared_across_shards(tmp_path: Path, contradicting: Path)
 
 def test_comparing_takes_the_memory_of_pieces_and_not_of_tensors(tmp_path: Path) -> None:
     """Two tensors of 64 MiB each, equal but for the last value, in two dtypes."""
-    one = np.ones(16 * PIECE, np.float32)
+    one = np.ones(16 * ELEMENTS_AT_ONCE, np.float32)
     other = one.astype(np.float16)
     other[-1] = 2
     save_file({"one": one, "other": other}, tmp_path / "model.safetensors")
@@ -203,7 +204,7 @@ def test_comparing_takes_the_memory_of_pieces_and_not_of_tensors(tmp_path: Path)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 32 * PIECE  # both pieces, in float64 too
+    assert peak < 32 * ELEMENTS_AT_ONCE  # both pieces, in float64 too
 
 
 COMMAND = (sys.executable, "-c", "from gnomon.http.cli.commands import main; main()")

@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from gnomon.reference.checkpoint.errors import CheckpointError
 from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.checkpoint.tensors import (
     ALIGNMENT,
-    BLOCK,
     FORMATS,
-    LISTED,
-    CheckpointError,
+    MOST_PROBLEMS,
+    WEIGHTS_AT_ONCE,
     TensorFiles,
     read_json,
 )
@@ -264,11 +264,13 @@ def test_everything_that_does_not_fit_is_in_one_error(tmp_path: Path) -> None:
 
 
 def test_of_thousands_that_do_not_fit_twenty_are_listed_and_the_rest_counted(tmp_path: Path) -> None:
-    save_file({f"layer.{i}": np.ones(1, np.float32) for i in range(LISTED + 500)}, tmp_path / "model.safetensors")
+    save_file(
+        {f"layer.{i}": np.ones(1, np.float32) for i in range(MOST_PROBLEMS + 500)}, tmp_path / "model.safetensors"
+    )
     with pytest.raises(CheckpointError) as caught:
         TensorFiles.open(tmp_path).check({}, nobody)
     *first, last = str(caught.value).split("; ")
-    assert (len(first), last) == (LISTED, "and 500 more")
+    assert (len(first), last) == (MOST_PROBLEMS, "and 500 more")
 
 
 @pytest.mark.parametrize("end", ["qweight", "scales", "weight_scale_inv", "weight_packed", "weight.absmax"])
@@ -347,9 +349,9 @@ def test_json_that_is_a_pointer_of_git_lfs_is_called_what_it_is(tmp_path: Path, 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("where", [0, BLOCK - 1, BLOCK, BLOCK + 6])
+@pytest.mark.parametrize("where", [0, WEIGHTS_AT_ONCE - 1, WEIGHTS_AT_ONCE, WEIGHTS_AT_ONCE + 6])
 def test_one_weight_that_is_not_finite_is_refused_by_name(tmp_path: Path, name: str, value: float, where: int) -> None:
-    array = np.full(BLOCK + 7, -1.5, FORMATS[name].dtype)
+    array = np.full(WEIGHTS_AT_ONCE + 7, -1.5, FORMATS[name].dtype)
     save_file({"fine": array, "bad": array}, tmp_path / "model.safetensors")
     files = TensorFiles.open(tmp_path)
     files.read("bad")

@@ -24,14 +24,14 @@ from gnomon.http.settings import Settings
 from gnomon.jax_engine.engine import EngineSettings, JaxEngine
 from gnomon.reference import FIELDS, Tokenizer, default_model_path, load_checkpoint, load_tokenizer
 from gnomon.reference.golden import (
-    FLOAT32,
+    FLOAT32_TOLERANCE,
     MODEL,
     REACH,
-    Case,
+    AnswerCheck,
+    GoldenCase,
     Tolerance,
-    Verdict,
     golden_path,
-    judge,
+    judge_answer,
     load_cases,
 )
 from gnomon.reference.golden import __main__ as command
@@ -50,11 +50,11 @@ def document(name: str) -> Any:
 
 
 @cache
-def cases() -> tuple[Case, ...]:
+def cases() -> tuple[GoldenCase, ...]:
     return load_cases()
 
 
-def case(name: str) -> Case:
+def case(name: str) -> GoldenCase:
     return next(case for case in cases() if case.name == name)
 
 
@@ -133,7 +133,7 @@ def test_the_command_wants_one_directory_at_most(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_is_ascii_in_the_commands_own_layout_and_no_line_is_endless(name: str) -> None:
+def test_a_file_is_ascii_with_a_line_a_value_and_no_line_is_endless(name: str) -> None:
     text = (golden_path() / name).read_text(encoding="ascii")
     assert to_text(json.loads(text)) == text
     assert max(map(len, text.splitlines())) < 400
@@ -172,14 +172,14 @@ def test_all_decisions_are_clear_but_those_of_the_cases_about_ties() -> None:
     for case in cases():
         errors = [error for candidate in case.candidates for *_, error in candidate.rivals]
         if case.name.startswith("close: "):
-            assert min(errors) < FLOAT32.logit_error, case.name
+            assert min(errors) < FLOAT32_TOLERANCE.logit_error, case.name
             continue
-        assert min(errors, default=1.0) > 2 * FLOAT32.logit_error, case.name
+        assert min(errors, default=1.0) > 2 * FLOAT32_TOLERANCE.logit_error, case.name
         if case.is_ranked:
             for j in range(len(case.prompt_ids)):
                 means = sorted({c.mean_logprob for c in case.candidates if c.prompt == j})
                 gaps = [b - a for a, b in pairwise(means)]
-                assert min(gaps) > 4 * FLOAT32.logprob, case.name
+                assert min(gaps) > 4 * FLOAT32_TOLERANCE.logprob, case.name
 
 
 def test_rivals_and_margins_tell_the_same() -> None:
@@ -394,7 +394,7 @@ def test_the_readme_names_every_member_of_a_case_and_every_file() -> None:
     members |= {name for case in document("requests.json")["cases"] for c in case.get("candidates", ()) for name in c}
     for name in (*members, *FILES):
         assert re.search(rf"`[^`]*\b{re.escape(name)}\b[^`]*`", text), name
-    assert f"{FLOAT32.logit_error:g}" in text or "2e-4" in text
+    assert f"{FLOAT32_TOLERANCE.logit_error:g}" in text or "2e-4" in text
 
 
 # ---- both engines, over the wire
@@ -410,11 +410,11 @@ def app(request: pytest.FixtureRequest, native_cache: Path) -> Iterator[Starlett
     engine.stop()
 
 
-def replay(app: Starlette, case: Case) -> Verdict:
+def replay(app: Starlette, case: GoldenCase) -> AnswerCheck:
     headers = {"content-type": "application/json"}
     response = call(app, "POST", "/v1/completions", content=case.payload(), headers=headers)
     is_stream = response.headers["content-type"].startswith("text/event-stream")
-    return judge(case, response.status_code, events(response.content) if is_stream else response.json())
+    return judge_answer(case, response.status_code, events(response.content) if is_stream else response.json())
 
 
 def test_an_engine_gives_every_golden_answer(app: Starlette, record_property: Callable[[str, object], None]) -> None:
@@ -434,19 +434,19 @@ def test_another_name_of_the_model_is_asked_for_and_expected() -> None:
         sent = case(name)
         headers = {"content-type": "application/json"}
         response = call(other, "POST", "/v1/completions", content=sent.payload("stories"), headers=headers)
-        assert judge(sent, response.status_code, response.json(), model="stories").passed
+        assert judge_answer(sent, response.status_code, response.json(), model="stories").passed
 
 
 # ---- the judge
 
 
-def paths(verdict: Verdict) -> list[str]:
+def paths(verdict: AnswerCheck) -> list[str]:
     return [difference.path for difference in verdict.differences]
 
 
 def test_the_right_answers_pass() -> None:
     for case in cases():
-        verdict = judge(case, case.status, right_answer(case))
+        verdict = judge_answer(case, case.status, right_answer(case))
         assert paths(verdict) == [], case.name
         assert (verdict.excused, verdict.worst_logprob) == (0, 0.0)
 
@@ -485,7 +485,7 @@ def shift(by: float, i: int) -> Callable[[Any], None]:
 L = ("choices", 0, "logprobs")
 PLAIN, ECHO, MANY = "prompt: a string", "echo: logprobs 2, max_tokens 3", "n: 4"
 RANKED, STREAM, REFUSED = "best_of: 4 of which 2", "stream: include_usage", "refused: n 0"
-BREAKS: tuple[tuple[str, str, Callable[[Any], None], str], ...] = (
+WRONG: tuple[tuple[str, str, Callable[[Any], None], str], ...] = (
     ("a log-probability is shifted", PLAIN, shift(1e-3, 2), "choices[0].logprobs.token_logprobs[2]"),
     ("the prompt's are shifted", ECHO, shift(-1e-3, 1), "choices[0].logprobs.token_logprobs[1]"),
     ("one is NaN", PLAIN, shift(math.nan, 2), "choices[0].logprobs.token_logprobs[2]"),
@@ -545,12 +545,12 @@ BREAKS: tuple[tuple[str, str, Callable[[Any], None], str], ...] = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "change", "path"), [broken[1:] for broken in BREAKS], ids=[b[0] for b in BREAKS])
-def test_the_judge_finds_a_break_and_says_where(name: str, change: Callable[[Any], None], path: str) -> None:
+@pytest.mark.parametrize(("name", "change", "path"), [broken[1:] for broken in WRONG], ids=[b[0] for b in WRONG])
+def test_the_judge_finds_a_wrong_answer_and_says_where(name: str, change: Callable[[Any], None], path: str) -> None:
     broken = case(name)
     answer = right_answer(broken)
     change(answer)
-    assert paths(judge(broken, broken.status, answer))[:1] == [path]
+    assert paths(judge_answer(broken, broken.status, answer))[:1] == [path]
 
 
 def test_one_wrong_token_is_one_difference_and_what_follows_is_not_compared() -> None:
@@ -559,24 +559,24 @@ def test_one_wrong_token_is_one_difference_and_what_follows_is_not_compared() ->
     arrays = answer["choices"][0]["logprobs"]
     arrays["tokens"][5:], arrays["token_logprobs"][5:] = [" boy", " who", " ran"], [-1.0, -2.0, -3.0]
     answer["choices"][0]["text"] = "another story"
-    verdict = judge(broken, 200, answer)
+    verdict = judge_answer(broken, 200, answer)
     assert paths(verdict) == ["choices[0].logprobs.tokens[5]"]
     assert "more than 0.05; 0.0002 is granted" in str(verdict.differences[0])
 
 
 def test_another_status_is_one_difference_with_the_servers_own_words() -> None:
-    verdict = judge(case(PLAIN), 400, {"error": {"message": "logprobs must be 1"}})
+    verdict = judge_answer(case(PLAIN), 400, {"error": {"message": "logprobs must be 1"}})
     assert [str(d) for d in verdict.differences] == ["status: expected 200, got 400 (logprobs must be 1)"]
-    assert paths(judge(case(REFUSED), 200, {})) == ["status"]
+    assert paths(judge_answer(case(REFUSED), 200, {})) == ["status"]
 
 
 def test_a_log_probability_within_the_tolerance_passes_and_is_measured() -> None:
     answer = right_answer(case(PLAIN))
     shift(3e-4, 2)(answer)
-    verdict = judge(case(PLAIN), 200, answer)
+    verdict = judge_answer(case(PLAIN), 200, answer)
     assert verdict.passed
     assert verdict.worst_logprob == pytest.approx(3e-4)
-    assert not judge(case(PLAIN), 200, answer, Tolerance(2e-4, 1e-4)).passed
+    assert not judge_answer(case(PLAIN), 200, answer, Tolerance(2e-4, 1e-4)).passed
 
 
 def test_labels_that_are_level_with_the_kth_may_take_its_place() -> None:
@@ -584,8 +584,8 @@ def test_labels_that_are_level_with_the_kth_may_take_its_place() -> None:
     answer = right_answer(case(PLAIN))
     top = answer["choices"][0]["logprobs"]["top_logprobs"][0]
     top[" cat"] = top.pop(" there") - 1
-    assert judge(case(PLAIN), 200, answer, lenient).passed
-    assert not judge(case(PLAIN), 200, answer).passed
+    assert judge_answer(case(PLAIN), 200, answer, lenient).passed
+    assert not judge_answer(case(PLAIN), 200, answer).passed
 
 
 TIE = "close: two logits"
@@ -599,13 +599,13 @@ def other_story(name: str) -> Any:
     return response.json()
 
 
-def test_a_token_that_rounding_may_decide_is_excused_and_what_follows_is_not_compared() -> None:
+def test_a_token_that_rounding_decides_is_excused_and_what_follows_not_compared() -> None:
     for name in (TIE, f"{TIE}, without logprobs"):
         answer = other_story(name)
         assert answer["choices"][0]["text"] != case(name).choices[0]["text"]
-        verdict = judge(case(name), 200, answer)
+        verdict = judge_answer(case(name), 200, answer)
         assert (paths(verdict), verdict.excused, verdict.tokens) == ([], 1, 1)
-        strict = judge(case(name), 200, answer, FLOAT32._replace(logit_error=1e-6))
+        strict = judge_answer(case(name), 200, answer, FLOAT32_TOLERANCE._replace(logit_error=1e-6))
         assert len(strict.differences) == 1
         assert strict.excused == 0
 
@@ -613,7 +613,7 @@ def test_a_token_that_rounding_may_decide_is_excused_and_what_follows_is_not_com
 def test_a_token_that_is_none_of_the_rivals_is_not_excused() -> None:
     answer = other_story(TIE)
     answer["choices"][0]["logprobs"]["tokens"][0] = " in"
-    assert paths(judge(case(TIE), 200, answer)) == ["choices[0].logprobs.tokens[0]"]
+    assert paths(judge_answer(case(TIE), 200, answer)) == ["choices[0].logprobs.tokens[0]"]
 
 
 @pytest.mark.parametrize(
@@ -629,21 +629,21 @@ def test_a_token_that_is_none_of_the_rivals_is_not_excused() -> None:
 def test_the_form_of_an_excused_answer_is_compared_all_the_same(change: Callable[[Any], None], path: str) -> None:
     answer = other_story(TIE)
     change(answer)
-    assert path in paths(judge(case(TIE), 200, answer))
+    assert path in paths(judge_answer(case(TIE), 200, answer))
 
 
 def test_a_ranking_that_rounding_may_turn_is_excused_only_by_a_tolerance_that_large() -> None:
     """The two best are 0.018 apart."""
     answer = right_answer(case(RANKED))
     answer["choices"] = [answer["choices"][1] | {"index": 0}, answer["choices"][0] | {"index": 1}]
-    assert not judge(case(RANKED), 200, answer).passed
-    verdict = judge(case(RANKED), 200, answer, Tolerance(0.0, 0.01))
+    assert not judge_answer(case(RANKED), 200, answer).passed
+    verdict = judge_answer(case(RANKED), 200, answer, Tolerance(0.0, 0.01))
     assert (paths(verdict), verdict.excused) == ([], 2)
 
 
 def test_a_tolerance_beyond_what_the_cases_know_is_refused() -> None:
     with pytest.raises(ValueError, match="logit error"):
-        judge(case(PLAIN), 200, {}, Tolerance(REACH * 2, 1.0))
+        judge_answer(case(PLAIN), 200, {}, Tolerance(REACH * 2, 1.0))
 
 
 JSON = st.recursive(
@@ -654,7 +654,7 @@ JSON = st.recursive(
 
 
 @st.composite
-def spoilt(draw: st.DrawFn) -> tuple[Case, Any, Any]:
+def spoilt(draw: st.DrawFn) -> tuple[GoldenCase, Any, Any]:
     """A case, its right answer, and the same with any JSON in the place of any part."""
     chosen = draw(st.sampled_from([case for case in cases() if case.status == 200 or case.name == REFUSED]))
     right = right_answer(chosen)
@@ -668,9 +668,9 @@ def spoilt(draw: st.DrawFn) -> tuple[Case, Any, Any]:
 
 
 @given(spoilt())
-def test_the_judge_survives_any_json_in_any_place(spoilt: tuple[Case, Any, Any]) -> None:
+def test_the_judge_survives_any_json_in_any_place(spoilt: tuple[GoldenCase, Any, Any]) -> None:
     chosen, _, answer = spoilt
-    verdict = judge(chosen, chosen.status, answer)
+    verdict = judge_answer(chosen, chosen.status, answer)
     for difference in verdict.differences:
         assert str(difference)
         json.dumps(difference.to_json())

@@ -13,7 +13,7 @@ import pytest
 import tokenizers
 from tokenizers import AddedToken, decoders, models
 
-from gnomon.reference.checkpoint.load import CheckpointError
+from gnomon.reference.checkpoint.errors import CheckpointError
 from gnomon.reference.completion import prepare
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer

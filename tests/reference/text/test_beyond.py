@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from gnomon.jax_engine.engine import EngineSettings, JaxEngine
-from gnomon.reference.checkpoint.load import CheckpointError, load_checkpoint
+from gnomon.reference.checkpoint.errors import CheckpointError
+from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.completion import prepare
 from gnomon.reference.engine import Engine, ReferenceEngine
-from gnomon.reference.request import CompletionRequest, InvalidRequest
+from gnomon.reference.errors import InvalidRequest
+from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import Completion
-from gnomon.reference.text.infill import Told
+from gnomon.reference.text.infill import InfillOptions
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
 from gnomon.reference.trace.replay import TraceRequest, prepare_trace
 from helpers.fake import EOT, FAKE_VOCAB, MID, FakeEngine, always, hashed_logits, puts_first, tokenizer_files
@@ -154,7 +156,7 @@ def test_fill_in_the_middle_beyond_the_model_is_not_available_in_words(tmp_path:
     words = f"this model has no fill-in-the-middle tokens: {reason}"
     assert refusal(tokenizer, engine, prompt="a", suffix="b") == ("suffix", f"suffix: {words}; leave it out")
     with pytest.raises(CheckpointError, match=rf'--fim-middle: "<pad>" has id {V}, and the model\'s ids are below {V}'):
-        load_tokenizer(tmp_path, V, Told("<|fim_prefix|>", "<|fim_suffix|>", PAD))
+        load_tokenizer(tmp_path, V, InfillOptions("<|fim_prefix|>", "<|fim_suffix|>", PAD))
 
 
 def test_an_end_of_a_middle_beyond_the_model_ends_nothing_and_hinders_nothing(tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from gnomon.reference.checkpoint.load import UnsupportedModel
+from gnomon.reference.checkpoint.errors import UnsupportedModel
 from gnomon.reference.completion import prepare
-from gnomon.reference.request import CompletionRequest, InvalidRequest
-from gnomon.reference.tokenizer import Tokenizer, decoded, load_tokenizer
+from gnomon.reference.errors import InvalidRequest
+from gnomon.reference.request import CompletionRequest
+from gnomon.reference.text.utf8 import decode_utf8
+from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
 from helpers.fake import FakeEngine, always
 
 WORDS = (
@@ -310,4 +312,4 @@ def test_text_that_is_decoded_as_it_comes_is_that_of_all_bytes(tmp_path: Path) -
     tokenizer = ours(theirs, tmp_path)
     ids = [id_of(theirs, token) for token in ("▁he", "<0xE7>", "<0x95>", "<0x8C>", "▁▁b")]
     data = [tokenizer.token_bytes[v] for v in ids]
-    assert [decoded(b"".join(data[:i])) for i in range(1, 6)] == [" he", " he", " he", " he界", " he界  b"]
+    assert [decode_utf8(b"".join(data[:i])) for i in range(1, 6)] == [" he", " he", " he", " he界", " he界  b"]

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from tokenizers import models, normalizers, processors
 
 from gnomon.http.cli.commands import main
-from gnomon.reference.checkpoint.load import CheckpointError, load_checkpoint
+from gnomon.reference.checkpoint.errors import CheckpointError
+from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.completion import prepare
 from gnomon.reference.engine import ReferenceEngine
+from gnomon.reference.errors import InvalidRequest
 from gnomon.reference.prompt import InfillEncoder
-from gnomon.reference.request import CompletionRequest, InvalidRequest
-from gnomon.reference.text.infill import FAMILIES, Family, Infill, Order, Told, decide
+from gnomon.reference.request import CompletionRequest
+from gnomon.reference.text.infill import FAMILIES, Infill, InfillFamily, InfillOptions, Order, decide
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
 from helpers.fake import MID, PRE, SPECIALS, SUF, FakeEngine, always, fake_tokenizer, tokenizer_files
 from helpers.models import tiny_llama
@@ -148,7 +150,7 @@ def test_a_middle_ends_at_each_published_token_which_adds_no_text(tmp_path: Path
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=[family.name for family in FAMILIES])
-def test_a_familys_markers_are_needed_and_its_other_ends_are_not(tmp_path: Path, family: Family) -> None:
+def test_a_familys_markers_are_needed_and_its_other_ends_are_not(tmp_path: Path, family: InfillFamily) -> None:
     """A pad of another name, or an end-of-text token of another (Granite), leaves the markers what they are."""
     literals = [*family.markers, *family.ends]
     for absent in literals:
@@ -198,9 +200,7 @@ def code_llama(directory: Path, listed: bool) -> Tokenizer:
 
 
 @pytest.mark.parametrize("listed", [True, False])
-def test_code_llamas_prefix_has_the_space_of_a_texts_beginning_and_its_suffix_has_not(
-    tmp_path: Path, listed: bool
-) -> None:
+def test_code_llamas_prefix_has_the_space_of_a_beginning_and_its_suffix_has_not(tmp_path: Path, listed: bool) -> None:
     """As its makers encode them: [BOS, PRE] + encode(prefix) + [SUF] + encode(suffix without that space) + [MID]."""
     tokenizer = code_llama(tmp_path, listed)
     ids = tokenizer.parsing.get_vocab()
@@ -266,7 +266,7 @@ def test_what_a_file_declares_goes_before_the_table_and_the_operator_before_both
     }
     tokenizer = byte_level(tmp_path, literals, **declared)
     assert (tokenizer.infill, len(tokenizer.infill_ends)) == (Infill(FIRST + 4, FIRST + 5, FIRST + 6), 3)
-    told = load_tokenizer(tmp_path, 300, Told("<q>", "<s>", "<m>"))
+    told = load_tokenizer(tmp_path, 300, InfillOptions("<q>", "<s>", "<m>"))
     assert told.infill == Infill(FIRST + 7, FIRST + 5, FIRST + 6)
     assert told.fingerprint != tokenizer.fingerprint
 
@@ -274,7 +274,7 @@ def test_what_a_file_declares_goes_before_the_table_and_the_operator_before_both
 def test_tokens_named_by_hand_have_the_ends_of_their_family(tmp_path: Path) -> None:
     literals = PUBLISHED["Qwen2.5-Coder"][1].split()
     byte_level(tmp_path, literals)
-    told = load_tokenizer(tmp_path, 300, Told("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"))
+    told = load_tokenizer(tmp_path, 300, InfillOptions("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"))
     assert told.infill_ends == frozenset(range(FIRST, FIRST + len(literals)))
 
 
@@ -290,7 +290,7 @@ def test_tokens_named_by_hand_have_the_ends_of_their_family(tmp_path: Path) -> N
 def test_each_order_sends_what_it_says(tmp_path: Path, order: Order, sent: list[str], bos: bool) -> None:
     literals = [*PUBLISHED["StarCoder"][1].split(), "<s>"]
     byte_level(tmp_path, literals, bos_token="<s>", add_bos_token=bos)
-    tokenizer = load_tokenizer(tmp_path, 300, Told(order=order))
+    tokenizer = load_tokenizer(tmp_path, 300, InfillOptions(order=order))
     assert [tokenizer.labels[v] for v in seen(tokenizer, "p", "s")] == ["<s>"] * bos + sent
     at = sent.index("p")
     assert [tokenizer.labels[v] for v in seen(tokenizer, "", "s")] == ["<s>"] * bos + sent[:at] + sent[at + 1 :]
@@ -300,7 +300,7 @@ def test_each_order_sends_what_it_says(tmp_path: Path, order: Order, sent: list[
 def test_in_every_order_offsets_count_from_the_prompts_text(tmp_path: Path, order: Order) -> None:
     """Nothing else has a span: an entry of the middle begins after the prompt's two code points. usage has all."""
     byte_level(tmp_path, PUBLISHED["StarCoder"][1].split())
-    tokenizer = load_tokenizer(tmp_path, 300, Told(order=order))
+    tokenizer = load_tokenizer(tmp_path, 300, InfillOptions(order=order))
     request = CompletionRequest.from_fields({"model": "fake", "prompt": "aé", "suffix": "bcd", "logprobs": 0})
     script = always(ord("x"), ord("y"), FIRST + 3, vocab_size=300, prompt=9)
     run = prepare(request, FakeEngine(script, 300, eos_ids=frozenset()), tokenizer, "fake")
@@ -338,7 +338,7 @@ def test_a_folder_that_bears_the_name_is_no_evidence(tmp_path: Path) -> None:
 
 
 def test_the_note_says_order_tokens_and_reason_and_how_to_change_it(tmp_path: Path) -> None:
-    def noted(literals: list[str], told: Told = Told(), model: str | None = None) -> str:  # noqa: B008
+    def noted(literals: list[str], told: InfillOptions = InfillOptions(), model: str | None = None) -> str:  # noqa: B008
         byte_level(tmp_path, literals, model=model)
         return load_tokenizer(tmp_path, 300, told).infill_note
 
@@ -352,13 +352,13 @@ def test_the_note_says_order_tokens_and_reason_and_how_to_change_it(tmp_path: Pa
         f"{suffix_first}as Mellum's model card says, since config.json's _name_or_path names it; "
         "--fim-order changes it)"
     )
-    assert noted(STAR, Told(order=Order.spm)) == f"{suffix_first}by --fim-order)"
+    assert noted(STAR, InfillOptions(order=Order.spm)) == f"{suffix_first}by --fim-order)"
     assert noted(["[PREFIX]", "[SUFFIX]", "[MIDDLE]"]) == (
         "[SUFFIX] suffix [PREFIX] prompt (order spm: as mistral-common's encode_fim says of these tokens; "
         "--fim-order changes it)"
     )
     unknown = "(order psm: by default, since no family in the table has these tokens; --fim-order changes it)"
-    assert noted(["<p>", "<s>", "<m>"], Told("<p>", "<s>", "<m>")) == f"<p> prompt <s> suffix <m> {unknown}"
+    assert noted(["<p>", "<s>", "<m>"], InfillOptions("<p>", "<s>", "<m>")) == f"<p> prompt <s> suffix <m> {unknown}"
     assert noted(["<p>"]) == (
         "this model has no fill-in-the-middle tokens that are known here "
         "(whoever serves it can name them: --fim-prefix, --fim-suffix, --fim-middle, --fim-order)"
@@ -371,19 +371,19 @@ def test_a_model_without_known_tokens_refuses_a_suffix_and_names_the_flags(tmp_p
         seen(tokenizer, "a", "b")
     assert error.value.param == "suffix"
     with pytest.raises(CheckpointError, match="--fim-order is spm, but this model has no fill-in-the-middle tokens"):
-        load_tokenizer(tmp_path, 300, Told(order=Order.spm))
+        load_tokenizer(tmp_path, 300, InfillOptions(order=Order.spm))
 
 
 def test_a_family_without_a_middle_token_has_one_order_unless_one_is_named(tmp_path: Path) -> None:
     literals = ["[PREFIX]", "[SUFFIX]", "[MIDDLE]"]
     byte_level(tmp_path, literals)
     assert load_tokenizer(tmp_path, 300).infill == Infill(FIRST, FIRST + 1, None, Order.spm)
-    assert load_tokenizer(tmp_path, 300, Told("[PREFIX]", "[SUFFIX]")).infill == Infill(
+    assert load_tokenizer(tmp_path, 300, InfillOptions("[PREFIX]", "[SUFFIX]")).infill == Infill(
         FIRST, FIRST + 1, None, Order.spm
     )
     with pytest.raises(CheckpointError, match="the order psm needs a middle token: give --fim-prefix, "):
-        load_tokenizer(tmp_path, 300, Told(order=Order.psm))
-    told = load_tokenizer(tmp_path, 300, Told("[PREFIX]", "[SUFFIX]", "[MIDDLE]", Order.psm))
+        load_tokenizer(tmp_path, 300, InfillOptions(order=Order.psm))
+    told = load_tokenizer(tmp_path, 300, InfillOptions("[PREFIX]", "[SUFFIX]", "[MIDDLE]", Order.psm))
     assert told.infill == Infill(FIRST, FIRST + 1, FIRST + 2)
 
 
@@ -410,7 +410,7 @@ def test_a_literal_that_is_not_one_token_is_refused_by_the_options_name(
     tmp_path: Path, markers: tuple[str, str, str], message: str
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
-        load_tokenizer(tokenizer_files(tmp_path), 300, Told(*markers))
+        load_tokenizer(tokenizer_files(tmp_path), 300, InfillOptions(*markers))
 
 
 # ---- the command line
@@ -445,7 +445,7 @@ def test_the_flags_decide_what_complete_gives_the_model_and_so_do_the_variables(
     gnomon: Gnomon, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = load_checkpoint(model)
-    tokenizer = load_tokenizer(model, checkpoint.config.vocab_size, Told(*SWAPPED[1::2]))
+    tokenizer = load_tokenizer(model, checkpoint.config.vocab_size, InfillOptions(*SWAPPED[1::2]))
     assert tokenizer.infill == Infill(SUF, PRE, MID)
     fields = {"model": "tiny", "prompt": "a", "suffix": "b", "temperature": 0, "max_tokens": 8, "logprobs": 1}
     request = CompletionRequest.from_fields(fields)
@@ -507,7 +507,7 @@ def test_the_order_alone_may_be_given_and_its_variable_counts(
     fields = {"model": "tiny", "prompt": "a", "suffix": "b", "temperature": 0, "max_tokens": 8, "logprobs": 1}
     request, answers = CompletionRequest.from_fields(fields), []
     for order in Order:
-        tokenizer = load_tokenizer(model, checkpoint.config.vocab_size, Told(order=order))
+        tokenizer = load_tokenizer(model, checkpoint.config.vocab_size, InfillOptions(order=order))
         assert tokenizer.infill == Infill(PRE, SUF, MID, order)
         answer = json.loads(prepare(request, ReferenceEngine(checkpoint), tokenizer, "tiny").whole().to_bytes())
         assert json.loads(gnomon("complete", "a", *options, "--fim-order", order)[1])["choices"] == answer["choices"]

@@ -15,9 +15,11 @@ from gnomon.reference import explain, picture, show
 from gnomon.reference.prng import DrawKey
 from gnomon.reference.sampler import SamplingParams, Trace, trace_draw
 from gnomon.reference.tokenizer import Tokenizer
-from gnomon.reference.trace.explain import Draw, number, percent
-from gnomon.reference.trace.picture import Picture, chosen, sentences, shortened, visible
-from helpers.fake import FAKE_VOCAB, fake_tokenizer, hashed_logits
+from gnomon.reference.trace.explain import Draw, percent, three_digits
+from gnomon.reference.trace.picture import Picture
+from gnomon.reference.trace.svg import printable, shortened
+from gnomon.reference.trace.words import rows_to_show, sentences
+from helpers.fake import FAKE_VOCAB, hashed_logits
 
 SVG = "{http://www.w3.org/2000/svg}"
 LIVES: tuple[dict[str, Any], ...] = (
@@ -43,11 +45,6 @@ def labelled(label: str) -> Draw:
     labels = [f"w{v}" for v in range(FAKE_VOCAB)]
     labels[of.token] = label
     return explain(of, labels)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def parsed(markup: str) -> ElementTree.Element:
@@ -100,7 +97,7 @@ def test_a_label_is_text_and_never_markup(label: str) -> None:
         assert not tags & {"script", "img"}
         for element in root.iter():
             assert not any(name.startswith("on") for name in element.keys())  # noqa: SIM118 - it is no dict
-    assert shortened(visible(label), 13) in texts(shown._repr_svg_())
+    assert shortened(printable(label), 13) in texts(shown._repr_svg_())
 
 
 @given(label=st.text(min_size=1, max_size=40).filter(lambda text: "\ud800" not in text))
@@ -114,10 +111,10 @@ def test_any_label_at_all_leaves_the_svg_sound(label: str) -> None:
      ("bytes:\\xf0", "bytes:\\xf0"), ("\U000e0001", "\\U000e0001")],
 )  # fmt: skip
 def test_what_cannot_be_seen_is_written_out(label: str, seen: str) -> None:
-    assert visible(label) == seen
+    assert printable(label) == seen
 
 
-def test_a_label_that_is_too_long_ends_with_an_ellipsis_and_wide_characters_count_twice() -> None:
+def test_a_long_label_ends_with_an_ellipsis_and_wide_characters_count_twice() -> None:
     assert shortened("a" * 13, 13) == "a" * 13
     assert shortened("a" * 14, 13) == "a" * 12 + "…"
     assert shortened("漢" * 7, 13) == "漢" * 6 + "…"
@@ -128,7 +125,7 @@ def test_a_label_that_is_too_long_ends_with_an_ellipsis_and_wide_characters_coun
 
 def test_rows_stand_in_the_order_of_the_nucleus_with_the_winner_and_the_given_token() -> None:
     draw = explain(drawn(temperature=1.5, top_p=0.9), given=77)
-    rows = chosen(draw)
+    rows = rows_to_show(draw)
     assert [row.rank for row in rows] == sorted(row.rank for row in rows)
     assert {draw.winner, draw.runner_up, 77} <= {row.id for row in rows}
     assert [row.rank for row in rows[:7]] == list(range(7))
@@ -140,14 +137,14 @@ def test_rows_stand_in_the_order_of_the_nucleus_with_the_winner_and_the_given_to
 def test_rows_and_what_is_between_them_are_all_tokens(params: dict[str, Any]) -> None:
     draw = explain(drawn(**params))
     more = [int(text.split()[1].replace(",", "")) for text in texts(picture(draw)) if text.startswith("⋮")]
-    assert sum(more) + len(chosen(draw)) == FAKE_VOCAB
+    assert sum(more) + len(rows_to_show(draw)) == FAKE_VOCAB
 
 
 def test_removed_tokens_are_struck_and_say_so_in_words_and_the_rest_is_not() -> None:
     draw = explain(drawn(top_p=0.5))
     root = parsed(picture(draw))
     struck = 0
-    for group, row in zip(root.findall(f"{SVG}g"), chosen(draw), strict=True):
+    for group, row in zip(root.findall(f"{SVG}g"), rows_to_show(draw), strict=True):
         through = [line for line in group.findall(f"{SVG}line") if line.get("x1") == "18"]
         words = [text.text for text in group.findall(f"{SVG}text")]
         assert bool(through) == (row.kept is False)
@@ -167,17 +164,17 @@ def test_the_line_of_top_p_stands_where_the_kept_end() -> None:
     line = float(found[1])
     assert "60 %" in [text.text for text in root.iter(f"{SVG}text")]
     judged = 0
-    for group, row in zip(root.findall(f"{SVG}g"), chosen(draw), strict=True):
+    for group, row in zip(root.findall(f"{SVG}g"), rows_to_show(draw), strict=True):
         assert row.mass_before is not None
         bars = [float(rect.get("x", "0")) for rect in group.findall(f"{SVG}rect") if rect.get("height") in ("7", "8")]
         in_column = [x for x in bars if abs(x - (line - 104 * (0.6 - row.mass_before))) < 1.1]
         assert in_column
         assert (in_column[0] < line) == (row.kept is True)
         judged += 1
-    assert judged == len(chosen(draw))
+    assert judged == len(rows_to_show(draw))
 
 
-def test_a_kept_token_never_shows_a_sum_that_looks_like_top_p_before_the_last_kept_one() -> None:
+def test_no_kept_token_shows_a_sum_that_looks_like_top_p_before_the_last_kept_one() -> None:
     """79.7 % is not written as 80 % beside top_p 0.8, or the next token would seem to be kept by mistake."""
     sums = [(row.mass_before or 0) + (row.probability or 0) for row in explain(drawn(5)).rows[:6]]
     last = next(i for i in range(5) if float(percent(sums[i]).removesuffix(" %")) > 100 * sums[i] + 0.01)
@@ -202,15 +199,15 @@ def test_the_margin_is_written_and_is_as_long_as_it_says() -> None:
     for params in ({}, {"temperature": 0}):
         draw = explain(drawn(**params))
         assert draw.margin is not None
-        assert f"margin {number(draw.margin)}" in texts(picture(draw))
-        assert number(draw.margin) in " ".join(sentences(draw))
+        assert f"margin {three_digits(draw.margin)}" in texts(picture(draw))
+        assert three_digits(draw.margin) in " ".join(sentences(draw))
 
 
 def test_noise_is_added_in_stripes_or_taken_away() -> None:
     draw = explain(drawn())
     root = parsed(picture(draw))
     signs = set()
-    for group, row in zip(root.findall(f"{SVG}g"), chosen(draw), strict=True):
+    for group, row in zip(root.findall(f"{SVG}g"), rows_to_show(draw), strict=True):
         assert row.noise is not None
         dashed = [e for e in group if e.get("stroke-dasharray")]
         assert [e.tag.removeprefix(SVG) for e in dashed] == ["line" if row.noise >= 0 else "rect"]
@@ -222,8 +219,8 @@ def test_noise_is_added_in_stripes_or_taken_away() -> None:
 def test_the_description_says_what_became_of_every_row(params: dict[str, Any]) -> None:
     draw = explain(drawn(**params))
     described = parsed(picture(draw)).findtext(f"{SVG}desc") or ""
-    for row in chosen(draw):
-        assert f"{row.label}, log-probability {number(row.logprob)}: {row.why}." in described
+    for row in rows_to_show(draw):
+        assert f"{row.label}, log-probability {three_digits(row.logprob)}: {row.why}." in described
 
 
 def test_the_stages_that_do_nothing_say_so() -> None:
@@ -259,7 +256,7 @@ def test_the_same_draw_is_the_same_text(params: dict[str, Any], tokenizer: Token
 def test_without_a_tokenizer_tokens_are_called_by_their_ids(tokenizer: Tokenizer) -> None:
     of = drawn()
     assert f"token_id:{of.token}" in repr(show(of))
-    assert visible(tokenizer.labels[of.token]) in repr(show(of, tokenizer))
+    assert printable(tokenizer.labels[of.token]) in repr(show(of, tokenizer))
 
 
 def test_the_table_has_every_row_with_headings(tokenizer: Tokenizer) -> None:
@@ -267,7 +264,7 @@ def test_the_table_has_every_row_with_headings(tokenizer: Tokenizer) -> None:
     root = parsed(shown._repr_html_())
     assert root.find(f".//{SVG}svg") is not None
     body = root.findall(".//tbody/tr")
-    assert [row.findtext("th/code") for row in body] == [visible(row.label) for row in shown.draw.rows]
+    assert [row.findtext("th/code") for row in body] == [printable(row.label) for row in shown.draw.rows]
     headings = root.findall(".//thead/tr/th")
     assert all(heading.get("scope") == "col" for heading in headings)
     assert all(len(row) == len(headings) for row in body)

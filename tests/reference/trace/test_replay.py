@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gnomon.reference.body.reading import parse_json
 from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.completion import prepare
 from gnomon.reference.engine import ReferenceEngine, go_on
+from gnomon.reference.errors import InvalidRequest, ModelNotFound
 from gnomon.reference.prng import DrawKey
-from gnomon.reference.request import CompletionRequest, InvalidRequest, ModelNotFound, parse_json
+from gnomon.reference.request import CompletionRequest
 from gnomon.reference.sampler import SamplingParams, Trace, nucleus, temper, trace_draw
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
 from gnomon.reference.trace import replay
@@ -235,7 +237,7 @@ def test_a_step_has_the_same_bits_whatever_was_asked_for_before(
     model: tuple[ReferenceEngine, Tokenizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, _ = model
-    monkeypatch.setattr(replay, "BLOCK", 3 * FAKE_VOCAB)
+    monkeypatch.setattr(replay, "LOGITS_AT_ONCE", 3 * FAKE_VOCAB)
     prompt, tokens = [1, 2, 3], [5, 6, 7, 8, 9, 10, 11, 12]
     forward, backward = Replay(engine, prompt, tokens), Replay(engine, prompt, tokens)
     there = [forward.logits(t).tobytes() for t in range(8)]
