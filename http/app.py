@@ -1,6 +1,6 @@
 """The application on one screen: every route, every middleware and the lifespan.
 
-    GET  /                  the page for people: page.py
+    GET  /                  the page for people: page/document.py
     GET  /livez             the process answers
     GET  /readyz, /health   it can answer completions: service.py
     GET  /version           what is running
@@ -37,9 +37,9 @@ from gnomon.http.auth import Authentication, authenticator
 from gnomon.http.completions import Completions
 from gnomon.http.errors import ErrorForm, no_such_path, response, unknown_route
 from gnomon.http.observe.access import Observed
-from gnomon.http.observe.metrics import Load, Metrics
-from gnomon.http.observe.otel import tracer
-from gnomon.http.page.page import FILE, Page
+from gnomon.http.observe.metrics import Metrics, ServerLoad
+from gnomon.http.observe.otel import otel_spans
+from gnomon.http.page.document import Page
 from gnomon.http.schema.openapi import VERSION, capabilities, document
 from gnomon.http.service import Service
 from gnomon.http.settings import AuthMode, AuthSettings, Settings
@@ -53,16 +53,16 @@ from gnomon.reference.tokenizer import Tokenizer
 def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, settings: Settings) -> Starlette:
     """A server of one model. Without one it is loading, until `app.state.service.open` is told of it.
 
-    Raises CannotTrace, or ConfigError for options of authentication that cannot be meant.
+    Raises CannotSendSpans, or ConfigError for options of authentication that cannot be meant.
     """
     started = int(time.time())
-    mode = settings.auth.mode or AuthMode.none  # who is to be asked beyond loopback was decided in cli/commands.py
+    mode = settings.auth.mode or AuthMode.none  # who is to be asked beyond loopback was decided in cli/serve.py
     auth = authenticator(replace(settings.auth, mode=mode))
-    trace = tracer(settings, settings.served_model_name)
+    otel = otel_spans(settings, settings.served_model_name)
     metrics = Metrics(settings.served_model_name, lambda: load_of(service, completions), VERSION)
     service = Service(engine, tokenizer, lambda: auth.ready, metrics.engine_fault)
     completions = Completions(service, settings)
-    page = Page(FILE.read_bytes())
+    page = Page()
     retrace = Retrace(service, settings, completions.admission, completions.preparer)
 
     async def livez(request: Request) -> Response:
@@ -120,8 +120,8 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
         await auth.stop()
         completions.close()
         retrace.close()
-        if trace is not None:
-            await run_in_threadpool(trace.stop, settings.shutdown_seconds)
+        if otel is not None:
+            await run_in_threadpool(otel.stop, settings.shutdown_seconds)
 
     routes = [
         Route("/", page.answer, methods=["GET"]),
@@ -140,9 +140,7 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
     app = Starlette(
         routes=routes,
         middleware=[
-            Middleware(
-                Observed, metrics=metrics, routes=frozenset(route.path_format for route in routes), tracer=trace
-            ),
+            Middleware(Observed, metrics=metrics, routes=frozenset(route.path_format for route in routes), otel=otel),
             *cross_origin(settings),
             Middleware(ErrorForm),
             Middleware(Authentication, authenticator=auth, open_paths=open_paths(settings.auth)),
@@ -162,19 +160,16 @@ def open_paths(auth: AuthSettings) -> frozenset[str]:
     return frozenset({"/", "/livez"} | probes | ({"/metrics"} if auth.open_metrics else set()))
 
 
-def load_of(service: Service, completions: Completions) -> Load:
+def load_of(service: Service, completions: Completions) -> ServerLoad:
     """What the server is doing right now, for its metrics."""
-    admission, engine = completions.admission, service.load()
+    admission = completions.admission
     waiting = len(admission.waiting())
-    return Load(
+    return ServerLoad(
         running=len(admission.open) - waiting,
         waiting=waiting,
         waiting_tokens=admission.waiting_tokens(),
         waiting_bytes=admission.waiting_bytes(),
-        slots=engine.slots,
-        busy_slots=engine.busy_slots,
-        pages=engine.pages,
-        held_pages=engine.held_pages,
+        engine=service.load(),
     )
 
 

@@ -20,12 +20,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gnomon.http.identity.bearer import BearerTokens, digest_of
 from gnomon.http.identity.clock import SYSTEM, Clock
-from gnomon.http.identity.options import ConfigError, api_keys, check, flag, tls_context
-from gnomon.http.identity.principal import ANYONE, SCOPE_KEY, Principal, principal_of
+from gnomon.http.identity.options import ConfigError, api_keys, check_settings, flag, tls_context
+from gnomon.http.identity.principal import ANYONE, PRINCIPAL_KEY, Principal, principal_of
 from gnomon.http.identity.refusals import BadToken, Refusal
 from gnomon.http.identity.tokens import credential
 from gnomon.http.observe.record import record_of
-from gnomon.http.process.reload import Read, Reader, check_file
+from gnomon.http.process.reload import Renew, Renewal, check_file
 from gnomon.http.settings import AuthMode, AuthSettings
 
 __all__ = ["Authentication", "Authenticator", "ConfigError", "Principal", "authenticator", "principal_of"]
@@ -42,13 +42,13 @@ class Authenticator(Protocol):
     async def authenticate(self, headers: Headers) -> Principal:
         """Who calls; raises a Refusal."""
 
-    def readers(self) -> Sequence[Reader]:
+    def readers(self) -> Sequence[Renew]:
         """What of it SIGHUP reads again."""
 
 
 def authenticator(settings: AuthSettings, clock: Clock = SYSTEM) -> Authenticator:
     """The authenticator of the chosen mode; ConfigError says what cannot be meant."""
-    check(settings)
+    check_settings(settings)
     match settings.mode:
         case AuthMode.none:
             return Anyone()
@@ -65,15 +65,15 @@ class Anyone:
         self.ready = True
 
     async def start(self) -> None:
-        """There is nothing to begin."""
+        """Nothing of it goes on in the background."""
 
     async def stop(self) -> None:
-        """There is nothing to end."""
+        """Nothing of it goes on in the background."""
 
     async def authenticate(self, headers: Headers) -> Principal:
         return ANYONE
 
-    def readers(self) -> Sequence[Reader]:
+    def readers(self) -> Sequence[Renew]:
         return ()
 
 
@@ -87,10 +87,10 @@ class KeyHolders:
         self.most = settings.max_token_bytes
 
     async def start(self) -> None:
-        """There is nothing to begin."""
+        """Nothing of it goes on in the background."""
 
     async def stop(self) -> None:
-        """There is nothing to end."""
+        """Nothing of it goes on in the background."""
 
     async def authenticate(self, headers: Headers) -> Principal:
         digest = digest_of(credential(headers, self.most))
@@ -102,10 +102,10 @@ class KeyHolders:
             raise refusal
         return Principal(f"key {name}", None, (), None, name)
 
-    def readers(self) -> Sequence[Reader]:
+    def readers(self) -> Sequence[Renew]:
         return [self.read]
 
-    def read(self) -> Read:
+    def read(self) -> Renewal:
         """The keys as their file has them now. One that is not there any more is refused from then on."""
         file = self.settings.api_key_file
         if file is None:
@@ -119,7 +119,7 @@ class KeyHolders:
         def use() -> None:
             self.digests = digests
 
-        return Read(told, use)
+        return Renewal(told, use)
 
 
 class Authentication:
@@ -132,7 +132,7 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in self.open_paths:
-            scope[SCOPE_KEY] = await self.ask(scope)
+            scope[PRINCIPAL_KEY] = await self.ask(scope)
         await self.app(scope, receive, send)
 
     async def ask(self, scope: Scope) -> Principal:

@@ -29,7 +29,7 @@ from starlette.types import Receive
 
 from gnomon.http.admission import Answer, QueueTimeout, RequestTimeout
 from gnomon.http.errors import Draining
-from gnomon.http.observe.record import Outcome, Record
+from gnomon.http.observe.record import Record, RequestOutcome
 from gnomon.http.settings import Settings
 from gnomon.http.threads import Threads
 from gnomon.reference.errors import RequestError
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 State = Literal["reading", "preparing", "answering"]
 
-OUTCOMES: dict[type[Exception], Outcome] = {Draining: "drained", RequestTimeout: "timed_out"}
+OUTCOMES: dict[type[Exception], RequestOutcome] = {Draining: "drained", RequestTimeout: "timed_out"}
 """By what ended a request before its time."""
 
 # A tokenizer needs some 300 times a text's size, whether or not the text then fits the model: 8 MiB become 2.5 GB. So

@@ -12,7 +12,7 @@ terminal is gone, it is SIGTERM instead; where it was ignored at the start (nohu
 are a line in the log. SIGQUIT is left to the system, which ends the process at once: the way out where draining is
 not wanted. Python ignores SIGPIPE; a client that is gone is noticed on its connection.
 
-Which engine serves, and what the user sees of a failure, is decided in cli/commands.py.
+Which engine serves, and what the user sees of a failure, is decided in cli/serve.py.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 
 from gnomon.http.process.accept import Acceptor
-from gnomon.http.process.reload import Reader, ServerCertificate, reload
+from gnomon.http.process.reload import Renew, ServerCertificate, reload
 from gnomon.http.settings import Settings
 from gnomon.http.wire import REFUSED_AT_ONCE, protocol
 from gnomon.reference.checkpoint.load import Checkpoint
@@ -187,7 +187,7 @@ class Server(uvicorn.Server):
         self.failure: BaseException | None = None
         self.cut_short = False
         self._drained_by = 0.0
-        self.readers: list[Reader] = list(app.state.readers)
+        self.readers: list[Renew] = list(app.state.readers)
         self.has_terminal = has_terminal()
         self._noted: list[int] = []
         self._reloading: asyncio.Task[None] | None = None

@@ -10,18 +10,12 @@ Seconds are seconds of a clock on the wall, bytes are bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
 
 from gnomon.reference.request import Limits
-
-
-def option(default: Any, help: str, group: str, **more: Any) -> Any:
-    """A field that is an option. more: min and max of a number, metavar, secret (then no repr shows it)."""
-    return field(default=default, repr=not more.get("secret"), metadata={"help": help, "group": group, **more})
+from gnomon.reference.system.options import option
 
 
 class AuthMode(StrEnum):
@@ -38,9 +32,6 @@ class LogFormat(StrEnum):
     text = "text"
     json = "json"
 
-
-MOST_SECONDS = 365 * 24 * 3600
-"""A year, for whoever means "for ever". What is not finite, or near the end of a clock's range, is no time limit."""
 
 SERVING, LIMITS, TIMES, OBSERVING, AUTH = "Serving", "Limits", "Times", "Observing", "Authentication"
 
@@ -211,29 +202,3 @@ class Settings:
             prompts=self.max_prompts,
             answer_bytes=self.max_answer_bytes,
         )
-
-
-class Option(NamedTuple):
-    """A row of the table, for the command line, its help and its tests."""
-
-    name: str  # "auth_mode": the flag is --auth-mode, the variable GNOMON_AUTH_MODE
-    type: Any
-    default: Any
-    help: str
-    group: str
-    more: Mapping[str, Any]
-
-
-def options(of: type, prefix: str = "") -> list[Option]:
-    """The rows of a class of settings, in order; those of nested settings are asked for by themselves."""
-    types = get_type_hints(of)
-    rows = []
-    for f in fields(of):
-        if f.metadata:
-            more = {key: value for key, value in f.metadata.items() if key not in ("help", "group")}
-            if types[f.name] is float:  # each is a number of seconds
-                more.setdefault("max", MOST_SECONDS)
-            rows.append(
-                Option(prefix + f.name, types[f.name], f.default, f.metadata["help"], f.metadata["group"], more)
-            )
-    return rows

@@ -1,1 +1,1 @@
-"""The engine interface on programs compiled by jax: the same tokens, fast. Start with `engine.py`."""
+"""The same tokens as the reference, fast: an engine in JAX that batches, caches prefixes and serves many at a time."""

@@ -32,19 +32,8 @@ from numpy.typing import NDArray
 
 from gnomon.jax_engine import sharding
 from gnomon.jax_engine.cache import SCRATCH_PAGE
-from gnomon.jax_engine.kernels.native import Unavailable
-from gnomon.jax_engine.kernels.native import load as load_native
-from gnomon.jax_engine.model import (
-    Batch,
-    Cache,
-    Params,
-    Product,
-    empty_cache,
-    hidden_states,
-    over,
-    product,
-    unembed,
-)
+from gnomon.jax_engine.kernels.choice import Kernels, choose_kernels
+from gnomon.jax_engine.model import Batch, Cache, Params, empty_cache, hidden_states, over, unembed
 from gnomon.jax_engine.runtime.programs import Programs
 from gnomon.jax_engine.runtime.settings import EngineSettings, cache_dtype
 from gnomon.jax_engine.sampler import LOWEST_TEMPERATURE, Rows, Sampled, ranked_ids, report, sample
@@ -89,25 +78,25 @@ class SlotEntry(NamedTuple):
 
 
 def prefill(
-    config: ModelConfig, product: Product, params: Params, cache: Cache, batch: Batch, last: Array
+    config: ModelConfig, kernels: Kernels, params: Params, cache: Cache, batch: Batch, last: Array
 ) -> tuple[Array, Array, Cache]:
     """One chunk of one prompt, [1, chunk] → hidden states [chunk, D], that of row `last` [D], and the pages."""
-    x, cache = hidden_states(config, product, params, batch, cache)
+    x, cache = hidden_states(config, kernels, params, batch, cache)
     return x[0], x[0, last], cache
 
 
 def decode(
-    config: ModelConfig, product: Product, params: Params, cache: Cache, slots: Slots, live: Array
+    config: ModelConfig, kernels: Kernels, params: Params, cache: Cache, slots: Slots, live: Array
 ) -> tuple[Array, Cache]:
     """The last token of every live slot → hidden states [slots, D], and the pages."""
     batch = Batch(slots.token[:, None], slots.position[:, None], live[:, None], slots.tables)
-    x, cache = hidden_states(config, product, params, batch, cache)
+    x, cache = hidden_states(config, kernels, params, batch, cache)
     return x[:, 0], cache
 
 
 def sample_slots(
     config: ModelConfig,
-    product: Product,
+    kernels: Kernels,
     whole: NamedSharding,
     params: Params,
     slots: Slots,
@@ -116,7 +105,7 @@ def sample_slots(
     running: Array,
 ) -> tuple[Sampled, Slots]:
     """The one head and one sampler: a token for every running slot; new ones have their hidden state in `begun`."""
-    logits = unembed(config, params, jnp.where(is_new[:, None], slots.begun, hidden), over(running, product))
+    logits = unembed(config, params, jnp.where(is_new[:, None], slots.begun, hidden), over(running, kernels.linear))
     logits = _constrain(jnp.where(running[:, None], logits, 0.0), whole)
     drawn = sample(logits, slots.bias, slots.counts, slots.rows)
     ones = running.astype(jnp.int32)
@@ -135,7 +124,7 @@ def _constrain(x: Array, home: NamedSharding) -> Array:
 
 def score(
     config: ModelConfig,
-    product: Product,
+    kernels: Kernels,
     whole: NamedSharding,
     params: Params,
     hidden: Array,
@@ -145,7 +134,7 @@ def score(
     """The log-probabilities of the first `count` of targets [chunk] given hidden [chunk, D], the rankings there, and
     which rows are finite."""
     live = jnp.arange(len(targets)) < count
-    logits = _constrain(unembed(config, params, hidden, over(live, product)), whole)
+    logits = _constrain(unembed(config, params, hidden, over(live, kernels.linear)), whole)
     logprobs = report(logits)
     top_ids = ranked_ids(logits)
     picked = jnp.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0]
@@ -200,14 +189,6 @@ def rows_of(params: SamplingParams, key: DrawKey) -> Rows:
 # ---- the device
 
 
-class Products(NamedTuple):
-    """How weights are multiplied. A program uses one of them, always."""
-
-    many: Product  # for prefill, where arithmetic is the limit
-    few: Product  # for decode and the head, where reading the weights is
-    description: str
-
-
 class Placed(NamedTuple):
     params: Params
     digest: bytes  # of the weights' bits
@@ -254,7 +235,8 @@ class Device:
         self.settings = settings
         self.pages = pages
         self.layout = sharding.layout(self.config, settings.tensor_parallel)
-        self.products = self._products(progress, announce)
+        cache, devices = settings.compilation_cache, self.layout.size
+        self.kernels = choose_kernels(settings.native, devices, cache, progress, announce)
         progress(f"reading the weights: {checkpoint.parameter_count:,} parameters")
         self.params, self.weights_digest = place(checkpoint, self.layout, jnp.dtype(settings.dtype))
         self.table_width = -(-self.config.max_position_embeddings // settings.page_size) + 1
@@ -279,20 +261,6 @@ class Device:
             progress(f"compiled {name} in {time.monotonic() - started:.1f} s")
         kept.finish()
         return compiled
-
-    def _products(self, progress: Callable[[str], None], announce: Callable[[str], None]) -> Products:
-        s = self.settings
-        if not s.native:
-            return Products(product, product, "XLA")
-        if self.layout.size == 1:
-            native = load_native(s.compilation_cache, announce)
-        else:
-            native = Unavailable("there are several devices")
-        if isinstance(native, Unavailable):
-            progress(f"products by XLA, not natively: {native}")
-            return Products(product, product, "XLA")
-        progress(f"products by {native.description}")
-        return Products(partial(native.linear, rounded=True), native.linear, native.description)
 
     def clear(self) -> None:
         """Empty pages and slots. Those that were there are let go first: both at a time may be more than there is."""
@@ -326,25 +294,25 @@ class Device:
         entry = self._entry(0, [], 1, last, SamplingParams(), FIRST, None)
         return {
             "prefill": Program(
-                partial(prefill, self.config, self.products.many),
+                partial(prefill, self.config, self.kernels.many),
                 (self.params, self.cache, self._chunk([], [], 0), np.int32(0)),
                 (1,),
                 (whole, whole, pages),
             ),
             "decode": Program(
-                partial(decode, self.config, self.products.few),
+                partial(decode, self.config, self.kernels.few),
                 (self.params, self.cache, self.slots, nobody),
                 (1,),
                 (whole, pages),
             ),
             "sample": Program(
-                partial(sample_slots, self.config, self.products.few, whole),
+                partial(sample_slots, self.config, self.kernels.few, whole),
                 (self.params, self.slots, hidden[s.slots], nobody, nobody),
                 (1,),
                 whole,
             ),
             "score": Program(
-                partial(score, self.config, self.products.few, whole),
+                partial(score, self.config, self.kernels.few, whole),
                 (self.params, hidden[s.chunk], np.zeros(s.chunk, np.int32), np.int32(0)),
                 (),
                 whole,
@@ -447,7 +415,7 @@ class Device:
         return {
             "versions": (jax.__version__, version("jaxlib")),
             "device": (device.platform, device.device_kind, platform.machine(), os.cpu_count(), flags),
-            "products": self.products.description,
+            "products": self.kernels.description,
             "mesh": dict(self.layout.mesh.shape),
             "shapes": (s.slots, s.page_size, s.chunk, self.pages, str(s.dtype), str(cache_dtype(s))),
             "model": self.config,

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from gnomon.jax_engine.device import Device, Program
 from gnomon.jax_engine.runtime.backend import one_line, require_devices
-from gnomon.jax_engine.runtime.pins import pinned, refused
+from gnomon.jax_engine.runtime.pins import pinned, refused_option
 from gnomon.jax_engine.runtime.settings import EngineSettings, bytes_per_token, check_memory, default_pool_tokens
 from gnomon.jax_engine.sampler import Sampled
 from gnomon.jax_engine.scheduler import PromptWork, Running, Scheduler
@@ -157,7 +157,7 @@ class JaxEngine:
         announce: Callable[[str], None] | None = None,
     ) -> None:
         require_devices()
-        if (why := refused()) is not None:
+        if (why := refused_option()) is not None:
             raise ValueError(why)
         self.settings = settings or EngineSettings()
         self.config = checkpoint.config

@@ -1,12 +1,10 @@
 """The model in JAX: reference/transformer.py, function by function, over a batch [B, T] and a cache of keys and values
 in pages.
 
-What differs: rows carry their own positions, a layer writes its keys and values into pages before it attends, and
-attention walks over those pages in blocks of fixed size and order with a running maximum and sum (Milakov & Gimelshein
-2018; Dao et al. 2022). A block in which a row sees nothing leaves that row's running values exactly as they were, so
-the walk may stop at the longest live row without touching anyone's bits. Every product with a weight goes through
-`linear`, and how it is computed is the caller's choice. Experts are stacked, [E, …], and a row that an expert is not
-asked about adds nothing of it. Axis letters as in the reference; P pages of a sequence, page size in positions.
+What differs: rows carry their own positions, and a layer writes its keys and values into pages before it attends. The
+caller chooses the form of what hardware decides (kernels/): every product with a weight goes through `linear`, and
+attention over the pages is `kernels.attend`. Experts are stacked, [E, …], and a row that an expert is not asked about
+adds nothing of it. Axis letters as in the reference; P pages of a sequence, page size in positions.
 """
 
 from __future__ import annotations
@@ -17,15 +15,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.sharding import Sharding
 
 from gnomon.jax_engine.cache import SCRATCH_PAGE
+from gnomon.jax_engine.kernels.choice import Kernels, LinearKernel
+from gnomon.jax_engine.kernels.xla import cap
 from gnomon.reference.model_config import Family, Layer, ModelConfig, Rope
 
 Params = Mapping[str, Any]
-Product = Callable[[Array, Array, Array], Array]  # see `product`, which is one
 Times = Callable[[Array, Array], Array]  # see `over`, which makes one
 Cache = list[tuple[Array, Array]]  # per layer: keys and values, each [pages, page size, K, H]
 
@@ -42,17 +40,7 @@ class Batch(NamedTuple):
     tables: Any  # [B, P] int32: the page of every block of the sequence; SCRATCH_PAGE beyond its end
 
 
-def product(x: Array, weight: Array, live: Array) -> Array:
-    """x [R, in] · weight [out, in] → [R, out], accumulated in float32: every product with a weight, by XLA, which
-    computes all rows, live [R] or not."""
-    rows, count = x.astype(weight.dtype), len(x)
-    if count == 1 and weight.dtype == jnp.bfloat16:  # for one row XLA's CPU backend writes out the weight in float32
-        rows = jnp.pad(rows, ((0, 1), (0, 0)))
-    y = lax.dot_general(rows, weight, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    return y[:count]
-
-
-def over(live: Array, product: Product) -> Times:
+def over(live: Array, product: LinearKernel) -> Times:
     """`times(x [..., in], weight [out, in])` → [..., out] for rows of which only those that are live [...] matter."""
 
     def times(x: Array, weight: Array) -> Array:
@@ -99,17 +87,14 @@ def rotate(x: Array, rope: Rope | None, positions: Array) -> Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, x[..., R:]], axis=-1)
 
 
-def cap(x: Array, most: float | None) -> Array:
-    """Squeezes values softly into (−most, most)."""
-    return x if most is None else most * jnp.tanh(x / most)
-
-
 def attention(
-    x: Array, params: Params, config: ModelConfig, layer: Layer, times: Times, batch: Batch, keys: Array, values: Array
-) -> tuple[Array, Array, Array]:
+    x: Array, params: Params, config: ModelConfig, layer: Layer, kernels: Kernels, batch: Batch,
+    keys: Array, values: Array,
+) -> tuple[Array, Array, Array]:  # fmt: skip
     """Causal self-attention over the pages, [B, T, D] → [B, T, D]; also returns the pages with this step's k and v."""
     B, T, _ = x.shape
-    family, K, H, page_size = config.family, config.num_key_value_heads, config.head_dim, keys.shape[1]
+    family, times = config.family, over(batch.live, kernels.linear)
+    K, H, page_size = config.num_key_value_heads, config.head_dim, keys.shape[1]
     q, k, v = (linear(x, params, name, times) for name in ("q_proj", "k_proj", "v_proj"))
     if family.query_key_norm == "whole":
         q, k = norm(q, params, "q_norm", config), norm(k, params, "k_norm", config)
@@ -126,44 +111,11 @@ def attention(
     values = values.at[page, slot].set(v.astype(values.dtype))
 
     lengths = jnp.where(batch.live, batch.positions + 1, 0).max(axis=1)  # [B]: how many positions hold real k and v
-    G = q.shape[3]
-    q = (q * family.score_scale).transpose(0, 2, 3, 1, 4)  # [B, K, G, T, H]
-
-    def add_block(i: Array, running: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        top, total, mixed = running
-        at = i * page_size + jnp.arange(page_size)
-        exists = at[None, :] < lengths[:, None]  # [B, S]
-        seen = exists[:, None, :] & visible(batch.positions, at, layer.window)  # [B, T, S]
-        pages = lax.dynamic_index_in_dim(batch.tables, i, axis=1, keepdims=False)  # [B]
-        # what is not there may hold anything, NaN too, and 0 · NaN is NaN: it is zeroed as well as masked
-        k_block = jnp.where(exists[:, :, None, None], keys[pages].astype(jnp.float32), 0.0)
-        v_block = jnp.where(exists[:, :, None, None], values[pages].astype(jnp.float32), 0.0)
-        scores = cap(jnp.einsum("bkgth,bskh->bkgts", q, k_block), family.score_cap)
-        scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
-        new_top = jnp.maximum(top, scores.max(axis=-1))
-        shrink = jnp.exp(top - new_top)
-        weights = jnp.exp(scores - new_top[..., None])
-        total = total * shrink + weights.sum(axis=-1)
-        mixed = mixed * shrink[..., None] + jnp.einsum("bkgts,bskh->bkgth", weights, v_block)
-        return new_top, total, mixed
-
-    # the lowest float, not −∞: for a row that sees nothing exp(top − new_top) is then exp(0), not exp(−∞ + ∞)
-    start = (
-        jnp.full((B, K, G, T), np.finfo(np.float32).min),
-        jnp.zeros((B, K, G, T)),
-        jnp.zeros((B, K, G, T, H)),
-    )
-    blocks = (lengths.max() + page_size - 1) // page_size
-    _, total, mixed = lax.fori_loop(0, blocks, add_block, start)
-    mixed = mixed / jnp.where(total == 0, 1.0, total)[..., None]
-    rows = mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, -1)
+    window, score_cap = layer.window, family.score_cap
+    rows = kernels.attend(
+        q * family.score_scale, keys, values, batch.tables, batch.positions, lengths, window, score_cap
+    ).reshape(B, T, -1)
     return linear(rows, params, "o_proj", times), keys, values
-
-
-def visible(positions: Array, at: Array, window: int | None) -> Array:
-    """[B, T, S]: whether a position [B, T] sees the positions `at` [S]."""
-    seen = at[None, None, :] <= positions[:, :, None]
-    return seen if window is None else seen & (at[None, None, :] > positions[:, :, None] - window)
 
 
 def activate(x: Array, kind: str) -> Array:
@@ -186,7 +138,7 @@ def feed_forward(x: Array, params: Params, family: Family, times: Times) -> Arra
     return linear(hidden, params, "down_proj", times)
 
 
-def mixture(x: Array, params: Params, family: Family, live: Array, product: Product) -> Array:
+def mixture(x: Array, params: Params, family: Family, live: Array, product: LinearKernel) -> Array:
     """[B, T, D] → [B, T, D]: every token goes to the experts that its router finds most probable, the lower number
     first on a tie. router [E, D]; the experts' weights are stacked, [E, out, in]."""
     experts = family.experts
@@ -209,20 +161,20 @@ def mixture(x: Array, params: Params, family: Family, live: Array, product: Prod
 
 
 def block(
-    x: Array, params: Params, config: ModelConfig, layer: Layer, product: Product, batch: Batch,
+    x: Array, params: Params, config: ModelConfig, layer: Layer, kernels: Kernels, batch: Batch,
     keys: Array, values: Array,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     """One layer, [B, T, D] → [B, T, D], and its pages. The norms' places as in the reference."""
-    family, times = config.family, over(batch.live, product)
+    family, times = config.family, over(batch.live, kernels.linear)
 
     def mixed(x: Array) -> Array:
         nonlocal keys, values
-        y, keys, values = attention(x, params["self_attn"], config, layer, times, batch, keys, values)
+        y, keys, values = attention(x, params["self_attn"], config, layer, kernels, batch, keys, values)
         return y
 
     def fed(x: Array) -> Array:
         if layer.has_experts:
-            return mixture(x, params["mlp"], family, batch.live, product)
+            return mixture(x, params["mlp"], family, batch.live, kernels.linear)
         return feed_forward(x, params["mlp"], family, times)
 
     def normed(x: Array, name: str) -> Array:
@@ -246,7 +198,7 @@ def block(
 
 
 def hidden_states(
-    config: ModelConfig, product: Product, params: Params, batch: Batch, cache: Cache
+    config: ModelConfig, kernels: Kernels, params: Params, batch: Batch, cache: Cache
 ) -> tuple[Array, Cache]:
     """Tokens [B, T] → the last layer's output, normed, [B, T, D] in float32, and the cache with their keys and
     values."""
@@ -257,7 +209,7 @@ def hidden_states(
     written: Cache = []
     for i, (layer, own) in enumerate(zip(family.layers, params["layers"], strict=True)):
         with jax.named_scope(f"layer_{i}"):
-            x, keys, values = block(x, own, config, layer, product, batch, *cache[i])
+            x, keys, values = block(x, own, config, layer, kernels, batch, *cache[i])
             written.append((keys, values))
     return norm(x, params, "norm", config), written
 

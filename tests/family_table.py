@@ -79,7 +79,8 @@ def against_jax(directory: Path, ids: list[int], devices: int = 1) -> tuple[floa
 
     Margins settle what floats leave open (section 4 of the law); texts here are such that none is needed.
     """
-    from gnomon.jax_engine.engine import EngineSettings, JaxEngine
+    from gnomon.jax_engine.engine import JaxEngine
+    from gnomon.jax_engine.runtime.settings import EngineSettings
 
     checkpoint = load_checkpoint(directory)
     engine = JaxEngine(

@@ -438,8 +438,8 @@ def report(plan: Plan, tally: Tally, seen: Seen, status: int | None, log: str) -
         holds[what] = ratios[part] <= plan.slower
     sums: object = "not checked: this server has no /metrics"
     if seen.samples is not None:
-        received = seen.samples["gnomon:requests_received_total"]
-        ended = {outcome: seen.samples.get(f"gnomon:requests_ended_total {outcome}", 0.0) for outcome in OUTCOMES}
+        received = seen.samples["gnomon_requests_received_total"]
+        ended = {outcome: seen.samples.get(f"gnomon_requests_ended_total {outcome}", 0.0) for outcome in OUTCOMES}
         sums = f"{received:.0f} = " + " + ".join(f"{count:.0f} {outcome}" for outcome, count in ended.items())
         holds[f"the metrics add up ({sums})"] = received == sum(ended.values())
         holds["no request has failed"] = ended["failed"] == 0

@@ -46,11 +46,11 @@ from gnomon.reference.checkpoint.config import read_config
 from gnomon.reference.checkpoint.load import default_model_path
 from helpers.judge import random_request
 
-COMMAND = (sys.executable, "-c", "from gnomon.http.cli.commands import main; main()")
+COMMAND = (sys.executable, "-c", "from gnomon.http.cli.main import main; main()")
 QUIET_SECONDS = 40.0  # for all to be back at its start
 ANSWER_SECONDS = 300.0  # for one answer; more is a hang
 OUTCOMES = ("answered", "refused", "cancelled", "failed")
-LOAD = ("gnomon:num_requests_running", "gnomon:num_requests_waiting", "gnomon:slots_busy", "gnomon:kv_cache_pages_held")
+LOAD = ("gnomon_num_requests_running", "gnomon_num_requests_waiting", "gnomon_slots_busy", "gnomon_kv_cache_pages_held")
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,7 +450,7 @@ async def load(plan: Plan, at: Server, requests: Sequence[Alone], tally: Tally) 
 async def watch(at: Server, tally: Tally) -> None:
     """The longest queue that was seen."""
     while (samples := await metrics(at.port)) is not None:
-        tally.most_waiting = max(tally.most_waiting, samples["gnomon:num_requests_waiting"])
+        tally.most_waiting = max(tally.most_waiting, samples["gnomon_num_requests_waiting"])
         await asyncio.sleep(0.1)
 
 
@@ -537,8 +537,8 @@ def report(
     unknown = "not checked: this server has no /metrics"
     sums: object = unknown
     if samples is not None and start.load is not None:
-        received = samples["gnomon:requests_received_total"]
-        ended = {outcome: samples.get(f"gnomon:requests_ended_total {outcome}", 0.0) for outcome in OUTCOMES}
+        received = samples["gnomon_requests_received_total"]
+        ended = {outcome: samples.get(f"gnomon_requests_ended_total {outcome}", 0.0) for outcome in OUTCOMES}
         sums = f"{received:.0f} = " + " + ".join(f"{count:.0f} {outcome}" for outcome, count in ended.items())
         holds |= {
             "slots, pages, running and waiting are back at their start": all(now.load == start.load for now in after),

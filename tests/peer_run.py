@@ -193,7 +193,7 @@ def judged(name: str) -> dict[str, Any]:
     with serving(name) as url, tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "report.json")
         options = ("--model", MODEL, "--reference", "default", "--json", str(file), *ENGINES[name].ask)
-        command = [sys.executable, "-c", "from gnomon.http.cli.commands import main; main()", "verify", url, *options]
+        command = [sys.executable, "-c", "from gnomon.http.cli.main import main; main()", "verify", url, *options]
         ended = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=ASK_SECONDS, text=True
         )

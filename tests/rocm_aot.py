@@ -47,7 +47,8 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from gnomon.jax_engine.device import Program
-from gnomon.jax_engine.engine import EngineSettings, JaxEngine
+from gnomon.jax_engine.engine import JaxEngine
+from gnomon.jax_engine.runtime.settings import EngineSettings
 from gnomon.reference.checkpoint.load import default_model_path, load_checkpoint
 from helpers.models import tiny_llama
 

@@ -22,7 +22,6 @@ import io
 import json
 import logging
 import os
-import re
 import signal
 import sys
 import threading
@@ -30,38 +29,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
+from typing import NoReturn
 
 from gnomon.http.cli.missing import explained
+from gnomon.http.observe.text import as_utf8, printable_line
 
 OUTPUT_FAILED = 1
 FLUSH_SECONDS = 1.0
-
-
-# ---- a text from the command line
-
-
-UNDECODED = re.compile("[\udc80-\udcff]+")
-
-
-def as_utf8(text: str) -> str:
-    """A text from the command line, a variable or a file's name, read as UTF-8 where the locale could not read it.
-
-    Python keeps each byte that the locale's encoding does not have as a lone surrogate: under LC_ALL=C with
-    PYTHONUTF8=0 that is every byte of `é`. Bytes that are no UTF-8 stay as they are. A file is opened by the text as it
-    came, since that alone gives its name's bytes back.
-    """
-    return UNDECODED.sub(_decoded, text)
-
-
-def _decoded(found: re.Match[str]) -> str:
-    return found[0].encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
-
-
-def printable(text: str) -> str:
-    """One line that a terminal shows as it is."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 # ---- a line of the command itself
@@ -69,13 +43,30 @@ def printable(text: str) -> str:
 
 def tell(level: int, message: str) -> None:
     """One line on standard error. That it cannot be written is no reason for another failure."""
-    message = printable(as_utf8(message))
+    message = printable_line(as_utf8(message))
     if Records.current is not None:
         logging.getLogger("gnomon").log(level, "%s", message)
     elif wants_json(sys.argv[1:], os.environ):
         _print(record(level, message))
     else:
         _print(f"gnomon: {'warning: ' if level == logging.WARNING else ''}{message}")
+
+
+def warn(message: str) -> None:
+    tell(logging.WARNING, message)
+
+
+def say(line: str) -> None:
+    """How far a command is, on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """Ends the command with one line."""
+    import typer
+
+    tell(logging.ERROR, message)
+    raise typer.Exit(status)
 
 
 def record(level: int, message: str, **members: object) -> str:
@@ -156,7 +147,7 @@ def remembering() -> list[Standard]:
     return [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, Standard)]
 
 
-def discard(stream: object) -> None:
+def discard_output(stream: object) -> None:
     """What the stream holds and whatever comes goes nowhere from now on, and that is no failure."""
     if isinstance(stream, Standard):
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -170,9 +161,10 @@ def guarded(command: Callable[[], object], status_of_failure: int = OUTPUT_FAILE
     """Runs the command, and answers for its output and for packages that are not here."""
     open_closed()
     streams = remembering()
-    records = Records() if wants_json(sys.argv[1:], os.environ) else None
+    records: Records | None = None
     ended: BaseException | None = None
     try:
+        records = Records() if wants_json(sys.argv[1:], os.environ) else None
         command()
     except ImportError as error:
         tell(logging.ERROR, explained(error))
@@ -200,7 +192,7 @@ def _answer_for(streams: Sequence[Standard], ended: BaseException | None, status
         return
     for stream in streams:
         if stream.failure is not None:
-            discard(stream)
+            discard_output(stream)
     if any(failure.errno == errno.EPIPE for _, failure in failed):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGPIPE)

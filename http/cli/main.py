@@ -1,21 +1,21 @@
-"""The entry point of the command `gnomon`: the command's own code may be what cannot be imported."""
+"""The entry point of the command `gnomon`: the commands' own code may be what cannot be imported."""
 
 from __future__ import annotations
 
-import logging
 import sys
 
-from gnomon.http.cli.console import tell
-from gnomon.http.cli.missing import explained
+from gnomon.http.cli.console import guarded
 
 
 def main() -> None:
-    try:
-        from gnomon.http.cli.commands import main as command
-    except ImportError as error:
-        tell(logging.ERROR, explained(error))
-        sys.exit(1)
-    command()
+    """The command, from its arguments to its status."""
+    guarded(_run, 2 if sys.argv[1:2] == ["verify"] else 1)
+
+
+def _run() -> None:
+    from gnomon.http.cli.app import run_command
+
+    run_command()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The modes exchange, userinfo and jwks: a bearer token → a Principal.
 
     1 read      the header and the token's shape; what is malformed costs no request
-    2 recall    what was found out about this token a moment ago, good or bad
+    2 cache     what was found out about this token a moment ago, good or bad
     3 look up   at the identity service, or by its keys: once, however many ask at one time
     4 policy    account types, organizations and the required right
 
@@ -25,15 +25,15 @@ from typing import Any, TypeAlias
 
 from starlette.datastructures import Headers
 
-from gnomon.http.identity.client import IdentityService, Right, account
+from gnomon.http.identity.client import IdentityService, Right, account_from
 from gnomon.http.identity.clock import Clock
 from gnomon.http.identity.jwks import KeyCache
 from gnomon.http.identity.options import flag, tls_context
 from gnomon.http.identity.principal import Account, Policy, Principal
-from gnomon.http.identity.recall import Flights, Recall
 from gnomon.http.identity.refusals import Away, BadToken, Denied
-from gnomon.http.identity.tokens import Rules, Token, check_header, credential, parse, time_of, verify
-from gnomon.http.process.reload import Read, Reader, check_file, owner
+from gnomon.http.identity.token_cache import ExpiringCache, SharedCalls
+from gnomon.http.identity.tokens import ParsedToken, Rules, check_header, credential, parse, time_of, verify
+from gnomon.http.process.reload import Renew, Renewal, check_file, owner
 from gnomon.http.settings import AuthMode, AuthSettings
 
 logger = logging.getLogger("gnomon.http")
@@ -42,7 +42,7 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between attempts to reach the id
 MARGIN = 10.0  # seconds before its end in which a token is not remembered any more
 PASSPORT_ISSUER = "uni-identity"  # a name, not a URL
 
-Verdict: TypeAlias = Principal | BadToken | Denied | Away
+CheckedToken: TypeAlias = Principal | BadToken | Denied | Away
 
 
 def digest_of(credential: str) -> bytes:
@@ -76,9 +76,9 @@ class BearerTokens:
         )
         self.policy = Policy.of(settings)
         self.right = Right.of(settings.required_acl) if settings.required_acl else None
-        self.accepted: Recall[Principal] = Recall(settings.cache_size, clock)
-        self.refused: Recall[BadToken | Denied] = Recall(settings.cache_size, clock)
-        self.flights: Flights[Verdict] = Flights()
+        self.accepted: ExpiringCache[Principal] = ExpiringCache(settings.cache_size, clock)
+        self.refused: ExpiringCache[BadToken | Denied] = ExpiringCache(settings.cache_size, clock)
+        self.lookups: SharedCalls[CheckedToken] = SharedCalls()
         self.ready = False
         self.away = False
         self.hinted = False
@@ -91,11 +91,11 @@ class BearerTokens:
         if self.preparing is not None:
             self.preparing.cancel()
             await asyncio.gather(self.preparing, return_exceptions=True)
-        await self.flights.close()
+        await self.lookups.close()
         self.keys.close()
         await self.identity.close()
 
-    def readers(self) -> Sequence[Reader]:
+    def readers(self) -> Sequence[Renew]:
         return [self.read] if self.files() else []
 
     def files(self) -> dict[str, Path]:
@@ -103,7 +103,7 @@ class BearerTokens:
         names = ("ca_file", "client_certificate", "client_key")
         return {flag(name): path for name in names if (path := getattr(self.settings, name)) is not None}
 
-    def read(self) -> Read:
+    def read(self) -> Renewal:
         """Whom to believe to be the identity service, and who we are to it, for the next questions to it."""
         for name, path in self.files().items():
             check_file(name, path)
@@ -115,7 +115,7 @@ class BearerTokens:
         if self.settings.client_certificate is not None:
             mine = self.settings.client_certificate
             told.append(f"{flag('client_certificate')} {mine} read: {owner(mine)}")
-        return Read("; ".join(told), lambda: self.identity.renew(tls))
+        return Renewal("; ".join(told), lambda: self.identity.renew(tls))
 
     async def prepare(self) -> None:
         """Tries until the endpoints, and the keys where the mode needs them, have been seen once."""
@@ -149,13 +149,13 @@ class BearerTokens:
     async def authenticate(self, headers: Headers) -> Principal:
         text = credential(headers, self.settings.max_token_bytes)
         digest = digest_of(text)
-        verdict: Verdict
+        verdict: CheckedToken
         try:
             token = parse(text)
             if not self.ready:
                 raise Away("the identity service was not reached yet")
             known = self.accepted.get(digest) or self.refused.get(digest)
-            verdict = known or await self.flights.share(digest, lambda: self.decide(token, digest))
+            verdict = known or await self.lookups.share(digest, lambda: self.decide(token, digest))
         except (BadToken, Away) as refusal:
             verdict = refusal
         if isinstance(verdict, Principal):
@@ -165,7 +165,7 @@ class BearerTokens:
         fresh.caller = digest.hex()[:8]
         raise fresh
 
-    async def decide(self, token: Token, digest: bytes) -> Verdict:
+    async def decide(self, token: ParsedToken, digest: bytes) -> CheckedToken:
         """Finds out, and remembers what is definite. Never raises what is a verdict: nobody may be there to take it."""
         try:
             found = await self.look_up(token)
@@ -183,7 +183,7 @@ class BearerTokens:
         self.accepted.put(digest, principal, min(self.settings.cache_seconds, left))
         return principal
 
-    async def look_up(self, token: Token) -> Account:
+    async def look_up(self, token: ParsedToken) -> Account:
         match self.settings.mode:
             case AuthMode.userinfo:
                 return await self.identity.userinfo(token.text)
@@ -192,7 +192,7 @@ class BearerTokens:
             case _:
                 return await self.signed(token)
 
-    async def exchanged(self, token: Token) -> Account:
+    async def exchanged(self, token: ParsedToken) -> Account:
         """The passport is the service's answer: one that we must refuse says nothing against the caller's token."""
         passport = await self.identity.exchange(token.text)
         try:
@@ -201,10 +201,10 @@ class BearerTokens:
             raise Away(f"a passport that is refused: {error.reason}") from None
         if claims["typ"] != "passport" or not isinstance(claims["acctype"], str):
             raise Away("a passport that is none, or of no account type")
-        found = account(claims, claims["acctype"], claims.get("org_ids"))
+        found = account_from(claims, claims["acctype"], claims.get("org_ids"))
         return Account(found.subject, found.type, found.organizations, found.email, time_of(claims, "exp"))
 
-    async def signed(self, token: Token) -> Account:
+    async def signed(self, token: ParsedToken) -> Account:
         if token.encrypted and not self.hinted:
             self.hinted = True
             logger.warning(
@@ -215,11 +215,11 @@ class BearerTokens:
         email = claims.get("email")
         return Account(claims["sub"], None, (), email if isinstance(email, str) else None, time_of(claims, "exp"))
 
-    async def verified(self, token: Token) -> dict[str, Any]:
+    async def verified(self, token: ParsedToken) -> dict[str, Any]:
         key = await self.keys.find(check_header(token, self.rules))
         return verify(token, key, self.rules, self.clock.wall())
 
-    async def let_in(self, token: Token, found: Account) -> tuple[str, ...]:
+    async def let_in(self, token: ParsedToken, found: Account) -> tuple[str, ...]:
         """The organizations for which the account is let in; Denied if it is not."""
         if self.settings.mode is AuthMode.jwks:
             return ()

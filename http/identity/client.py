@@ -28,7 +28,7 @@ from gnomon.http.identity.refusals import Away, BadToken, Denied
 from gnomon.http.identity.tokens import is_text, read_object
 from gnomon.http.settings import AuthMode, AuthSettings
 
-MOST_BYTES = 64 * 2**10
+MOST_REPLY_BYTES = 64 * 2**10
 GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
 ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
 PASSPORT = "urn:nscale:params:oauth:token-type:passport"
@@ -63,7 +63,7 @@ class Right(NamedTuple):
         return cls(name, operation)
 
 
-class Answer(NamedTuple):
+class ServiceReply(NamedTuple):
     status: int
     body: bytes
 
@@ -154,10 +154,10 @@ class IdentityService:
         claims = json_of(answer)
         authz = claims.get(AUTHZ)
         if authz is None:
-            return account(claims, None, None)
+            return account_from(claims, None, None)
         if not isinstance(authz, dict) or not isinstance(authz.get("acctype"), str):
             raise Away("a userinfo answer whose account type is no string")
-        return account(claims, authz["acctype"], authz.get("orgIds"))
+        return account_from(claims, authz["acctype"], authz.get("orgIds"))
 
     async def may(self, token: str, right: Right, organizations: Iterable[str]) -> bool:
         """Whether the right is held globally, in one of the organizations, or in a project of one."""
@@ -184,7 +184,7 @@ class IdentityService:
 
     async def ask(
         self, method: str, url: str, *, token: str | None = None, form: Mapping[str, str] | None = None
-    ) -> Answer:
+    ) -> ServiceReply:
         """One request and its whole answer, in time; or Away."""
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         body = bytearray()
@@ -197,7 +197,7 @@ class IdentityService:
             ):
                 async for piece in response.aiter_raw():  # as it comes: nothing is unpacked
                     body += piece
-                    if len(body) > MOST_BYTES:
+                    if len(body) > MOST_REPLY_BYTES:
                         raise Away("an answer of more than 64 KiB")
         except TimeoutError:
             raise Away("no answer in time") from None
@@ -208,7 +208,7 @@ class IdentityService:
             ) from None
         if response.status_code >= 500:
             raise Away(f"status {response.status_code}")
-        return Answer(response.status_code, bytes(body))
+        return ServiceReply(response.status_code, bytes(body))
 
     def known(self, name: str) -> str:
         url = getattr(self.endpoints, name)
@@ -227,7 +227,7 @@ def same_origin(url: object, issuer: str) -> bool:
     return (there.scheme, there.host, there.port, there.userinfo) == (home.scheme, home.host, home.port, b"")
 
 
-def definite(answer: Answer) -> Answer:
+def definite(answer: ServiceReply) -> ServiceReply:
     """An answer to a question about a token: 200, or what it says against the token."""
     match answer.status:
         case 200:
@@ -240,14 +240,14 @@ def definite(answer: Answer) -> Answer:
             raise Away(f"status {status}")
 
 
-def json_of(answer: Answer) -> dict[str, Any]:
+def json_of(answer: ServiceReply) -> dict[str, Any]:
     try:
         return read_object(answer.body)
     except BadToken as error:
         raise Away(f"an answer that is {error.reason}") from None
 
 
-def account(claims: Mapping[str, Any], type: str | None, organizations: object) -> Account:
+def account_from(claims: Mapping[str, Any], type: str | None, organizations: object) -> Account:
     """What userinfo and passports say alike; Away if it is not of the right types."""
     subject, email = claims.get("sub"), claims.get("email")
     if not isinstance(subject, str) or not is_text(subject):

@@ -23,8 +23,9 @@ import httpx
 
 from gnomon.http.identity.jwks import ALGORITHMS
 from gnomon.http.process.certificate import BadFile, check_authorities, check_pair
-from gnomon.http.settings import AuthMode, AuthSettings, options
+from gnomon.http.settings import AuthMode, AuthSettings
 from gnomon.reference.system.files import read_regular
+from gnomon.reference.system.options import named, options
 
 ASKING = frozenset({AuthMode.exchange, AuthMode.userinfo, AuthMode.jwks})
 KEYED = frozenset({AuthMode.exchange, AuthMode.jwks})  # signatures are verified here
@@ -68,7 +69,7 @@ MODES = {
 """In which modes an option means anything."""
 
 SHORTEST_KEY = 16  # characters
-MOST_BYTES = 16 * 2**20  # of a file of keys
+MOST_KEY_BYTES = 16 * 2**20  # of a file of keys
 PIPE_SECONDS = 10.0  # for a pipe of keys to be written to its end
 VISIBLE = re.compile(r"[\x21-\x7e]+")  # what can be one word of a header
 COMMENT = re.compile(r"(?:^|[ \t])#.*")
@@ -81,15 +82,14 @@ class ConfigError(ValueError):
 
 def flag(name: str) -> str:
     """How the operator gives the option; a secret has a variable only."""
-    secret = next(row for row in options(AuthSettings) if row.name == name).more.get("secret")
-    return f"GNOMON_AUTH_{name.upper()}" if secret else "--auth-" + name.replace("_", "-")
+    return named(options(AuthSettings, "auth_"), f"auth_{name}").said
 
 
 def refuse(name: str, why: str) -> NoReturn:
     raise ConfigError(f"{flag(name)}: {why}")
 
 
-def check(settings: AuthSettings) -> None:
+def check_settings(settings: AuthSettings) -> None:
     """Everything that can be said without opening a file."""
     if settings.mode is None:
         refuse("mode", f"choose one of {', '.join(AuthMode)}")
@@ -117,10 +117,10 @@ def check_belonging(settings: AuthSettings, mode: AuthMode) -> None:
 def check_ranges(settings: AuthSettings) -> None:
     for row in options(AuthSettings):
         value: Any = getattr(settings, row.name)
-        if "min" in row.more and value is not None and value < row.more["min"]:
-            refuse(row.name, f"{value} is not allowed; at least {row.more['min']}")
-        if "max" in row.more and value is not None and value > row.more["max"]:
-            refuse(row.name, f"{value} is not allowed; at most {row.more['max']}")
+        if row.min is not None and value is not None and value < row.min:
+            refuse(row.name, f"{value} is not allowed; at least {row.min}")
+        if row.max is not None and value is not None and value > row.max:
+            refuse(row.name, f"{value} is not allowed; at most {row.max}")
 
 
 def check_urls(settings: AuthSettings) -> None:
@@ -194,7 +194,7 @@ def read_keys(path: Path) -> bytes:
     """All that is in a file, or in a pipe, such as a shell's <(...). Raises OSError. A pipe that nobody writes to is
     waited for, though not for ever; a device is refused."""
     if not stat.S_ISFIFO(os.stat(path).st_mode):
-        return read_regular(path, MOST_BYTES)
+        return read_regular(path, MOST_KEY_BYTES)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         return b"".join(_pieces(descriptor))
@@ -209,8 +209,8 @@ def _pieces(descriptor: int) -> Iterator[bytes]:
         while ready.select(max(0.0, end - time.monotonic())):
             piece = os.read(descriptor, 2**16)
             size += len(piece)
-            if size > MOST_BYTES:
-                raise OSError(errno.EFBIG, f"larger than {MOST_BYTES:,} bytes")
+            if size > MOST_KEY_BYTES:
+                raise OSError(errno.EFBIG, f"larger than {MOST_KEY_BYTES:,} bytes")
             if not piece:
                 return
             yield piece

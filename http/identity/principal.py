@@ -14,7 +14,7 @@ from starlette.types import Scope
 from gnomon.http.identity.refusals import Denied
 from gnomon.http.settings import AuthSettings
 
-SCOPE_KEY = "gnomon.principal"
+PRINCIPAL_KEY = "gnomon.principal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ ANYONE = Principal("anyone", None, (), None, None)
 
 def principal_of(scope: Scope) -> Principal:
     """The caller of a request that went through Authentication; anyone, on a path that is open."""
-    principal: Principal = scope.get(SCOPE_KEY, ANYONE)
+    principal: Principal = scope.get(PRINCIPAL_KEY, ANYONE)
     return principal
 
 

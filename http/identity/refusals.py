@@ -1,10 +1,10 @@
 """Why a caller is not let in: five reasons, each with its answer, its word for metrics, and one sentence for everybody.
 
-    Missing     401, a bare challenge   no Authorization field, or one of another scheme
-    BadToken    401, invalid_token      unreadable, unknown, badly signed, expired or revoked
-    Malformed   400, invalid_request    two fields, or a credential beyond the limit
-    Denied      403, insufficient_scope we know who it is, and the answer is no
-    Away        503, Retry-After        the identity service cannot be asked, or cannot be understood
+    Missing           401, a bare challenge   no Authorization field, or one of another scheme
+    BadToken          401, invalid_token      unreadable, unknown, badly signed, expired or revoked
+    MalformedHeader   400, invalid_request    two fields, or a credential beyond the limit
+    Denied            403, insufficient_scope we know who it is, and the answer is no
+    Away              503, Retry-After        the identity service cannot be asked, or cannot be understood
 
 The sentence never says which check failed: that would be an oracle for whoever tries tokens. `reason` does, for the
 log; it is made of fixed words and holds nothing of what was sent.
@@ -41,7 +41,7 @@ class BadToken(Refusal, Unauthorized):
         self.reason = reason
 
 
-class Malformed(Refusal, BadAuthorization):
+class MalformedHeader(Refusal, BadAuthorization):
     outcome = "malformed"
 
     def __init__(self, reason: str, most: int) -> None:

@@ -23,7 +23,7 @@ import jwt
 from starlette.datastructures import Headers
 
 from gnomon.http.identity.jwks import Key
-from gnomon.http.identity.refusals import BadToken, Malformed, Missing
+from gnomon.http.identity.refusals import BadToken, MalformedHeader, Missing
 
 SCHEME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*")
 ONE_WORD = re.compile(r" +([\x21-\x7e]+)")
@@ -38,14 +38,14 @@ def credential(headers: Headers, most: int) -> str:
     if not fields:
         raise Missing("no Authorization field")
     if len(fields) > 1:
-        raise Malformed("several Authorization fields", most)
+        raise MalformedHeader("several Authorization fields", most)
     scheme = SCHEME.match(fields[0])
     assert scheme is not None  # it matches the empty word
     if scheme.group().lower() != "bearer":
         raise Missing("another scheme")
     rest = fields[0][scheme.end() :]
     if len(rest.strip(" ")) > most:
-        raise Malformed("a credential beyond the limit", most)
+        raise MalformedHeader("a credential beyond the limit", most)
     word = ONE_WORD.fullmatch(rest)
     if word is None:
         raise BadToken("not one word of visible ASCII behind the scheme")
@@ -53,7 +53,7 @@ def credential(headers: Headers, most: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
+class ParsedToken:
     """A token that is well formed. Nothing in it is believed yet."""
 
     text: str
@@ -61,7 +61,7 @@ class Token:
     encrypted: bool
 
 
-def parse(text: str) -> Token:
+def parse(text: str) -> ParsedToken:
     """Tells the two forms of a token apart, as the identity service does."""
     segments = text.split(".")
     encrypted = len(segments) == 5
@@ -70,16 +70,16 @@ def parse(text: str) -> Token:
     for position, segment in enumerate(segments):
         if not segment and encrypted and position == 1:
             continue  # the older encrypted tokens have no encrypted key: ECDH-ES agrees on one
-        decoded(segment)
-    header = read_object(decoded(segments[0]))
+        decode_segment(segment)
+    header = read_object(decode_segment(segments[0]))
     if not is_text(header.get("alg")):
         raise BadToken("a header without alg")
     if encrypted != is_text(header.get("enc")) or ("enc" in header) != encrypted:
         raise BadToken("enc and the number of segments disagree")
-    return Token(text, header, encrypted)
+    return ParsedToken(text, header, encrypted)
 
 
-def decoded(segment: str) -> bytes:
+def decode_segment(segment: str) -> bytes:
     """base64url without padding, in the one spelling that its bytes have."""
     if not BASE64URL.fullmatch(segment):
         raise BadToken("a segment that is empty or not base64url")
@@ -131,7 +131,7 @@ class Rules:
     leeway: float  # seconds
 
 
-def check_header(token: Token, rules: Rules) -> str:
+def check_header(token: ParsedToken, rules: Rules) -> str:
     """The name of the key to verify by."""
     if token.encrypted:
         raise BadToken("an encrypted token; only the identity service can open it")
@@ -150,7 +150,7 @@ def check_header(token: Token, rules: Rules) -> str:
     return kid
 
 
-def verify(token: Token, key: Key, rules: Rules, now: float) -> dict[str, Any]:
+def verify(token: ParsedToken, key: Key, rules: Rules, now: float) -> dict[str, Any]:
     """The claims of a token whose header was checked, if `key` signed it and every claim is as it must be."""
     algorithm = token.header["alg"]
     if algorithm not in key.algorithms:

@@ -1,1 +1,1 @@
-"""What is told of requests: log lines, metrics, traces."""
+"""What is told of requests: log lines, metrics, OpenTelemetry spans."""

@@ -1,4 +1,4 @@
-"""The outermost layer: it sees every request come and end, and tells the log, the metrics and the trace of it once.
+"""The outermost layer: it sees every request come and end, and tells the log, the metrics and OpenTelemetry once.
 
     1 the record    made here and kept in the scope, with the request's id: the caller's if it is sound, else ours
     2 the answer    gets the id as a header, and is counted as it passes
@@ -24,8 +24,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gnomon.http.errors import as_request_error, response
 from gnomon.http.observe.logs import hide, redacted
 from gnomon.http.observe.metrics import Metrics
-from gnomon.http.observe.otel import Tracer
-from gnomon.http.observe.record import SCOPE_KEY, Outcome, Record
+from gnomon.http.observe.otel import OtelSpans
+from gnomon.http.observe.record import RECORD_KEY, Record, RequestOutcome
 
 logger = logging.getLogger("gnomon.access")
 
@@ -38,12 +38,12 @@ class Observed:
     """routes: the paths that are told apart; every other is "other". One that ends in a parameter, such as
     /v1/models/{model}, stands for all below it: a caller's words are no label."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: frozenset[str], tracer: Tracer | None = None) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: frozenset[str], otel: OtelSpans | None = None) -> None:
         self.app = app
         self.metrics = metrics
         self.routes = routes
         self.stems = {route.partition("{")[0]: route for route in routes if "{" in route}
-        self.tracer = tracer
+        self.otel = otel
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,7 +51,7 @@ class Observed:
             return
         hide(fields(scope, b"authorization"))
         record = self.record(scope)
-        scope[SCOPE_KEY] = record
+        scope[RECORD_KEY] = record
         self.metrics.began(record)
         whole = gone = False
 
@@ -86,8 +86,8 @@ class Observed:
             record.outcome = record.outcome or judged(record.status, whole, gone)
             logger.info(AccessLine.of(record, scope))
             self.metrics.ended(record)
-            if self.tracer is not None:
-                self.tracer.request(record, scope["headers"])
+            if self.otel is not None:
+                self.otel.request(record, scope["headers"])
 
     def record(self, scope: Scope) -> Record:
         ids = fields(scope, _HEADER)
@@ -103,7 +103,7 @@ class Observed:
         return next((route for stem, route in self.stems.items() if path.startswith(stem) and path != stem), "other")
 
 
-def judged(status: int | None, whole: bool, gone: bool) -> Outcome:
+def judged(status: int | None, whole: bool, gone: bool) -> RequestOutcome:
     if gone:
         return "cancelled"
     if status is None or not whole or (status >= 500 and status != 503):
@@ -134,8 +134,8 @@ class AccessLine:
         client = scope.get("client")
         raw = scope.get("raw_path") or scope["path"].encode(errors="surrogateescape")
         path = raw.partition(b"?")[0].decode("latin-1")  # some servers leave the query in it
-        path = shown(redacted(path).encode("latin-1"), 200)  # in this order: an escape would disguise a credential
-        return cls(record, client[0] if client else "-", shown(scope["method"].encode(), 20), path)
+        path = as_ascii(redacted(path).encode("latin-1"), 200)  # in this order: an escape would disguise a credential
+        return cls(record, client[0] if client else "-", as_ascii(scope["method"].encode(), 20), path)
 
     def __str__(self) -> str:
         of = self.record
@@ -189,7 +189,7 @@ class AccessLine:
         }
 
 
-def shown(sent: bytes, most: int) -> str:
+def as_ascii(sent: bytes, most: int) -> str:
     """Bytes that a client chose, as at most `most` characters of ASCII without quotes, blanks and escape codes."""
     text = "".join(chr(b) if 0x21 <= b <= 0x7E and b not in b'"\\' else f"\\x{b:02x}" for b in sent[: most + 1])
     return text if len(text) <= most else text[: most - 3] + "..."

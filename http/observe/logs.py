@@ -1,8 +1,8 @@
 """What a line of the log looks like: text for people, or one JSON object a line; all of it on standard error.
 
-    hide            what the lines of this request must not show: its credentials
-    Aside           writes the lines in a thread of its own: a pipe that nobody reads stops no request, and no signal
-    logging_config  which loggers speak, and in which of the two forms
+    hide                what the lines of this request must not show: its credentials
+    BackgroundHandler   writes the lines in a thread of its own: a pipe that nobody reads stops no request and no signal
+    logging_config      which loggers speak, and in which of the two forms
 
 Whatever a message holds, a line is one line: control characters are escaped, and the lines of a traceback are indented
 or are one member. So nobody who chooses a part of a message can forge a line. What the line of a request says is
@@ -24,12 +24,12 @@ from queue import SimpleQueue
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import quote
 
-from gnomon.http.cli.console import as_utf8, printable
+from gnomon.http.observe.text import as_utf8, printable_line
 from gnomon.http.settings import LogFormat, Settings
 
-HIDDEN = "[hidden]"
+REDACTED = "[hidden]"
 MOST_LINES = 10_000
-FLUSH_SECONDS = 1.0
+LONGEST_FLUSH = 1.0  # seconds
 _LEAST = 8  # characters: what is shorter is no secret, and would only punch holes into words
 _CREDENTIALS = re.compile(r"\b(Bearer|Basic)(\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 descriptor: int | None = None  # of standard error, while console.py reads what others write to it
@@ -59,8 +59,8 @@ def redacted(text: str) -> str:
     The second is for threads that know of no request.
     """
     for spelling in _hidden.get():
-        text = text.replace(spelling, HIDDEN)
-    return _CREDENTIALS.sub(rf"\1\2{HIDDEN}", text)
+        text = text.replace(spelling, REDACTED)
+    return _CREDENTIALS.sub(rf"\1\2{REDACTED}", text)
 
 
 def _spellings(value: bytes) -> tuple[str, ...]:
@@ -90,8 +90,8 @@ class Lines(logging.Formatter):
 
 class TextLines(Lines):
     def format(self, record: logging.LogRecord) -> str:
-        lines = [f"{self.time(record)} {record.levelname} {printable(self.message(record))}"]
-        lines += ["    " + printable(line) for line in self.traceback(record).splitlines()]
+        lines = [f"{self.time(record)} {record.levelname} {printable_line(self.message(record))}"]
+        lines += ["    " + printable_line(line) for line in self.traceback(record).splitlines()]
         return "\n".join(lines)
 
 
@@ -108,7 +108,7 @@ class JsonLines(Lines):
         return json.dumps(line)
 
 
-class Aside(logging.Handler):
+class BackgroundHandler(logging.Handler):
     """Lines to standard error. At most MOST_LINES wait to be written; what comes then is lost, and counted.
 
     Written past the interpreter's buffer: a thread that stands in a write there would hold its lock at the end.
@@ -142,14 +142,14 @@ class Aside(logging.Handler):
 
     def flush(self) -> None:
         """Waits for what was said, but not for ever."""
-        self._idle.wait(FLUSH_SECONDS)
+        self._idle.wait(LONGEST_FLUSH)
 
     def _work(self) -> None:
         while True:
             line = self._lines.get().encode(errors="backslashreplace")
             try:
                 while line and sys.stderr is not None:
-                    line = line[written(sys.stderr.fileno() if descriptor is None else descriptor, line) :]
+                    line = line[write_some(sys.stderr.fileno() if descriptor is None else descriptor, line) :]
             except (OSError, ValueError):  # closed, or its disk is full: there is nowhere to say so
                 line = b""
             self._unwritten.release()
@@ -158,7 +158,7 @@ class Aside(logging.Handler):
                     self._idle.set()
 
 
-def written(descriptor: int, line: bytes) -> int:
+def write_some(descriptor: int, line: bytes) -> int:
     """How many of a line's bytes were written. Waits for room also where whoever shares the terminal or
     the pipe has made it one that does not wait; the line would be lost there, or its end, without a word."""
     try:
@@ -176,7 +176,7 @@ def logging_config(settings: Settings) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"lines": {"()": JsonLines if settings.log_format is LogFormat.json else TextLines}},
-        "handlers": {"stderr": {"()": Aside, "formatter": "lines"}},
+        "handlers": {"stderr": {"()": BackgroundHandler, "formatter": "lines"}},
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {
             "gnomon": {"level": "INFO"},

@@ -1,4 +1,4 @@
-"""What is counted, for Prometheus (GET /metrics): the names and meanings usual for model servers, under `gnomon:`.
+"""What is counted, for Prometheus (GET /metrics): the names and meanings usual for model servers, under `gnomon_`.
 
     of the load        read when somebody asks, from whoever knows
     of every request   route, method, code; the outcome of authentication
@@ -10,7 +10,6 @@ those of one that was given up; times between tokens as they happen. Each instan
 
 from __future__ import annotations
 
-import re
 from collections import Counter as Counts
 from collections.abc import Callable
 from threading import Lock
@@ -20,51 +19,50 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
 
-from gnomon.http.observe.record import Outcome, Record
+from gnomon.http.observe.record import Record, RequestOutcome
+from gnomon.reference.engine import Load
 
 ENDPOINT = ("POST", "/v1/completions")
 FINISH_REASONS = ("stop", "length")
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600)
+# The histograms' buckets: seconds that a request waits, seconds between two tokens, tokens.
+WAITS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600)
 GAPS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5, 5, 10)
-TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000)
+LENGTHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000)
 
 
-class Load(NamedTuple):
+class ServerLoad(NamedTuple):
     """What the server is doing right now."""
 
     running: int  # requests that the engine works on
     waiting: int  # requests in the queue
     waiting_tokens: int  # that those may ask for, their prompts' too
     waiting_bytes: int  # of memory that they take, and bodies that are arriving
-    slots: int
-    busy_slots: int
-    pages: int  # of the key/value cache; 0: there is none
-    held_pages: int
+    engine: Load
 
 
 class Metrics:
-    def __init__(self, model: str, load: Callable[[], Load], version: str = "") -> None:
+    def __init__(self, model: str, load: Callable[[], ServerLoad], version: str = "") -> None:
         self._load = load
         self._lock = Lock()  # an answer is taken between two requests' counts, never in the middle of one
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
-        self._build = Info("gnomon:build", "What is served, and by what.", registry=self._registry)
+        self._build = Info("gnomon_build", "What is served, and by what.", registry=self._registry)
         self._version = version
 
         def counter(name: str, help: str, *labels: str) -> Counter:
-            return Counter(f"gnomon:{name}", help, labels, registry=self._registry)
+            return Counter(f"gnomon_{name}", help, labels, registry=self._registry)
 
         def gauge(name: str, help: str) -> Gauge:
-            return Gauge(f"gnomon:{name}", help, ("model_name",), registry=self._registry).labels(model)
+            return Gauge(f"gnomon_{name}", help, ("model_name",), registry=self._registry).labels(model)
 
         def tokens(name: str, help: str) -> Counter:
-            return Counter(f"gnomon:{name}", help, ("model_name",), registry=self._registry).labels(model)
+            return Counter(f"gnomon_{name}", help, ("model_name",), registry=self._registry).labels(model)
 
         def histogram(name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
-            of = Histogram(f"gnomon:{name}", help, ("model_name",), registry=self._registry, buckets=buckets)
+            of = Histogram(f"gnomon_{name}", help, ("model_name",), registry=self._registry, buckets=buckets)
             return of.labels(model)
 
         self._running = gauge("num_requests_running", "Requests that the engine works on.")
@@ -93,7 +91,7 @@ class Metrics:
 
         self._received = counter("requests_received", "Requests to POST /v1/completions: ended and in progress.")
         self._in_progress = Gauge(
-            "gnomon:requests_in_progress",
+            "gnomon_requests_in_progress",
             "Requests to POST /v1/completions that have not ended.",
             registry=self._registry,
         )
@@ -105,13 +103,13 @@ class Metrics:
             "outcome",
         )
         self._success = Counter(
-            "gnomon:request_success",
+            "gnomon_request_success",
             "Candidates of answered requests, by what ended them.",
             ("model_name", "finished_reason"),
             registry=self._registry,
         )
         self._model = model
-        for outcome in get_args(Outcome):
+        for outcome in get_args(RequestOutcome):
             self._ended.labels(outcome)
         for reason in FINISH_REASONS:
             self._success.labels(model, reason)
@@ -121,19 +119,19 @@ class Metrics:
         self._cache_queries = tokens("prefix_cache_queries", "Tokens of prompts looked for in the prefix cache.")
         self._cache_hits = tokens("prefix_cache_hits", "Tokens of prompts found in the prefix cache.")
 
-        self._queue = histogram("request_queue_time_seconds", "Seconds a request waited for the engine.", SECONDS)
+        self._queue = histogram("request_queue_time_seconds", "Seconds a request waited for the engine.", WAITS)
         self._first = histogram(
-            "time_to_first_token_seconds", "Seconds from a request's arrival to its first token.", SECONDS
+            "time_to_first_token_seconds", "Seconds from a request's arrival to its first token.", WAITS
         )
         self._gap = histogram(
             "inter_token_latency_seconds", "Seconds between two successive tokens of a candidate.", GAPS
         )
         self._whole = histogram(
-            "e2e_request_latency_seconds", "Seconds from an answered request's arrival to its end.", SECONDS
+            "e2e_request_latency_seconds", "Seconds from an answered request's arrival to its end.", WAITS
         )
-        self._prompt_lengths = histogram("request_prompt_tokens", "Prompt tokens of an answered request.", TOKENS)
+        self._prompt_lengths = histogram("request_prompt_tokens", "Prompt tokens of an answered request.", LENGTHS)
         self._generation_lengths = histogram(
-            "request_generation_tokens", "Tokens sampled for an answered request, of all candidates.", TOKENS
+            "request_generation_tokens", "Tokens sampled for an answered request, of all candidates.", LENGTHS
         )
 
     def serving(self, engine: str | None, fingerprint: str | None) -> None:
@@ -193,30 +191,27 @@ class Metrics:
     def expose(self, accept: str = "") -> tuple[bytes, str]:
         """The body and its type, in the form that the header Accept asks for."""
         load = self._load()
+        engine = load.engine
         with self._lock:
             self._running.set(load.running)
             self._waiting.set(load.waiting)
             self._waiting_tokens.set(load.waiting_tokens)
             self._waiting_bytes.set(load.waiting_bytes)
-            self._slots.set(load.slots)
-            self._busy_slots.set(load.busy_slots)
-            self._pages.set(load.pages)
-            self._held_pages.set(load.held_pages)
-            self._cache_usage.set(load.held_pages / load.pages if load.pages else 0)
+            self._slots.set(engine.slots)
+            self._busy_slots.set(engine.busy_slots)
+            self._pages.set(engine.pages)
+            self._held_pages.set(engine.held_pages)
+            self._cache_usage.set(engine.held_pages / engine.pages if engine.pages else 0)
             if wants_openmetrics(accept):
-                return _colons(openmetrics.generate_latest(self._registry)), OPENMETRICS  # type: ignore[no-untyped-call]
+                return openmetrics.generate_latest(self._registry), OPENMETRICS  # type: ignore[no-untyped-call]
             return generate_latest(self._registry), TEXT
-
-
-def _colons(body: bytes) -> bytes:
-    """prometheus-client writes OpenMetrics samples as gnomon_… under a header that says gnomon:… (its issue 1177)."""
-    return re.sub(rb"^(# [A-Z]+ )?gnomon_", rb"\1gnomon:", body, flags=re.MULTILINE)
 
 
 def wants_openmetrics(accept: str) -> bool:
     """Whether a header Accept prefers OpenMetrics 1.0 to plain text; at equal weight it does.
 
-    prometheus-client's own choice raises an exception at a version that is no number.
+    prometheus-client's own choice, `choose_encoder`, knows no weights: it takes OpenMetrics where it is named at all,
+    with q=0 too, claims any version above 1.0.0 that was asked for, and raises an exception at one that is no number.
     """
     weights = {"application/openmetrics-text": 0.0, "text/plain": 0.0}
     for item in accept.lower().split(","):

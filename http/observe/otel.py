@@ -4,8 +4,8 @@
     a completion  is named and described by the generative-AI conventions: counts, times and fixed words, no content
     sending       in batches, by a thread of its own, which drops what it cannot send and says so once in a while
 
-OpenTelemetry is imported when a tracer is made. Its own environment variables (OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER,
-OTEL_EXPORTER_OTLP_HEADERS and so on) hold.
+OpenTelemetry is imported when spans are asked for. Its own environment variables (OTEL_SERVICE_NAME,
+OTEL_TRACES_SAMPLER, OTEL_EXPORTER_OTLP_HEADERS and so on) hold.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-logger = logging.getLogger("gnomon.tracing")
+logger = logging.getLogger("gnomon.otel")
 
 EXPORT_SECONDS = 5.0  # for one batch, repeats and all
-QUIET_SECONDS = 300.0  # between two complaints that nothing gets through
+COMPLAINT_SECONDS = 300.0  # between two complaints that nothing gets through
 Value = str | int | float | bool | Sequence[str]
 
 
-class CannotTrace(Exception):
-    """Traces are asked for and cannot be had, with the reason."""
+class CannotSendSpans(Exception):
+    """Spans are asked for and cannot be sent, with the reason."""
 
 
-def tracer(settings: Settings, model: str) -> Tracer | None:
-    """None if no traces are asked for."""
+def otel_spans(settings: Settings, model: str) -> OtelSpans | None:
+    """None if none are asked for."""
     endpoint = settings.otlp_endpoint
     if endpoint is None:
         return None
@@ -47,20 +47,20 @@ def tracer(settings: Settings, model: str) -> Tracer | None:
     except ValueError:
         sound = False
     if not sound:
-        raise CannotTrace("--otlp-endpoint: it must be a URL such as http://127.0.0.1:4318/v1/traces")
+        raise CannotSendSpans("--otlp-endpoint: it must be a URL such as http://127.0.0.1:4318/v1/traces")
     if "@" in parts.netloc:
-        raise CannotTrace("--otlp-endpoint: a URL with a password in it is refused; use OTEL_EXPORTER_OTLP_HEADERS")
+        raise CannotSendSpans("--otlp-endpoint: a URL with a password in it is refused; use OTEL_EXPORTER_OTLP_HEADERS")
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-        return Tracer(OTLPSpanExporter(endpoint, timeout=EXPORT_SECONDS), model)
+        return OtelSpans(OTLPSpanExporter(endpoint, timeout=EXPORT_SECONDS), model)
     except ImportError as error:
-        raise CannotTrace(
+        raise CannotSendSpans(
             f"--otlp-endpoint: traces need the extra tracing: pip install '.[tracing]' ({error})"
         ) from None
 
 
-class Tracer:
+class OtelSpans:
     def __init__(self, exporter: SpanExporter, model: str) -> None:
         from opentelemetry.sdk.resources import OTELResourceDetector, Resource
         from opentelemetry.sdk.trace import TracerProvider
@@ -84,10 +84,10 @@ class Tracer:
 
         carrier = {name: values for name in ("traceparent", "tracestate") if (values := _values(headers, name))}
         if len(carrier.get("traceparent", ())) > 1:
-            carrier = {}  # no trace's child, rather than one of two
+            carrier = {}  # nobody's child, rather than one of two
         to_wall = time.time_ns() - time.monotonic_ns()
         span = self._tracer.start_span(
-            name(record, self._model),
+            span_name(record, self._model),
             context=self._propagator.extract(carrier, Context()),
             kind=SpanKind.SERVER,
             attributes=attributes(record, self._model),
@@ -99,7 +99,7 @@ class Tracer:
 
     def stop(self, seconds: float) -> None:
         """Sends what is left, for at most `seconds`. Blocks: not for an event loop."""
-        sending = threading.Thread(target=self._provider.shutdown, name="last traces", daemon=True)
+        sending = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
         sending.start()
         sending.join(seconds)
         if sending.is_alive():
@@ -108,7 +108,7 @@ class Tracer:
 
 
 class Reporting:
-    """An exporter whose failures are ours to report: the first, and then one in QUIET_SECONDS with the count."""
+    """An exporter whose failures are ours to report: the first, and then one in COMPLAINT_SECONDS with the count."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
@@ -125,7 +125,7 @@ class Reporting:
         if result is not SpanExportResult.SUCCESS:
             self._lost += len(spans)
             now = time.monotonic()
-            if self._complained is None or now - self._complained > QUIET_SECONDS:
+            if self._complained is None or now - self._complained > COMPLAINT_SECONDS:
                 logger.warning("traces do not get through; %d spans were dropped", self._lost)
                 self._complained, self._lost = now, 0
         return result
@@ -137,7 +137,7 @@ class Reporting:
         return self._exporter.force_flush(timeout_millis)
 
 
-def name(record: Record, model: str) -> str:
+def span_name(record: Record, model: str) -> str:
     """Few names: what varies is in the attributes."""
     if record.prompts:
         return f"text_completion {model}"

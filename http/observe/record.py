@@ -1,4 +1,4 @@
-"""What is known of one HTTP request, gathered on its way and read when it has ended: by the log, the metrics, a trace.
+"""What is known of one HTTP request, gathered on its way and read when it has ended: by log, metrics and OpenTelemetry.
 
 access.py makes one for every request and keeps it in the ASGI scope; auth.py and completions.py fill in what they know.
 It holds counts, times and fixed words; never a prompt, a text, a token or a key.
@@ -15,12 +15,12 @@ from typing import Literal
 
 from starlette.types import Scope
 
-Outcome = Literal["answered", "refused", "cancelled", "timed_out", "drained", "failed"]
+RequestOutcome = Literal["answered", "refused", "cancelled", "timed_out", "drained", "failed"]
 """answered: a whole 200 · refused: any error that is not our fault, load and auth too · cancelled: the client went away
 · timed_out: ended by --request-seconds · drained: ended because draining was over before it was · failed: 500, an
 engine's fault, or an answer broken off. The status of a stream is 200 whatever ended it."""
 
-SCOPE_KEY = "gnomon.record"
+RECORD_KEY = "gnomon.record"
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class Record:
     auth: str | None = None  # the outcome of authentication, one of a few words
     caller: str | None = None  # the first 8 hex digits of the credential's SHA-256
     reason: str | None = None  # why it was not let in, in fixed words; for the log, never for the caller
-    outcome: Outcome | None = None
+    outcome: RequestOutcome | None = None
     # ---- of a completion, from here on
     completion_id: str | None = None
     stream: bool = False
@@ -81,5 +81,5 @@ class Record:
 
 def record_of(scope: Scope) -> Record:
     """The request's record; a new one if nobody keeps any."""
-    record: Record = scope.setdefault(SCOPE_KEY, Record("", scope["method"], "other"))
+    record: Record = scope.setdefault(RECORD_KEY, Record("", scope["method"], "other"))
     return record

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from gnomon.reference.system.files import read_regular
 
-MOST_BYTES = 16 * 2**20  # of a file of certificates: a hundred times those that browsers trust
+MOST_PEM_BYTES = 16 * 2**20  # of a file of certificates: a hundred times those that browsers trust
 LABEL = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
 ENCODINGS = (  # how text begins that OpenSSL does not read
     (codecs.BOM_UTF8, "begins with a byte order mark; save it without one"),
@@ -56,13 +56,13 @@ class Pem(NamedTuple):
         return BadFile(self.option, f"{self.path} {why}")
 
 
-def read(option: str, path: Path) -> Pem:
+def read_pem(option: str, path: Path) -> Pem:
     """Raises BadFile if it is no PEM at all, or a pipe, such as a shell's <(...): what is in it can be read once, and
     whoever reads it again, as OpenSSL does, finds nothing or waits for ever."""
     try:
         if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
             raise BadFile(option, f"{path}: not a regular file, so it cannot be read again")
-        data = read_regular(path, MOST_BYTES)
+        data = read_regular(path, MOST_PEM_BYTES)
     except OSError as error:
         raise BadFile(option, f"{path}: {error.strerror}") from None
     pem = Pem(option, path, data, tuple(label.decode() for label in LABEL.findall(data)))
@@ -82,7 +82,7 @@ def read(option: str, path: Path) -> Pem:
 
 def check_pair(certificate_option: str, certificate: Path, key_option: str, key: Path) -> None:
     """Raises BadFile if the two cannot be used together."""
-    chain, private = read(certificate_option, certificate), read(key_option, key)
+    chain, private = read_pem(certificate_option, certificate), read_pem(key_option, key)
     if not chain.has_certificate and chain.has_key and private.has_certificate and not private.has_key:
         why = f"{chain.path} holds a private key, and {key_option} {private.path} a certificate: they are swapped"
         raise BadFile(chain.option, why)
@@ -97,7 +97,7 @@ def check_pair(certificate_option: str, certificate: Path, key_option: str, key:
 
 def check_authorities(option: str, path: Path) -> None:
     """Raises BadFile if the file holds no certificates to trust."""
-    _certificates(read(option, path))
+    _certificates(read_pem(option, path))
 
 
 def _certificates(pem: Pem) -> list[x509.Certificate]:

@@ -25,18 +25,18 @@ from gnomon.http.process.certificate import BadFile, check_pair
 log = logging.getLogger("gnomon.http")
 
 
-class Read(NamedTuple):
+class Renewal(NamedTuple):
     """What was read: a line that tells of it, and the call, on the server's own thread, that puts it in force."""
 
     told: str
     use: Callable[[], None]
 
 
-Reader: TypeAlias = Callable[[], Read]
+Renew: TypeAlias = Callable[[], Renewal]
 """Reads files again. Raises ConfigError."""
 
 
-async def reload(readers: Sequence[Reader]) -> None:
+async def reload(readers: Sequence[Renew]) -> None:
     if not readers:
         log.info("SIGHUP: nothing to read again: no file of keys or certificates was given; the server goes on")
     for read in readers:
@@ -78,7 +78,7 @@ class ServerCertificate:
         if self.latest is not None:
             connection.context = self.latest
 
-    def read(self) -> Read:
+    def read(self) -> Renewal:
         """A pair of its own, so that a certificate without its key never takes the place of a sound pair."""
         check_file("--tls-certificate", self.certificate)
         check_file("--tls-key", self.key)
@@ -92,4 +92,4 @@ class ServerCertificate:
         def use() -> None:
             self.latest = context
 
-        return Read(f"--tls-certificate {self.certificate} read: {owner(self.certificate)}", use)
+        return Renewal(f"--tls-certificate {self.certificate} read: {owner(self.certificate)}", use)

@@ -27,30 +27,31 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from gnomon.http.cli.console import as_utf8
-from gnomon.http.verify.ask.exchange import Budget, Busy, CannotReach, Client, Exchange, OutOfBudget
-from gnomon.http.verify.ask.probe import PROMPT, Broken, Refused, Subject, whole
+from gnomon.http.verify.ask.answer import Refused, Unclear, UnsoundAnswer, whole
+from gnomon.http.verify.ask.client import Budget, Busy, CannotReach, Client, OutOfBudget
+from gnomon.http.verify.ask.exchange import Exchange
+from gnomon.http.verify.ask.probe import PROMPT, Subject
 from gnomon.http.verify.ask.safe import Secret, line
+from gnomon.http.verify.options import Options, file_name
 from gnomon.http.verify.report import baseline
 from gnomon.http.verify.report.junit import junit
 from gnomon.http.verify.report.page import page
-from gnomon.http.verify.report.profiles import ProfileName
 from gnomon.http.verify.report.report import (
     Cost,
-    Entry,
     Law,
     MakeSection,
     NoSuchCase,
     Report,
+    ReportedFinding,
     Section,
     chosen,
     part,
     with_needs,
 )
-from gnomon.http.verify.report.terminal import list_cases, show
+from gnomon.http.verify.report.terminal import list_cases, show_report
 from gnomon.http.verify.roots import rooted
 from gnomon.http.verify.run import judge_all
-from gnomon.http.verify.verdict import Case, Finding, Unclear
+from gnomon.http.verify.verdict import Case, Finding
 from gnomon.reference.checkpoint.network import proxy_note
 from gnomon.reference.system.files import check_writable
 
@@ -66,41 +67,8 @@ class CutShort(Exception):
     """Why a run did not come to its end, in one line for the user."""
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the user chose. json "-" is standard output."""
-
-    url: str
-    model: str | None = None
-    api_key: str | None = None
-    only: tuple[str, ...] = ()
-    json: str | None = None
-    junit: str | None = None
-    html: str | None = None
-    baseline: str | None = None
-    profile: ProfileName | None = None
-    accept_documented: bool = False
-    concurrency: int = 4
-    budget_tokens: int = 50_000
-    timeout: float = 60
-    verbose: bool = False
-    findings: bool = False
-
-    def shown(self) -> dict[str, Any]:
-        """What of it belongs in a report."""
-        return {
-            "only": list(self.only),
-            "profile": None if self.profile is None else str(self.profile),
-            "accept_documented": self.accept_documented,
-            "concurrency": self.concurrency,
-            "budget_tokens": self.budget_tokens,
-            "timeout": self.timeout,
-            "with_key": self.api_key is not None,
-        }
-
-
 @dataclass(slots=True)
-class Run:
+class RunState:
     """What a run has come to so far, kept where an exception does not take it along. cases: those to be reported."""
 
     cases: Sequence[Case]
@@ -125,7 +93,7 @@ class Run:
         return Cost(self.client.requests, self.client.budget.spent, seconds)
 
 
-def verify(
+def run_verify(
     options: Options,
     cases: Sequence[Case],
     sections: Sequence[MakeSection] = (),
@@ -168,12 +136,13 @@ class Prepared(NamedTuple):
 
 def _prepare(options: Options, cases: Sequence[Case]) -> Prepared:
     """Raises CannotRun."""
+    assert options.url is not None
     key = options.api_key
     if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
         raise CannotRun("the key is empty, or has a character that no header can have; it is not shown here")
     try:
         some = chosen(cases, options.only)
-        earlier = None if options.baseline is None else baseline.read(options.baseline)
+        earlier = None if options.baseline is None else baseline.read_report(options.baseline)
     except (NoSuchCase, baseline.NoReport) as reason:
         raise CannotRun(str(reason)) from None
     return Prepared(bases(options.url), some, with_needs(some, cases), earlier)
@@ -205,7 +174,7 @@ def bases(url: str) -> tuple[str, ...]:
     return (f"{plain}/v1", plain) if path else (f"{plain}/v1",)
 
 
-class Files(NamedTuple):
+class ReportFiles(NamedTuple):
     """Where the forms of the report go, by option."""
 
     paths: dict[str, Path]
@@ -215,11 +184,11 @@ class Files(NamedTuple):
             try:
                 self.paths[name].write_bytes(content)
             except OSError as error:
-                raise CannotRun(f"--{name}: {as_utf8(str(self.paths[name]))!r}: {error.strerror}") from None
+                raise CannotRun(f"--{name}: {file_name(self.paths[name])!r}: {error.strerror}") from None
 
 
 @contextmanager
-def _files(options: Options) -> Iterator[Files]:
+def _files(options: Options) -> Iterator[ReportFiles]:
     """The files, once each is known to be writable: the end of a run is a bad time to find that one is not. Those that
     were made for that are removed if nothing came to be written."""
     given = {name: getattr(options, name) for name in ("json", "junit", "html")}
@@ -232,11 +201,11 @@ def _files(options: Options) -> Iterator[Files]:
         try:
             check_writable(path)
         except OSError as error:
-            raise CannotRun(f"--{name}: {as_utf8(str(given[name]))!r}: {error.strerror}") from None
+            raise CannotRun(f"--{name}: {file_name(given[name])!r}: {error.strerror}") from None
         if new:
             made.append(path)
     try:
-        yield Files(paths)
+        yield ReportFiles(paths)
     finally:
         for path in made:
             if path.exists() and path.stat().st_size == 0:
@@ -260,9 +229,9 @@ def _verify(
     sections: Sequence[MakeSection],
     transport: httpx.AsyncBaseTransport | None,
     secret: Secret,
-    files: Files,
+    files: ReportFiles,
 ) -> int:
-    run, ended = Run(prepared.chosen, prepared.run), None
+    run, ended = RunState(prepared.chosen, prepared.run), None
     out = Console(file=sys.stderr if options.json == "-" else sys.stdout)
     try:
         asyncio.run(_judge(options, prepared, sections, transport, run))
@@ -279,8 +248,8 @@ def _verify(
     report = _report(options, run, secret, ended)
     if prepared.earlier is not None:
         names = [case.name for case in prepared.chosen]
-        report = replace(report, changes=baseline.compare(prepared.earlier, report, names))
-    show(report, out, options.verbose, options.findings)
+        report = replace(report, changes=baseline.changes_since(prepared.earlier, report, names))
+    show_report(report, out, options.verbose, options.findings)
     if options.json == "-":
         sys.stdout.write(report.text())
     files.write("json", report.text().encode())
@@ -291,7 +260,7 @@ def _verify(
     return report.status
 
 
-def _report(options: Options, run: Run, secret: Secret, ended: str | None) -> Report:
+def _report(options: Options, run: RunState, secret: Secret, ended: str | None) -> Report:
     by_name = {finding.case.name: finding for finding in rooted(run.in_order())}
     found = [by_name[case.name] for case in run.cases if case.name in by_name]
     return Report(
@@ -300,7 +269,7 @@ def _report(options: Options, run: Run, secret: Secret, ended: str | None) -> Re
         datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         Law.read(),
         options.shown(),
-        tuple(Entry.of(finding, secret, options.profile) for finding in found),
+        tuple(ReportedFinding.of(finding, secret, options.profile) for finding in found),
         tuple(part(section, secret, options.profile) for section in run.sections),
         run.cost(),
         None if ended is None else line(ended, secret),
@@ -313,7 +282,7 @@ async def _judge(
     prepared: Prepared,
     sections: Sequence[MakeSection],
     transport: httpx.AsyncBaseTransport | None,
-    run: Run,
+    run: RunState,
 ) -> None:
     """Fills `run`. Raises CannotRun, CannotReach, CutShort."""
     budget = Budget(options.budget_tokens)
@@ -349,7 +318,7 @@ async def _section(make: MakeSection, subject: Subject) -> Section:
         raise
     except OutOfBudget:
         raise CutShort("the budget of tokens is spent, and a section of the report is missing") from None
-    except (Busy, Unclear, Refused, Broken) as reason:
+    except (Busy, Unclear, Refused, UnsoundAnswer) as reason:
         raise CutShort(f"a section of the report is missing: {reason}") from None
     except Exception as fault:  # an answer of a form that nobody thought of
         words = f"{type(fault).__name__}: {fault}"
@@ -372,7 +341,7 @@ def _bar(total: int) -> Iterator[Any]:
         task = progress.add_task("", total=total)
 
         def advance(finding: Finding) -> None:
-            progress.update(task, advance=1, description=f"{finding.case.name}: {finding.outcome.verdict}")
+            progress.update(task, advance=1, description=f"{finding.case.name}: {finding.judgement.verdict}")
 
         yield advance
 
@@ -428,7 +397,7 @@ def _check_plain(exchange: Exchange) -> None:
         whole(exchange)
     except Refused:
         raise CannotRun(f"a plain request is refused: {_why_not(exchange)}") from None
-    except Broken as broken:
+    except UnsoundAnswer as broken:
         reason = broken.reason if exchange.trouble is None else _why_not(exchange)
         raise CannotRun(f"a plain request has no sound answer: {reason}") from None
 

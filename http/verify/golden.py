@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from gnomon.http.verify.ask.exchange import Streamed
 from gnomon.http.verify.ask.probe import Probe, Subject
 from gnomon.http.verify.report.report import Section, Table
-from gnomon.http.verify.verdict import Case, Finding, Outcome, honoured, wrong
+from gnomon.http.verify.verdict import Case, Finding, Judgement, honoured, wrong
 from gnomon.reference.golden import AnswerCheck, judge_answer, load_cases
 from gnomon.reference.golden import GoldenCase as Vector
 
@@ -25,8 +25,8 @@ async def replay(subject: Subject) -> Section:
         verdicts.append(verdict)
         if not verdict.passed:
             first = verdict.differences[0]
-            outcome = wrong(str(first), differences=[difference.to_json() for difference in verdict.differences])
-            findings.append(_finding(vector.name, vector.shows, outcome, probe, began))
+            judgement = wrong(str(first), differences=[difference.to_json() for difference in verdict.differences])
+            findings.append(_finding(vector.name, vector.shows, judgement, probe, began))
     if not findings:
         findings = [_finding("all", "every golden vector is answered as written", _passed(verdicts), None, began)]
     return Section("Golden vectors", tuple(findings), (_table(verdicts),))
@@ -40,16 +40,16 @@ async def _judged(probe: Probe, vector: Vector, model: str) -> AnswerCheck:
     return judge_answer(vector, exchange.status or 0, answer, model=model)
 
 
-def _finding(name: str, says: str, outcome: Outcome, probe: Probe | None, began: float) -> Finding:
-    async def replayed(probe: Probe) -> Outcome:
-        return outcome
+def _finding(name: str, says: str, judgement: Judgement, probe: Probe | None, began: float) -> Finding:
+    async def replayed(probe: Probe) -> Judgement:
+        return judgement
 
     case = Case(f"golden.{name.replace(' ', '_')}", "golden", "10", says, replayed)
     exchanges = () if probe is None else tuple(probe.exchanges)
-    return Finding(case, outcome, exchanges, time.monotonic() - began)
+    return Finding(case, judgement, exchanges, time.monotonic() - began)
 
 
-def _passed(verdicts: Sequence[AnswerCheck]) -> Outcome:
+def _passed(verdicts: Sequence[AnswerCheck]) -> Judgement:
     worst = max(verdict.worst_logprob for verdict in verdicts)
     return honoured(f"{len(verdicts)} of {len(verdicts)}; the worst log-probability is off by {worst:.1e}")
 

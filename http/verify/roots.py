@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from gnomon.http.verify.verdict import Fault, Finding, Verdict
+from gnomon.http.verify.verdict import Finding, SharedFault, Verdict
 
 
 def rooted(findings: Iterable[Finding]) -> list[Finding]:
@@ -26,7 +26,7 @@ def _of_ignored_fields(by_name: Mapping[str, Finding]) -> dict[str, str]:
     """For the name of a finding, that of the finding which says that its field is ignored."""
 
     def is_ignored(name: str) -> bool:
-        return name in by_name and by_name[name].outcome.verdict is Verdict.ignored
+        return name in by_name and by_name[name].judgement.verdict is Verdict.ignored
 
     return {
         name: one.case.follows
@@ -37,10 +37,10 @@ def _of_ignored_fields(by_name: Mapping[str, Finding]) -> dict[str, str]:
 
 def _of_faults(findings: Iterable[Finding]) -> dict[str, str]:
     """For the name of a finding, that of the first with the same fault, where there are enough of them."""
-    by_fault: dict[Fault, list[str]] = {}
+    by_fault: dict[SharedFault, list[str]] = {}
     for one in findings:
-        if one.outcome.verdict.is_finding and one.outcome.fault is not None:
-            by_fault.setdefault(one.outcome.fault, []).append(one.case.name)
+        if one.judgement.verdict.is_finding and one.judgement.fault is not None:
+            by_fault.setdefault(one.judgement.fault, []).append(one.case.name)
     return {name: names[0] for fault, names in by_fault.items() if len(names) >= fault.least for name in names[1:]}
 
 

@@ -13,14 +13,16 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gnomon.http.verify.ask.exchange import Busy, CannotReach, Exchange, OutOfBudget
-from gnomon.http.verify.ask.probe import Broken, Probe, Refused, Subject
-from gnomon.http.verify.verdict import Case, Finding, Outcome, Unclear, Verdict, unclear, wrong
+from gnomon.http.verify.ask.answer import Refused, Unclear, UnsoundAnswer
+from gnomon.http.verify.ask.client import Busy, CannotReach, OutOfBudget
+from gnomon.http.verify.ask.exchange import Exchange
+from gnomon.http.verify.ask.probe import Probe, Subject
+from gnomon.http.verify.verdict import Case, Finding, Judgement, Verdict, unclear, wrong
 
-Progress = Callable[[Finding], None]
+OnFinding = Callable[[Finding], None]
 
 
-async def judge_all(cases: Sequence[Case], subject: Subject, progress: Progress) -> list[Finding]:
+async def judge_all(cases: Sequence[Case], subject: Subject, progress: OnFinding) -> list[Finding]:
     """A finding a case, in the order of the cases. Raises CannotReach if the server is gone."""
     futures: dict[str, asyncio.Future[Finding]] = {}
 
@@ -29,10 +31,10 @@ async def judge_all(cases: Sequence[Case], subject: Subject, progress: Progress)
             if name not in futures:
                 continue
             needed = await asyncio.shield(futures[name])
-            if needed.outcome.verdict is not Verdict.honoured:
-                why = f"needs “{needed.case.says}”, which is {needed.outcome.verdict} here"
+            if needed.judgement.verdict is not Verdict.honoured:
+                why = f"needs “{needed.case.says}”, which is {needed.judgement.verdict} here"
                 return done(Finding(case, unclear(why), (), 0.0, lacks=name))
-        return done(await judge(case, subject))
+        return done(await judge_case(case, subject))
 
     def done(finding: Finding) -> Finding:
         progress(finding)
@@ -53,33 +55,33 @@ async def judge_all(cases: Sequence[Case], subject: Subject, progress: Progress)
     return [futures[case.name].result() for case in cases]
 
 
-async def judge(case: Case, subject: Subject) -> Finding:
-    """One case. Whatever the server does becomes an outcome; only CannotReach passes."""
+async def judge_case(case: Case, subject: Subject) -> Finding:
+    """One case. Whatever the server does becomes a judgement; only CannotReach passes."""
     probe = Probe(subject)
     began = time.monotonic()
     shown: Exchange | None = None
     try:
-        outcome = await case.judge(probe)
+        judgement = await case.judge(probe)
     except Refused as refused:
-        shown, outcome = refused.exchange, refusal(case, refused.exchange)
-    except Broken as broken:
-        shown, outcome = broken.exchange, wrong(broken.reason)
+        shown, judgement = refused.exchange, judge_refusal(case, refused.exchange)
+    except UnsoundAnswer as broken:
+        shown, judgement = broken.exchange, wrong(broken.reason)
     except Unclear as reason:
-        outcome = unclear(str(reason))
+        judgement = unclear(str(reason))
     except OutOfBudget:
-        outcome = unclear("the budget of tokens is spent")
+        judgement = unclear("the budget of tokens is spent")
     except Busy as busy:
-        outcome = unclear(str(busy))
+        judgement = unclear(str(busy))
     except CannotReach:
         raise
     except Exception as fault:  # an answer of a form that nobody thought of, such as a number for a text
         frame = traceback.extract_tb(fault.__traceback__)[-1]
-        outcome = unclear(
+        judgement = unclear(
             f"an answer has a form that this case cannot read: {type(fault).__name__}: {fault}",
             place=f"{Path(frame.filename).name}:{frame.lineno}",
         )
     exchanges = [exchange for exchange in probe.exchanges if exchange is not shown]
-    return Finding(case, outcome, (*exchanges, *([shown] if shown else [])), time.monotonic() - began)
+    return Finding(case, judgement, (*exchanges, *([shown] if shown else [])), time.monotonic() - began)
 
 
 def is_beyond_the_context(exchange: Exchange) -> bool:
@@ -88,7 +90,7 @@ def is_beyond_the_context(exchange: Exchange) -> bool:
     return exchange.error.get("code") == "context_length_exceeded" or words is not None
 
 
-def refusal(case: Case, exchange: Exchange) -> Outcome:
+def judge_refusal(case: Case, exchange: Exchange) -> Judgement:
     """A legal request of a case was refused: by the name of its field, of another one that it has, or of none.
 
     What the case needs is honoured by then, so a refusal that names nothing is about what the case alone sends.
@@ -97,7 +99,7 @@ def refusal(case: Case, exchange: Exchange) -> Outcome:
     if is_beyond_the_context(exchange):
         return unclear(f"this model's context is too short for what this case asks: {said}")
     if exchange.names(case.param):
-        return Outcome(Verdict.refused, said)
+        return Judgement(Verdict.refused, said)
     try:
         sent = json.loads(exchange.body or b"{}")
     except ValueError:

@@ -16,11 +16,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from gnomon.http.verify.ask.exchange import Exchange
-    from gnomon.http.verify.ask.probe import Probe
+from gnomon.http.verify.ask.exchange import Exchange
+from gnomon.http.verify.ask.probe import Probe
 
 
 class Verdict(StrEnum):
@@ -36,7 +35,7 @@ class Verdict(StrEnum):
         return self in (Verdict.ignored, Verdict.wrong)
 
 
-class Fault(Enum):
+class SharedFault(Enum):
     """One fault that several cases can see: what was seen, and in how many cases it has to be to be taken for one."""
 
     lax_types = "a value of another type is accepted", 4
@@ -50,40 +49,36 @@ class Fault(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Judgement:
     """A verdict with its reason in one line; evidence: the values seen, as JSON."""
 
     verdict: Verdict
     reason: str
     evidence: Mapping[str, Any] = field(default_factory=dict)
-    fault: Fault | None = None
+    fault: SharedFault | None = None
 
-    def showing(self, fault: Fault) -> Outcome:
+    def showing(self, fault: SharedFault) -> Judgement:
         """This finding, as one that other cases can have for the same fault."""
         return replace(self, fault=fault)
 
 
-def honoured(reason: str, **evidence: Any) -> Outcome:
-    return Outcome(Verdict.honoured, reason, evidence)
+def honoured(reason: str, **evidence: Any) -> Judgement:
+    return Judgement(Verdict.honoured, reason, evidence)
 
 
-def ignored(reason: str, **evidence: Any) -> Outcome:
-    return Outcome(Verdict.ignored, reason, evidence)
+def ignored(reason: str, **evidence: Any) -> Judgement:
+    return Judgement(Verdict.ignored, reason, evidence)
 
 
-def wrong(reason: str, **evidence: Any) -> Outcome:
-    return Outcome(Verdict.wrong, reason, evidence)
+def wrong(reason: str, **evidence: Any) -> Judgement:
+    return Judgement(Verdict.wrong, reason, evidence)
 
 
-def unclear(reason: str, **evidence: Any) -> Outcome:
-    return Outcome(Verdict.unclear, reason, evidence)
+def unclear(reason: str, **evidence: Any) -> Judgement:
+    return Judgement(Verdict.unclear, reason, evidence)
 
 
-class Unclear(Exception):
-    """Raised within a case where it cannot go on; the reason becomes the finding's."""
-
-
-Judge = Callable[["Probe"], Awaitable[Outcome]]
+Judge = Callable[[Probe], Awaitable[Judgement]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +127,7 @@ class Finding:
     """
 
     case: Case
-    outcome: Outcome
+    judgement: Judgement
     exchanges: tuple[Exchange, ...]
     seconds: float
     lacks: str | None = None

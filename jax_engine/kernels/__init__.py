@@ -1,1 +1,9 @@
-"""The operations that hardware decides, and their native form for CPUs."""
+"""The operations that hardware decides, in every form there is of them.
+
+    xla.py      linear, attend: by XLA, on any device
+    native.py   linear: by native.cc, built for this CPU
+    choice.py   which of them the compiled programs call
+
+A form may replace another where a row's bits depend on that row alone, so that neighbours change no byte. The draw has
+one form, and no other is in sight: it stays in sampler.py as number 7 of the law, beside the reference's.
+"""

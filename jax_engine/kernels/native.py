@@ -6,8 +6,8 @@
                  may have written is not loaded
     4 register   with XLA, for the platform cpu
 
-Where a step fails, `load` says why and XLA's own product is to be used. Whether a program contains the call is decided
-in Python while it is traced, so one that is lowered for another platform is traced without it.
+Where a step fails, `load_native` says why and XLA's own product is to be used. Whether a program contains the call is
+decided in Python while it is traced, so one that is lowered for another platform is traced without it.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ import jax.numpy as jnp
 from jax import Array
 
 from gnomon.jax_engine.runtime.checked import find, keep
-from gnomon.jax_engine.runtime.store import check
+from gnomon.jax_engine.runtime.store import check_owner
 from gnomon.reference.system.atomic import PARTIAL
 
 SOURCE = Path(__file__).resolve().with_name("native.cc")
 COMPILERS = ("c++", "g++", "clang++")
 CPU_FLAG = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
-FLAGS = ("-std=c++20", "-O3", CPU_FLAG, "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-w")
-SUFFIX = ".so"
-SECONDS = 300  # for one run of the compiler
+COMPILER_FLAGS = ("-std=c++20", "-O3", CPU_FLAG, "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-w")
+LIBRARY_SUFFIX = ".so"
+COMPILER_SECONDS = 300  # for one run of the compiler
 BUILD_SECONDS = 10  # what a build took on a machine of two cores with little else to do
 
 _registered: dict[str, ctypes.CDLL] = {}  # XLA's table of calls is the process's, and so is this one
 
 
-class Unavailable(Exception):
+class NoNativeProduct(Exception):
     """Why there is no native product; the message is for the user."""
 
 
@@ -68,38 +68,36 @@ class Native:
         return y
 
 
-def _nothing(line: str) -> None:
-    """Says nothing."""
-
-
-def load(cache: Path | None, announce: Callable[[str], None] = _nothing) -> Native | Unavailable:
+def load_native(cache: Path | None, announce: Callable[[str], None] = lambda line: None) -> Native | NoNativeProduct:
     """The native product, built into `cache` if it is not there yet, or why there is none.
 
     announce: is told before the compiler begins, and of a library that is there and damaged.
     """
     try:
         if jax.default_backend() != "cpu":
-            raise Unavailable(f"the device is not a CPU but {jax.default_backend()}")
+            raise NoNativeProduct(f"the device is not a CPU but {jax.default_backend()}")
         if cache is None:
-            raise Unavailable("there is no cache directory to build it in")
+            raise NoNativeProduct("there is no cache directory to build it in")
         return _load(cache, announce)
-    except Unavailable as reason:
+    except NoNativeProduct as reason:
         return reason
     except (OSError, ValueError, AttributeError, jax.errors.JaxRuntimeError) as error:
-        return Unavailable(f"the library cannot be used: {error}")
+        return NoNativeProduct(f"the library cannot be used: {error}")
 
 
 def _load(cache: Path, announce: Callable[[str], None]) -> Native:
     compiler = _compiler()
     source = SOURCE.read_bytes()
     about = _run([*compiler, "--version"]).partition("\n")[0]
-    cpu = _run([*compiler, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull])  # every macro: instructions, compiler
-    decides = (source, about, cpu, FLAGS, version("jaxlib"))
+    cpu = _run(
+        [*compiler, *COMPILER_FLAGS, "-dM", "-E", "-x", "c++", os.devnull]
+    )  # every macro: instructions, compiler
+    decides = (source, about, cpu, COMPILER_FLAGS, version("jaxlib"))
     target = "gnomon_linear_" + hashlib.sha256(repr(decides).encode()).hexdigest()[:16]
     if target not in _registered:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        check(cache)
-        kept = find(cache, target, SUFFIX, announce)
+        check_owner(cache)
+        kept = find(cache, target, LIBRARY_SUFFIX, announce)
         if kept is None:
             announce(f"building the native product with {compiler[0]}: about {BUILD_SECONDS} s, the first time only")
         library = _build(compiler, cache, target) if kept is None else kept.path
@@ -107,7 +105,7 @@ def _load(cache: Path, announce: Callable[[str], None]) -> Native:
         call = jax.ffi.pycapsule(loaded.gnomon_linear)  # type: ignore[no-untyped-call]
         jax.ffi.register_ffi_target(target, call, platform="cpu")
         _registered[target] = loaded
-    return Native(target, f"{target}, {about}, {' '.join(FLAGS)}")
+    return Native(target, f"{target}, {about}, {' '.join(COMPILER_FLAGS)}")
 
 
 def _compiler() -> list[str]:
@@ -116,25 +114,30 @@ def _compiler() -> list[str]:
         words = shlex.split(command)
         if shutil.which(words[0]):
             return words
-    raise Unavailable(f"there is no C++ compiler: {named or ', '.join(COMPILERS)} not found")
+    raise NoNativeProduct(f"there is no C++ compiler: {named or ', '.join(COMPILERS)} not found")
 
 
 def _build(compiler: list[str], cache: Path, target: str) -> Path:
     with tempfile.TemporaryDirectory(prefix=f".{target}.", suffix=PARTIAL, dir=cache) as folder:
-        built = Path(folder) / f"built{SUFFIX}"
-        _run([*compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", "-o", str(built), str(SOURCE)])
-        return keep(cache, target, SUFFIX, built.read_bytes())
+        built = Path(folder) / f"built{LIBRARY_SUFFIX}"
+        _run([*compiler, *COMPILER_FLAGS, f"-I{jax.ffi.include_dir()}", "-o", str(built), str(SOURCE)])
+        return keep(cache, target, LIBRARY_SUFFIX, built.read_bytes())
 
 
 def _run(command: list[str]) -> str:
-    """What a compiler's run prints; Unavailable with the first error it names if it fails."""
+    """What a compiler's run prints; NoNativeProduct with the first error it names if it fails."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=SECONDS, stdin=subprocess.DEVNULL
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=COMPILER_SECONDS,
+            stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
-        raise Unavailable(f"{command[0]} was not done after {SECONDS} s") from None
+        raise NoNativeProduct(f"{command[0]} was not done after {COMPILER_SECONDS} s") from None
     if done.returncode != 0:
         lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
-        raise Unavailable(f"{command[0]} failed: {next((line for line in lines if 'error' in line), lines[-1])}")
+        raise NoNativeProduct(f"{command[0]} failed: {next((line for line in lines if 'error' in line), lines[-1])}")
     return done.stdout

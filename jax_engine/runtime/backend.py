@@ -24,9 +24,9 @@ from importlib.metadata import Distribution, distributions, entry_points, requir
 from typing import NamedTuple
 
 EXTRAS = {"rocm": "rocm", "cuda": "cuda"}  # platform → the extra of this package that brings its plugin
-KINDS = {"rocm": ("rocm",), "cuda": ("cuda",), "gpu": ("rocm", "cuda")}
+GPU_KINDS = {"rocm": ("rocm",), "cuda": ("cuda",), "gpu": ("rocm", "cuda")}
 PLUGINS = {"rocm": "rocm", "cuda": "cuda", "tpu": "tpu"}  # platform → what the name of its plugin has in it
-SECONDS = 60  # for XLA to read its flags, which takes a fifth of a second
+FLAG_SECONDS = 60  # for XLA to read its flags, which takes a fifth of a second
 READ_FLAGS = "from jaxlib import xla_client; xla_client.CompileOptions()"
 
 
@@ -71,7 +71,7 @@ def _start(warn: Callable[[str], None]) -> None:
         from jax.extend.backend import backends
 
         here = set(backends())
-    missing = [name for name in wanted.split(",") if wanted and not here & {name, *KINDS.get(name, ())}]
+    missing = [name for name in wanted.split(",") if wanted and not here & {name, *GPU_KINDS.get(name, ())}]
     if missing:  # the first of them was there, and jax is content with that
         raise NoDevice(_not_here(wanted, missing[0], said))
     for line in said:
@@ -123,7 +123,7 @@ def _check_flags() -> None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=SECONDS,
+            timeout=FLAG_SECONDS,
         )
     except (OSError, subprocess.TimeoutExpired):
         return
@@ -180,8 +180,8 @@ def _reason(wanted: str, error: Exception, said: list[str]) -> str:
             return f"{which}={name!r}: {_missing(name, said)}"
         hint = "; JAX_PLATFORMS=cpu leaves plugins out" if plugins() else ""
         return f"jax has no device: {_short(error)}{_heard(said)}{hint}"
-    name = next((n for n in names if failed and failed[1] in {n, *KINDS.get(n, ())}), names[0])
-    installed = any(plugin.platform in {name, *KINDS.get(name, ())} for plugin in plugins())
+    name = next((n for n in names if failed and failed[1] in {n, *GPU_KINDS.get(n, ())}), names[0])
+    installed = any(plugin.platform in {name, *GPU_KINDS.get(name, ())} for plugin in plugins())
     unknown = isinstance(error, AssertionError) or "not in the list of known backends" in str(error)
     if installed and not unknown:
         said = [*said, _short(error)]
@@ -197,7 +197,7 @@ def _missing(name: str, said: list[str]) -> str:
     """That a platform is not here, which are, and what would bring it."""
     installed = plugins()
     here = ", ".join(["cpu", *dict.fromkeys(plugin.platform for plugin in installed)])
-    own = [plugin for plugin in installed if plugin.platform in {name, *KINDS.get(name, ())}]
+    own = [plugin for plugin in installed if plugin.platform in {name, *GPU_KINDS.get(name, ())}]
     if own:
         which = ", ".join(plugin.module for plugin in own)
         why = _heard(said) or f": it found no device{_driver(name)}"
@@ -205,9 +205,9 @@ def _missing(name: str, said: list[str]) -> str:
         return f"the plugin {which} is installed, but cannot be used{why}; here: {left}"
     if name == "tpu":
         return f"there is no plugin for it; here: {here}; to install it: pip install 'jax[tpu]'"
-    if name not in KINDS:
+    if name not in GPU_KINDS:
         return f"jax has no platform {name!r}; here: {here}; with a plugin also: {', '.join(EXTRAS)}"
-    extras = " or ".join(f"'.[{EXTRAS[kind]}]'" for kind in KINDS[name])
+    extras = " or ".join(f"'.[{EXTRAS[kind]}]'" for kind in GPU_KINDS[name])
     return f"its plugin is not installed; here: {here}; to install it, in the clone: pip install {extras}"
 
 

@@ -13,15 +13,12 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from gnomon.jax_engine.runtime.backend import one_line
-from gnomon.jax_engine.runtime.store import check
+from gnomon.jax_engine.runtime.store import Announce, check_owner
 from gnomon.reference.system.atomic import replacing
-
-Say = Callable[[str], None]
 
 
 class Kept(NamedTuple):
@@ -38,7 +35,7 @@ def keep(directory: Path, name: str, suffix: str, content: bytes) -> Path:
     return path
 
 
-def find(directory: Path, name: str, suffix: str, say: Say) -> Kept | None:
+def find(directory: Path, name: str, suffix: str, say: Announce) -> Kept | None:
     """What an earlier start has left under that name, whole. What is damaged is removed; `say` gets a line for each."""
     form = re.compile(re.escape(name) + r"-([0-9a-f]{64})" + re.escape(suffix))
     for file in sorted(os.listdir(directory) if directory.exists() else ()):
@@ -60,13 +57,13 @@ def find(directory: Path, name: str, suffix: str, say: Say) -> Kept | None:
 
 def _read(path: Path) -> bytes:
     """Raises OSError if that is no file, cannot be read, or others could write to it."""
-    check(path)
+    check_owner(path)
     if not path.is_file():
         raise OSError("it is no file")
     return path.read_bytes()
 
 
-def discard(path: Path, wrong: str, say: Say) -> None:
+def discard(path: Path, wrong: str, say: Announce) -> None:
     """Removes a file, or whatever stands in its place."""
     try:
         if path.is_dir() and not path.is_symlink():

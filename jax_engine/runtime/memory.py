@@ -22,7 +22,7 @@ class Memory(NamedTuple):
     free: int
 
 
-class Group(NamedTuple):
+class ControlGroup(NamedTuple):
     """Names of a version's files."""
 
     limit: str
@@ -30,8 +30,8 @@ class Group(NamedTuple):
     reclaimable: str  # a line of memory.stat
 
 
-V2 = Group("memory.max", "memory.current", "inactive_file")
-V1 = Group("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+V2 = ControlGroup("memory.max", "memory.current", "inactive_file")
+V1 = ControlGroup("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
 def memory(root: Path = ROOT) -> Memory:
@@ -57,7 +57,7 @@ def _entry(file: Path, name: str, unit: int, missing: int) -> int:
     return missing
 
 
-def _groups(root: Path) -> Iterator[tuple[Path, Group]]:
+def _groups(root: Path) -> Iterator[tuple[Path, ControlGroup]]:
     """The folders of this process's group and of those above it; in a container, which shows its own as the root, that
     one."""
     lines: list[str] = []

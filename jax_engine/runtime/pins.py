@@ -63,7 +63,7 @@ def pinned(more: Mapping[str, Any] | None = None) -> Iterator[None]:
         yield
 
 
-def refused() -> str | None:
+def refused_option() -> str | None:
     """What is wrong with an option of the process, or None."""
     for name, allowed in REFUSED.items():
         value = jax.config.values.get(name, allowed)

@@ -18,27 +18,27 @@ from jax._src import compilation_cache  # of 0.10.2 to 0.12: the public module c
 from jax._src.compilation_cache_interface import CacheInterface
 
 from gnomon.jax_engine.runtime.backend import one_line
-from gnomon.jax_engine.runtime.checked import Say, discard, find, keep
+from gnomon.jax_engine.runtime.checked import discard, find, keep
 from gnomon.jax_engine.runtime.pins import pinned
-from gnomon.jax_engine.runtime.store import NOT_KEPT
+from gnomon.jax_engine.runtime.store import NOT_KEPT, Announce
 
-SUFFIX = ".program"
+PROGRAM_SUFFIX = ".program"
 
 
-class Files(CacheInterface):
+class ProgramFiles(CacheInterface):
     """A cache as jax wants it. `read`: the file that it gave last."""
 
-    def __init__(self, directory: Path, say: Say) -> None:
+    def __init__(self, directory: Path, say: Announce) -> None:
         self._path, self._say = directory, say
         self.read: Path | None = None
 
     def get(self, key: str) -> bytes | None:
-        kept = find(self._path, key, SUFFIX, self._say)
+        kept = find(self._path, key, PROGRAM_SUFFIX, self._say)
         self.read = None if kept is None else kept.path
         return None if kept is None else kept.content
 
     def put(self, key: str, value: bytes) -> None:
-        keep(self._path, key, SUFFIX, value)
+        keep(self._path, key, PROGRAM_SUFFIX, value)
 
 
 class Programs:
@@ -48,7 +48,7 @@ class Programs:
     damaged, and once why no more of them are kept.
     """
 
-    def __init__(self, directory: Path | None, decides: str, say: Say) -> None:
+    def __init__(self, directory: Path | None, decides: str, say: Announce) -> None:
         if not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
             directory = None  # switched off, by its user or by `gnomon doctor`
         self._directory, self._say = directory, say
@@ -59,7 +59,7 @@ class Programs:
     def compile(self, lowered: Any) -> Any:
         """The compiled program of `jitted.lower(...)`, from the directory if it is there."""
         while self._directory is not None:
-            files = Files(self._directory, self._say)
+            files = ProgramFiles(self._directory, self._say)
             try:
                 with _cache(files):
                     return lowered.compile()
@@ -91,7 +91,7 @@ class Programs:
 
 
 @contextmanager
-def _cache(files: Files) -> Iterator[None]:
+def _cache(files: ProgramFiles) -> Iterator[None]:
     """jax's cache is this one, for whatever this thread compiles; what fails in it is raised."""
     _forget()
     compilation_cache._cache = files

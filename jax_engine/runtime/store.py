@@ -26,7 +26,7 @@ from gnomon.reference.system.files import absolute
 PROBE_BYTES = 2**20  # more than the library or one of the embedded model's programs takes
 ABANDONED_SECONDS = 3600  # nothing is being written for so long
 
-Say = Callable[[str], None]
+Announce = Callable[[str], None]
 
 
 class Unsafe(OSError):
@@ -59,7 +59,7 @@ def _place(directory: str | None, environment: Mapping[str, str]) -> Path:
 
 
 @contextmanager
-def opened(directory: str | None, environment: Mapping[str, str], say: Say) -> Iterator[Path | None]:
+def opened(directory: str | None, environment: Mapping[str, str], say: Announce) -> Iterator[Path | None]:
     """The place to build in, for one start; `say` is told once if nothing of it is kept. None: there is no place.
 
     directory: the user's choice; None: the default one.
@@ -67,7 +67,7 @@ def opened(directory: str | None, environment: Mapping[str, str], say: Say) -> I
     kept: Path | None = None
     try:
         kept = _place(directory, environment)
-        prepare(kept)
+        prepare_directory(kept)
     except OSError as error:
         why = f"{error.filename or kept or ''}: {error.strerror}" if error.strerror else one_line(error)
         try:
@@ -91,10 +91,10 @@ def opened(directory: str | None, environment: Mapping[str, str], say: Say) -> I
 NOT_KEPT = "compiled programs and the native library are not kept for the next start"
 
 
-def prepare(directory: Path) -> None:
+def prepare_directory(directory: Path) -> None:
     """Makes the directory if it is not there. Raises OSError, if it cannot be used, with the reason."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    check(directory)
+    check_owner(directory)
     try:
         with tempfile.TemporaryFile(dir=directory) as probe:
             probe.write(bytes(PROBE_BYTES))
@@ -117,7 +117,7 @@ def sweep(directory: Path) -> None:
                     path.unlink()
 
 
-def check(path: Path) -> None:
+def check_owner(path: Path) -> None:
     """Raises Unsafe if another user than this one and root could write here, or has made it."""
     found = path.stat()
     if found.st_uid not in (0, os.geteuid()):
@@ -131,7 +131,7 @@ def link(source: Path | None, target: Path) -> int:
     files: list[Path] = []
     with suppress(OSError):  # what cannot be read is built anew
         if source is not None:
-            check(source)
+            check_owner(source)
             files = [file for file in source.iterdir() if file.is_file() and file.suffix != PARTIAL]
     for file in files:
         (target / file.name).symlink_to(file.absolute())

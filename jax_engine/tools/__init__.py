@@ -1,1 +1,7 @@
-"""Programs that examine and measure the engine; nothing that serves a token."""
+"""Programs that examine and measure the engine; nothing that serves a token.
+
+bench     one table of measured ratios: its groups, the workbench they share, bare programs, ratios
+doctor    what `gnomon doctor` does: environment, parity, same_bytes, speed, of an examined model; lines
+measure   sides in turn, the machine's limits, a model of random weights
+clients   who asks for completions, of an engine or over HTTP
+"""

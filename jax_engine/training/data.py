@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-END = "<|endoftext|>"
+END_OF_TEXT = "<|endoftext|>"
 FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE = "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"
-SPECIAL_TOKENS = (END, FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE)  # ids 0, 1, 2, 3
+MARKER_TOKENS = (END_OF_TEXT, FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE)  # ids 0, 1, 2, 3
 TRAIN_FILE, HELD_OUT_FILE = "tinystories-8M.train.txt", "tinystories-8M.val.txt"
 
-Ids = NDArray[np.int32]
+TokenIds = NDArray[np.int32]
 
 
 class DataError(ValueError):
@@ -35,7 +35,7 @@ class DataError(ValueError):
 
 def find_corpus(data: str | Path | None, file: str) -> Path:
     """`file` in `data`, else in $GNOMON_DATA, else in ../shared/data beside the repository."""
-    folder = Path(data or os.environ.get("GNOMON_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+    folder = Path(data or os.environ.get("GNOMON_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
     path = folder / file
     if not path.is_file():
         raise DataError(f"no {file} in {folder}: pass --data or set GNOMON_DATA to the corpus folder")
@@ -44,7 +44,7 @@ def find_corpus(data: str | Path | None, file: str) -> Path:
 
 def read_stories(path: Path) -> list[str]:
     """The stories of a corpus file, separated by `<|endoftext|>`, each stripped, empty ones dropped."""
-    parts = path.read_text(encoding="utf-8").split(END)
+    parts = path.read_text(encoding="utf-8").split(END_OF_TEXT)
     stories = [story for story in (part.strip() for part in parts) if story]
     if not stories:
         raise DataError(f"{path} holds no story")
@@ -59,7 +59,7 @@ def train_tokenizer(stories: Sequence[str], vocab_size: int = 2048) -> Tokenizer
 
     No normaliser, no post-processor: nothing is added to what the caller wrote.
     """
-    smallest = len(SPECIAL_TOKENS) + 256
+    smallest = len(MARKER_TOKENS) + 256
     if vocab_size < smallest:
         raise DataError(f"vocab_size {vocab_size} is below {smallest}: special tokens and the 256 bytes")
     tokenizer = Tokenizer(models.BPE())
@@ -67,7 +67,7 @@ def train_tokenizer(stories: Sequence[str], vocab_size: int = 2048) -> Tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in MARKER_TOKENS],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -78,7 +78,7 @@ def train_tokenizer(stories: Sequence[str], vocab_size: int = 2048) -> Tokenizer
 # 3. Cuts
 
 
-class Cut(NamedTuple):
+class StoryCut(NamedTuple):
     """A story for fill-in-the-middle: three texts that join without loss."""
 
     prefix: str
@@ -94,7 +94,7 @@ def word_starts(story: str) -> NDArray[np.int64]:
     return np.concatenate([[0], starts, [len(story)]])
 
 
-def cut_story(story: str, rng: np.random.Generator, jitter: float = 0.25) -> Cut:
+def cut_story(story: str, rng: np.random.Generator, jitter: float = 0.25) -> StoryCut:
     """Cut a story where people and editors do, with a mostly short middle.
 
     Begin and end lie at word borders. The middle has 1 to 8 words (half of the cuts), runs on to the end of
@@ -123,7 +123,7 @@ def cut_story(story: str, rng: np.random.Generator, jitter: float = 0.25) -> Cut
             border += 1
             wanted -= story[borders[border] - 1] in '.!?"'
         stop = max(end, int(borders[border]))
-    return Cut(story[:begin], story[begin:end], story[end:stop])
+    return StoryCut(story[:begin], story[begin:end], story[end:stop])
 
 
 def _moved(story: str, offset: int, rng: np.random.Generator, jitter: float) -> int:
@@ -138,22 +138,22 @@ def _moved(story: str, offset: int, rng: np.random.Generator, jitter: float) -> 
 # 4. Documents
 
 
-class Document(NamedTuple):
+class TrainingDocument(NamedTuple):
     """Model inputs and, at each of them, the token that comes next. Both int32 [T]."""
 
-    inputs: Ids
-    targets: Ids
+    inputs: TokenIds
+    targets: TokenIds
     middle: int  # the first position whose target belongs to a middle to be filled in; T in a story
 
 
-def story_document(story: Sequence[int], opened: bool = True) -> Document:
+def story_document(story: Sequence[int], opened: bool = True) -> TrainingDocument:
     """`<|endoftext|> story` with targets `story <|endoftext|>`; not opened: the story alone, from its start."""
     ids = np.array([0, *story, 0], dtype=np.int32)
     skip = 0 if opened else 1
-    return Document(ids[skip:-1], ids[skip + 1 :], len(ids) - 1 - skip)
+    return TrainingDocument(ids[skip:-1], ids[skip + 1 :], len(ids) - 1 - skip)
 
 
-def fim_document(prefix: Sequence[int], suffix: Sequence[int], middle: Sequence[int], context: int) -> Document:
+def fim_document(prefix: Sequence[int], suffix: Sequence[int], middle: Sequence[int], context: int) -> TrainingDocument:
     """`[PRE] prefix [SUF] suffix [MID] middle`, with `<|endoftext|>` as the last target.
 
     The order prefix, suffix, middle (PSM) of Bavarian et al. 2022, arXiv:2207.14255. The three parts are
@@ -165,18 +165,18 @@ def fim_document(prefix: Sequence[int], suffix: Sequence[int], middle: Sequence[
     suffix = suffix[: len(suffix) - off_suffix]
     prefix = prefix[min(len(prefix), excess - off_suffix) :]
     ids = np.array([1, *prefix, 2, *suffix, 3, *middle, 0], dtype=np.int32)
-    return Document(ids[:-1], ids[1:], len(ids) - 2 - len(middle))
+    return TrainingDocument(ids[:-1], ids[1:], len(ids) - 2 - len(middle))
 
 
 # 5. Rows
 
 
-class Batch(NamedTuple):
+class PackedRows(NamedTuple):
     """Rows for one step, [B, T] each. Attention stays within a segment of a row."""
 
-    inputs: Ids
-    targets: Ids
-    segments: Ids
+    inputs: TokenIds
+    targets: TokenIds
+    segments: TokenIds
     middles: NDArray[np.bool_]  # whether the target belongs to a middle, its end included
 
 
@@ -232,7 +232,7 @@ class Epoch:
     ) -> None:
         rng = np.random.default_rng([seed, epoch])
         plain: list[tuple[int, str, bool]] = []
-        cuts: list[tuple[int, Cut]] = []
+        cuts: list[tuple[int, StoryCut]] = []
         for place, index in enumerate(rng.permutation(len(stories))):
             if rng.random() < fim_rate:
                 cuts.append((place, cut_story(stories[index], rng)))
@@ -242,7 +242,7 @@ class Epoch:
         def encode(texts: Sequence[str]) -> list[list[int]]:
             return [e.ids for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
-        documents: dict[int, Document] = {}
+        documents: dict[int, TrainingDocument] = {}
         for (place, _, opened), ids in zip(plain, encode([text for _, text, _ in plain]), strict=True):
             documents[place] = story_document(ids, opened)
         prefixes, middles, suffixes = (encode([cut[part] for _, cut in cuts]) for part in range(3))
@@ -251,9 +251,9 @@ class Epoch:
 
         rows = pack([len(documents[place].inputs) for place in range(len(stories))], context)
         alone = rng.random(len(rows)) < 0.5
-        self.inputs: Ids = np.empty((len(rows), context), np.int32)
-        self.targets: Ids = np.empty((len(rows), context), np.int32)
-        self.segments: Ids = np.zeros((len(rows), context), np.int32)
+        self.inputs: TokenIds = np.empty((len(rows), context), np.int32)
+        self.targets: TokenIds = np.empty((len(rows), context), np.int32)
+        self.segments: TokenIds = np.zeros((len(rows), context), np.int32)
         self.middles: NDArray[np.bool_] = np.zeros((len(rows), context), np.bool_)
         for index, row in enumerate(rows):
             column = 0
@@ -268,7 +268,7 @@ class Epoch:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def batch(self, first: int, rows: int) -> Batch:
+    def batch(self, first: int, rows: int) -> PackedRows:
         """The rows from `first` on."""
         span = slice(first, first + rows)
-        return Batch(self.inputs[span], self.targets[span], self.segments[span], self.middles[span])
+        return PackedRows(self.inputs[span], self.targets[span], self.segments[span], self.middles[span])

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+import httpx
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from starlette.applications import Starlette
+
+from gnomon.http.settings import AuthMode, AuthSettings, Settings
+from helpers.fake import LogitsOf
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page, Request
@@ -25,6 +33,30 @@ ARGUMENTS = [
 ]
 FLAGS = ("echo", "stream", "stream_options")
 WAIT = 30_000  # milliseconds that a busy machine may take for anything
+CONTEXT = 512
+KEY = "a-key-of-twenty-letters"
+GUARDED = Settings(auth=AuthSettings(mode=AuthMode.api_key, api_keys=(KEY,)))
+VALUES: dict[str, Any] = {
+    "model": "another",
+    "prompt": [[5, 6], [7]],
+    "suffix": "an end\nof two lines",
+    "max_tokens": 3,
+    "n": 2,
+    "best_of": 4,
+    "temperature": 0.25,
+    "top_p": 0.5,
+    "frequency_penalty": -1.5,
+    "presence_penalty": 2,
+    "logit_bias": {"7": 2.5, "8": -100},
+    "logprobs": 0,
+    "echo": True,
+    "stop": ["\n\n", 'a "b"', "\\n", " é"],
+    "seed": -(2**63),
+    "stream": False,
+    "stream_options": {"include_usage": True},
+    "user": "somebody",
+}
+"""Of every parameter a value that is not its default."""
 
 
 @contextmanager
@@ -40,6 +72,23 @@ def chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+class SharedBrowser:
+    """One browser for the tests that follow each other."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._browser: Browser | None = None
+
+    def started(self) -> Browser:
+        if self._browser is None:
+            self._browser = self._stack.enter_context(chromium())
+        return self._browser
+
+    def close(self) -> None:
+        self._browser = None
+        self._stack.close()
 
 
 class Playground:
@@ -115,3 +164,25 @@ class Playground:
     def text(self) -> str:
         """Of the first choice, without the prompt's and the suffix's."""
         return "".join(self[".choice >> nth=0"].locator(".tokens").all_text_contents()).replace("↵", "")
+
+
+Open = Callable[..., Playground]
+Serve = Callable[[Starlette], str]
+
+
+def slowly(logits_of: LogitsOf) -> LogitsOf:
+    def slow(tokens: Sequence[int]) -> NDArray[np.float64]:
+        time.sleep(0.03)
+        return logits_of(tokens)
+
+    return slow
+
+
+def answer(base: str, body: str) -> list[dict[str, Any]]:
+    """What the API says to a body, not streamed."""
+    fields = {**json.loads(body), "stream": False}
+    fields.pop("stream_options", None)
+    response = httpx.post(f"{base}/v1/completions", json=fields, timeout=60)
+    assert response.status_code == 200, response.text
+    choices: list[dict[str, Any]] = response.json()["choices"]
+    return choices

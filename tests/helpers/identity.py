@@ -16,7 +16,8 @@ import json
 import secrets
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
@@ -35,6 +36,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gnomon.http.identity.clock import Clock
 from helpers import forge
 from helpers.forge import b64, ec_jwk, ecdsa, merged, raw, unb64
+from helpers.loopback import loopback
 
 HOUR, DAY = 3600, 86400
 EXCHANGE_FORM = {
@@ -113,7 +115,7 @@ class Rejected(Exception):
 
 
 class FakeIdentity:
-    """An application for `helpers.loopback`."""
+    """An application for `served_identity`."""
 
     def __init__(self, issuer: str, time: FakeTime) -> None:
         self.issuer = issuer
@@ -347,6 +349,15 @@ class FakeIdentity:
             raise Rejected(403, "forbidden", "no member of the organization")
         entry = {"id": organization} | self.organization_acl.get(organization, {})
         return JSONResponse({"global": self.global_acl, "organizations": [entry]})
+
+
+@contextmanager
+def served_identity(time: FakeTime | None = None, **options: Any) -> Iterator[FakeIdentity]:
+    """A service of its own on a real port. options: of `helpers.loopback`. Most tests share one: the fixture
+    `identity`."""
+    with loopback(**options) as served:
+        served.app = identity = FakeIdentity(served.base, time or FakeTime())
+        yield identity
 
 
 NAMES = {

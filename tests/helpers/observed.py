@@ -20,13 +20,16 @@ from starlette.types import Message, Receive, Scope, Send
 
 from gnomon.http.errors import ErrorForm, Unavailable, unknown_route
 from gnomon.http.observe.access import AccessLine, Observed
-from gnomon.http.observe.metrics import Load, Metrics
-from gnomon.http.observe.otel import Tracer
+from gnomon.http.observe.logs import JsonLines, Lines, TextLines
+from gnomon.http.observe.metrics import Metrics, ServerLoad
+from gnomon.http.observe.otel import OtelSpans
 from gnomon.http.observe.record import Record, record_of
+from gnomon.reference.engine import Load
 from gnomon.reference.errors import InvalidRequest
 
 ROUTES = frozenset({"/ok", "/v1/completions"})
-IDLE = Load(running=0, waiting=0, waiting_tokens=0, waiting_bytes=0, slots=8, busy_slots=0, pages=0, held_pages=0)
+IDLE = ServerLoad(running=0, waiting=0, waiting_tokens=0, waiting_bytes=0, engine=Load(8, 0, 0, 0))
+TEXT, JSON = TextLines(), JsonLines()
 PROMPT = "the-prompt-of-this-request"
 
 
@@ -76,8 +79,8 @@ def complete(record: Record) -> None:
 
 
 @dataclass
-class Told:
-    """Stands where a Tracer stands."""
+class RecordedSpans:
+    """Stands where OtelSpans stands, and keeps the records."""
 
     records: list[Record] = field(default_factory=list)
 
@@ -91,14 +94,14 @@ class World:
 
     app: Starlette
     metrics: Metrics
-    told: Told
+    otel: RecordedSpans
 
     def sample(self, name: str, **labels: str) -> float:
         return sample(self.metrics, name, **labels)
 
 
-def world(tracer: Tracer | None = None) -> World:
-    metrics, told = Metrics("mine", lambda: IDLE, "1.2"), Told()
+def world(otel: OtelSpans | None = None) -> World:
+    metrics, recorded = Metrics("mine", lambda: IDLE, "1.2"), RecordedSpans()
 
     async def ok(request: Request) -> Response:
         return PlainTextResponse("hello")
@@ -106,13 +109,13 @@ def world(tracer: Tracer | None = None) -> World:
     app = Starlette(
         routes=[Route("/ok", ok, methods=["GET"]), Route("/v1/completions", Endpoint(), methods=["POST"])],
         middleware=[
-            Middleware(Observed, metrics=metrics, routes=ROUTES, tracer=tracer or cast("Tracer", told)),
+            Middleware(Observed, metrics=metrics, routes=ROUTES, otel=otel or cast("OtelSpans", recorded)),
             Middleware(ErrorForm),
         ],
         exception_handlers={HTTPException: unknown_route},
     )
     app.router.redirect_slashes = False
-    return World(app, metrics, told)
+    return World(app, metrics, recorded)
 
 
 @dataclass
@@ -198,3 +201,13 @@ def sample(metrics: Metrics, name: str, **labels: str) -> float:
         if s.name == name and s.labels.items() >= labels.items()
     ]
     return sum(found)
+
+
+def formatted(of: Lines, message: object, *args: object, exc: BaseException | None = None) -> str:
+    info = None if exc is None else (type(exc), exc, exc.__traceback__)
+    return of.format(logging.LogRecord("gnomon.http", logging.INFO, "", 0, message, args, info))
+
+
+def line_of(method: str, path: bytes) -> AccessLine:
+    scope = {"method": method, "path": "/", "raw_path": path, "client": ("::1", 1)}
+    return AccessLine.of(Record("id", "other", "other"), scope)

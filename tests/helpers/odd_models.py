@@ -1,7 +1,7 @@
 """Models and tokenizers that no case of `gnomon verify` may stumble over: a server of any of them keeps the law.
 
-A row is a model: its logits, its tokenizer, its context and end tokens. Each is served by `Wireless`, which is our own
-server, so whatever a case accuses one of is a fault of the case.
+A row is a model: its logits, its tokenizer, its context and end tokens. Each is served by `InProcessServer`, which is
+our own server, so whatever a case accuses one of is a fault of the case.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tokenizers import decoders, models, normalizers, processors
 from gnomon.reference.text.decoders import byte_alphabet
 from gnomon.reference.tokenizer import load_tokenizer
 from helpers.fake import EOT, MERGES, MID, PRE, SUF, FakeEngine, hashed_logits, puts_first, tokenizer_files
-from helpers.saboteurs import END, Model
+from helpers.faults import END, Model
 
 Logits = NDArray[np.float64]
 Change = Callable[[tuple[int, ...], Logits], Logits]

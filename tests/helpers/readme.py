@@ -7,8 +7,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from gnomon.http.cli.commands import ROWS
-from gnomon.http.settings import Option
+from gnomon.http.cli.options import markdown_table
+from gnomon.http.cli.serve import SERVE_ROWS
 from gnomon.reference.request import FIELDS, Field
 
 README = Path(__file__).resolve().parent.parent.parent / "README.md"
@@ -52,26 +52,7 @@ def fields_table() -> str:
     return "\n".join(rows)
 
 
-def options_table() -> str:
-    """A row an option; the variable of `--max-queue` is `GNOMON_MAX_QUEUE`."""
-    lines = ["| option | default | what it does |", "|---|---|---|"]
-    group = ""
-    for row in ROWS:
-        if row.group != group:
-            group = row.group
-            lines.append(f"| **{group}** | | |")
-        name = f"GNOMON_{row.name.upper()}" if row.more.get("secret") else "--" + row.name.replace("_", "-")
-        lines.append(f"| `{name}` | {_shown(row)} | {row.help} |")
-    return "\n".join(lines)
-
-
-def _shown(row: Option) -> str:
-    if row.default in (None, (), False) or "Default:" in row.help:
-        return ""
-    return f"`{' '.join(row.default) if isinstance(row.default, tuple) else json.dumps(row.default)}`"
-
-
-DOCUMENTS: dict[Path, Callable[[], str]] = {README: fields_table, OPERATING: options_table}
+DOCUMENTS: dict[Path, Callable[[], str]] = {README: fields_table, OPERATING: lambda: markdown_table(SERVE_ROWS)}
 
 
 def with_table(document: Path) -> str:

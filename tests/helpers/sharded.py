@@ -10,7 +10,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from gnomon.jax_engine.engine import EngineSettings, JaxEngine
+from gnomon.jax_engine.engine import JaxEngine
+from gnomon.jax_engine.runtime.settings import EngineSettings
 from gnomon.reference.checkpoint.load import Checkpoint, load_checkpoint
 from gnomon.reference.completion import prepare
 from gnomon.reference.engine import ReferenceEngine

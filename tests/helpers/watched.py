@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from gnomon.http import run as server
 from gnomon.http.app import create_app
-from gnomon.http.cli import commands
+from gnomon.http.cli.main import main as command
 from gnomon.http.settings import Settings
 from gnomon.reference.body.rankings import Rankings
 from gnomon.reference.engine import Done, Event, JobRequest, PromptScored, ReferenceJob, Token
@@ -89,7 +89,7 @@ def main() -> None:
         listener.close()
         Path(port_file).write_text(str(port))
         sys.argv = ["gnomon", *arguments, "--port", str(port)]
-        commands.main()
+        command()
     else:
         serve(Path(port_file))
 

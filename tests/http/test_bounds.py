@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from gnomon.http.settings import LIMITS, TIMES, AuthSettings, Option, Settings, options
+from gnomon.http.settings import LIMITS, TIMES, AuthSettings, Settings
+from gnomon.reference.system.options import Option, options
 
 ROOT = Path(__file__).resolve().parents[2]
 NONE = {"max_running": "what the engine makes use of"}
@@ -39,10 +40,6 @@ def table() -> list[Bound]:
     return [Bound(*(cell.strip() for cell in line.strip("|").split(" | "))) for line in lines[2:]]
 
 
-def flag(row: Option) -> str:
-    return "--" + row.name.replace("_", "-")
-
-
 def written(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
@@ -55,17 +52,17 @@ def bounds_by_first_word() -> dict[str, Bound]:
     return rows
 
 
-@pytest.mark.parametrize("row", BOUNDS, ids=flag)
+@pytest.mark.parametrize("row", BOUNDS, ids=lambda row: row.flag)
 def test_every_option_that_bounds_something_has_a_row_with_its_default(row: Option) -> None:
     rows = bounds_by_first_word()
-    assert flag(row) in rows, f"SECURITY.md's table of every bound has no row for {flag(row)}: {row.help}"
+    assert row.flag in rows, f"SECURITY.md's table of every bound has no row for {row.flag}: {row.help}"
     default = NONE[row.name] if row.default is None else written(row.default)
-    assert rows[flag(row)].default == default, flag(row)
+    assert rows[row.flag].default == default, row.flag
 
 
 def test_the_table_names_no_option_that_there_is_not() -> None:
     named = {name for name in bounds_by_first_word() if name.startswith("--")}
-    assert named == {flag(row) for row in BOUNDS}
+    assert named == {row.flag for row in BOUNDS}
 
 
 def test_what_is_fixed_in_the_code_stands_there_with_its_value() -> None:

@@ -22,7 +22,7 @@ extra("parity", "torch", "transformers")
 pytestmark = pytest.mark.weekly
 
 FAMILIES = [name for name in VARIANTS if "," not in name]  # one of each; the variants are in test_families.py
-COMMAND = (sys.executable, "-c", "from gnomon.http.cli.commands import main; main()", "serve")
+COMMAND = (sys.executable, "-c", "from gnomon.http.cli.main import main; main()", "serve")
 
 
 @contextmanager

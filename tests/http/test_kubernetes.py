@@ -85,7 +85,7 @@ def test_a_server_by_its_command_answers_its_probes_and_ends_in_time(tmp_path: P
     environment = {"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(cache)}
     with out.open("wb") as to_out:
         process = subprocess.Popen(
-            [sys.executable, "-c", "from gnomon.http.cli.commands import main; main()", *arguments],
+            [sys.executable, "-c", "from gnomon.http.cli.main import main; main()", *arguments],
             env=environment,
             stdout=to_out,
             stderr=subprocess.DEVNULL,

@@ -25,7 +25,7 @@ from gnomon.http import life
 from gnomon.http.app import create_app
 from gnomon.http.completions import Completions
 from gnomon.http.life import Life, Lives
-from gnomon.http.observe.record import SCOPE_KEY, Outcome, Record
+from gnomon.http.observe.record import RECORD_KEY, Record, RequestOutcome
 from gnomon.http.settings import Settings
 from gnomon.http.trace import Retrace
 from gnomon.reference import prompt as prompt_module
@@ -106,7 +106,7 @@ class Client:
 
     @property
     def record(self) -> Record:
-        record: Record = self.scope[SCOPE_KEY]
+        record: Record = self.scope[RECORD_KEY]
         return record
 
     @property
@@ -302,7 +302,7 @@ WAITING = (behind_a_long_body, encoded_apart, between_two_prompts, waits_for_a_p
 BEGUN = (computed, streamed, trace_computed)
 SENDING = (sent, event_is_sent)
 
-Told = tuple[str, Outcome]
+Told = tuple[str, RequestOutcome]
 CLOCK: Told = ("request_timeout", "timed_out")
 ENDS: Told = ("draining", "drained")
 
@@ -376,7 +376,7 @@ def test_a_client_that_leaves_ends_whatever_is_done_for_it(walk: Any, state: Sta
 # ---- a clock runs out, or the server ends
 
 
-def refused(code: str, outcome: Outcome) -> Judge:
+def refused(code: str, outcome: RequestOutcome) -> Judge:
     def judge(client: Client) -> None:
         assert (client.status, client.record.outcome) == (503, outcome)
         assert json.loads(client.text)["error"]["code"] == code
@@ -384,7 +384,7 @@ def refused(code: str, outcome: Outcome) -> Judge:
     return judge
 
 
-def told_in_an_event(code: str, outcome: Outcome) -> Judge:
+def told_in_an_event(code: str, outcome: RequestOutcome) -> Judge:
     def judge(client: Client) -> None:
         assert (client.status, client.record.outcome) == (200, outcome)
         *_, error, done, rest = client.text.split("\n\n")
@@ -394,7 +394,7 @@ def told_in_an_event(code: str, outcome: Outcome) -> Judge:
     return judge
 
 
-def cut_off(outcome: Outcome) -> Judge:
+def cut_off(outcome: RequestOutcome) -> Judge:
     def judge(client: Client) -> None:
         assert (client.sent, client.record.outcome) == ([], outcome)
 

@@ -74,7 +74,7 @@ def test_hostile_requests_are_as_large_as_may_be_and_smaller_ones_follow() -> No
     assert sum(len(shape.bodies[0]) > 8 * 2**20 - 8192 for shape in made) == 4
 
 
-LOAD = {"gnomon:slots_busy": 0.0}
+LOAD = {"gnomon_slots_busy": 0.0}
 QUIET = Rest(Held(12, 30, 400.0), LOAD)
 SOUND = Seen(
     calm=Turn(seconds=60, answered=50, first_tokens=[0.1] * 40 + [0.4] * 10, livez=[0.002] * 50),
@@ -85,13 +85,13 @@ SOUND = Seen(
     cpu=1.0,
     late=[0.001],
     faults=[],
-    samples={"gnomon:requests_received_total": 95.0, "gnomon:requests_ended_total answered": 95.0},
+    samples={"gnomon_requests_received_total": 95.0, "gnomon_requests_ended_total answered": 95.0},
     peak=500.0,
 )
 
 
 def grown(threads: int = 12, files: int = 30, resident: float = 400.0, busy: float = 0.0) -> Rest:
-    return Rest(Held(threads, files, resident), {"gnomon:slots_busy": busy})
+    return Rest(Held(threads, files, resident), {"gnomon_slots_busy": busy})
 
 
 UNSOUND: dict[str, tuple[Seen, str]] = {
@@ -111,7 +111,7 @@ UNSOUND: dict[str, tuple[Seen, str]] = {
         "hostile requests get an answer, or a refusal",
     ),
     "silence": (SOUND._replace(faults=["/livez: timed out"]), "/livez and /metrics always answer"),
-    "sums": (SOUND._replace(samples={**(SOUND.samples or {}), "gnomon:requests_received_total": 96.0}), "the metrics"),
+    "sums": (SOUND._replace(samples={**(SOUND.samples or {}), "gnomon_requests_received_total": 96.0}), "the metrics"),
 }
 
 

@@ -22,7 +22,7 @@ import pytest
 from starlette.applications import Starlette
 
 from gnomon.http.app import create_app
-from gnomon.http.page.page import FILE
+from gnomon.http.page.document import assemble
 from gnomon.http.settings import Settings
 from gnomon.http.wire import Wire
 from gnomon.reference.tokenizer import Tokenizer
@@ -120,7 +120,7 @@ def answers(client: httpx.Client) -> bool:
 
 def ended(app: Starlette, outcome: str) -> float:
     text = call(app, "GET", "/metrics").text
-    found = re.search(rf'^gnomon:requests_ended_total{{outcome="{outcome}"}} (\S+)', text, re.MULTILINE)
+    found = re.search(rf'^gnomon_requests_ended_total{{outcome="{outcome}"}} (\S+)', text, re.MULTILINE)
     return float(found[1]) if found else 0
 
 
@@ -150,7 +150,7 @@ def test_the_page_and_the_api_work_below_a_sub_path(app: Starlette, tls: Tls, tm
     """The page asks for `v1/…` and nothing that begins with a slash, so what it asks for lies below it."""
     with proxied(app, tls, tmp_path) as at:
         page = at.client.get("")
-        assert page.content == FILE.read_bytes()
+        assert page.content == assemble()
         assert "connect-src 'self'" in page.headers["content-security-policy"]
         asked = re.findall(r"""(?:call|fetch)\(\s*["'`]([^"'`]+)""", page.text)
         assert {"v1/completions"} <= set(asked)

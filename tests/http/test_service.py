@@ -69,7 +69,7 @@ def faults(app: Starlette) -> float:
 
 def counted(metrics: str) -> float:
     """The faults of the engine that the metrics tell of."""
-    [line] = [line for line in metrics.splitlines() if line.startswith("gnomon:engine_faults_total ")]
+    [line] = [line for line in metrics.splitlines() if line.startswith("gnomon_engine_faults_total ")]
     return float(line.split()[1])
 
 

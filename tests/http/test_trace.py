@@ -462,9 +462,9 @@ def test_it_is_logged_and_counted_and_is_no_completion(app: Starlette, caplog: p
     trace(app, tokens=[5])
     metrics = app.state.metrics
     for code in ("200", "400"):
-        assert sample(metrics, "gnomon:http_requests_total", route=TRACE, method="POST", code=code) == 1
-    assert sample(metrics, "gnomon:requests_received_total") == 0
-    assert sample(metrics, "gnomon:generation_tokens_total") == 0
+        assert sample(metrics, "gnomon_http_requests_total", route=TRACE, method="POST", code=code) == 1
+    assert sample(metrics, "gnomon_requests_received_total") == 0
+    assert sample(metrics, "gnomon_generation_tokens_total") == 0
     first, second = lines(caplog.records)
     assert (first.record.outcome, second.record.outcome) == ("answered", "refused")
     assert f'"POST {TRACE}" 200' in str(first)

@@ -7,7 +7,8 @@ import re
 import jax
 import pytest
 
-from gnomon.jax_engine.engine import EngineSettings, JaxEngine
+from gnomon.jax_engine.engine import JaxEngine
+from gnomon.jax_engine.runtime.settings import EngineSettings
 from gnomon.reference.checkpoint.load import load_checkpoint
 from helpers.models import tiny_llama
 

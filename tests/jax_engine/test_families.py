@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from family_table import BEGIN, END, FILE, against_jax, against_transformers, text
 
-from gnomon.jax_engine.engine import EngineSettings, JaxEngine
+from gnomon.jax_engine.engine import JaxEngine
+from gnomon.jax_engine.runtime.settings import EngineSettings
 from gnomon.reference.checkpoint.config import read_config
 from gnomon.reference.checkpoint.errors import CheckpointError
 from gnomon.reference.checkpoint.families import ARCHITECTURES

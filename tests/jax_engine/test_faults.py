@@ -23,7 +23,8 @@ from load import Connection, Plan, Received, Server, choices_of, server
 from gnomon.http.app import create_app
 from gnomon.http.service import FAULTS
 from gnomon.http.settings import Settings
-from gnomon.jax_engine.engine import EngineSettings, JaxEngine
+from gnomon.jax_engine.engine import JaxEngine
+from gnomon.jax_engine.runtime.settings import EngineSettings
 from gnomon.reference.checkpoint.load import Checkpoint, load_checkpoint
 from gnomon.reference.engine import Done, Failed, JobRequest, Load, ReferenceEngine, Token
 from gnomon.reference.sampler import SamplingParams
@@ -49,8 +50,8 @@ def model(path: Path) -> tuple[Checkpoint, Tokenizer]:
 
 
 @pytest.fixture(scope="module")
-def jax_engine(model: tuple[Checkpoint, Tokenizer]) -> Iterator[JaxEngine]:
-    engine = JaxEngine(model[0], EngineSettings(slots=SLOTS, page_size=8, chunk=32, pool_tokens=CONTEXT * 4))
+def jax_engine(model: tuple[Checkpoint, Tokenizer], by_xla: Callable[..., EngineSettings]) -> Iterator[JaxEngine]:
+    engine = JaxEngine(model[0], by_xla(slots=SLOTS, pool_tokens=CONTEXT * 4))
     yield engine
     engine.stop()
 
@@ -60,7 +61,7 @@ def jax(jax_engine: JaxEngine) -> Iterator[JaxEngine]:
     """The engine, and afterwards the check that a test has left nothing behind in it."""
     yield jax_engine
     assert eventually(lambda: is_idle(jax_engine))
-    look_into_the_books(jax_engine)
+    check_state(jax_engine)
 
 
 def is_idle(engine: JaxEngine) -> bool:
@@ -68,7 +69,7 @@ def is_idle(engine: JaxEngine) -> bool:
     return (load.busy_slots, load.held_pages) == (0, 0)
 
 
-def look_into_the_books(engine: JaxEngine) -> None:
+def check_state(engine: JaxEngine) -> None:
     """The scheduler's own check, in its own thread; nothing runs, and only the cache holds pages."""
     seen: list[object] = []
     looked = threading.Event()
@@ -110,7 +111,7 @@ class Sometimes:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("missing", ["prepare", "completions"])
-def test_where_the_system_has_no_thread_left_a_request_is_a_503_and_the_engine_is_not_blamed(
+def test_without_a_thread_left_a_request_is_a_503_and_the_engine_is_not_blamed(
     model: tuple[Checkpoint, Tokenizer],
     missing: str,
     stream: bool,
@@ -155,7 +156,7 @@ def test_a_readiness_probe_that_gets_no_thread_is_a_503_like_any_other(
         assert httpx.get(f"{base}/readyz").json()["error"]["code"] == "failing"
 
 
-def test_a_text_at_which_the_tokenizers_library_panics_is_a_400_and_the_next_one_is_read(
+def test_a_text_at_which_the_tokenizer_panics_is_a_400_and_the_next_one_is_read(
     model: tuple[Checkpoint, Tokenizer], tmp_path: Path
 ) -> None:
     """What it raises is no Exception: it would pass by everything that makes an answer of an error."""
@@ -212,7 +213,7 @@ def texts(response: httpx.Response) -> str | None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("part", [*PART])
-def test_a_fault_is_a_500_its_cause_is_in_the_log_and_the_next_request_gets_the_bytes_of_the_one_before(
+def test_a_fault_is_a_500_with_its_cause_in_the_log_and_changes_no_later_byte(
     breakable: Breakable, model: tuple[Checkpoint, Tokenizer], part: str, stream: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = create_app(breakable.engine, model[1], Settings())
@@ -275,7 +276,7 @@ def test_a_fault_that_repeats_turns_readiness_off_and_an_answer_turns_it_on(
         assert httpx.get(f"{base}/readyz").status_code == 200
 
 
-def test_an_engine_that_hangs_after_it_failed_is_tried_by_one_thread_however_often_it_is_looked_at(
+def test_an_engine_that_hangs_after_it_failed_is_tried_by_one_thread_only(
     jax: JaxEngine, model: tuple[Checkpoint, Tokenizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gnomon.http.service.PROBE_SECONDS", 0.0)
@@ -333,15 +334,15 @@ def test_a_device_that_cannot_be_cleared_fails_requests_until_it_can(
     assert ends() == [Token, Token, Done]
 
 
-def test_books_that_are_torn_end_no_thread(jax: JaxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_inconsistent_state_ends_no_thread(jax: JaxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     job = jax.submit(JobRequest([[1, 2]], [0], SamplingParams(max_tokens=1500), 1, 0, False))
     next(job.events())
 
-    def tear(scheduler: Any) -> None:
+    def release_all(scheduler: Any) -> None:
         scheduler.pool._holders = [0] * len(scheduler.pool._holders)
-        raise RuntimeError("torn")
+        raise RuntimeError("inconsistent")
 
-    jax.post(tear)
+    jax.post(release_all)
     closing = threading.Timer(20, job.close)
     closing.start()
     assert isinstance([*job.events()][-1], Failed)
@@ -432,7 +433,7 @@ def test_a_client_that_leaves_frees_its_slots_and_pages_within_one_step(
         stepped.allow(1)
         assert eventually(lambda: is_idle(jax))
         assert stepped.begun == 5
-        look_into_the_books(jax)
+        check_state(jax)
 
 
 def test_a_client_that_leaves_the_engines_queue_never_starts_and_holds_nothing(
@@ -464,7 +465,7 @@ def test_a_client_that_leaves_the_engines_queue_never_starts_and_holds_nothing(
 
 
 @pytest.mark.slow
-def test_a_client_that_does_not_read_holds_neither_slots_nor_pages_nor_others_and_little_memory(
+def test_a_client_that_does_not_read_holds_no_slot_or_page_and_little_memory(
     jax: JaxEngine, model: tuple[Checkpoint, Tokenizer]
 ) -> None:
     """Its tokens are made as for anyone; what is written ahead of the client is bounded by buffers, not by the

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gnomon.jax_engine.engine import WORKS_A_STEP, EngineSettings, JaxEngine, Message
+from gnomon.jax_engine.engine import WORKS_A_STEP, JaxEngine, Message
+from gnomon.jax_engine.runtime.settings import EngineSettings
 from gnomon.reference.checkpoint.load import Checkpoint, load_checkpoint
 from gnomon.reference.completion import EngineFailed, RunClosed, prepare
 from gnomon.reference.engine import Done, Failed, JobRequest, PromptScored, ReferenceEngine, Token
@@ -30,16 +31,12 @@ from helpers.models import tiny_llama
 CONTEXT = 256
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Tokenizer]:
-    path = tiny_llama(tmp_path_factory.mktemp("model"), max_position_embeddings=CONTEXT)
-    checkpoint = load_checkpoint(path)
-    return checkpoint, load_tokenizer(path, checkpoint.config.vocab_size)
+Shapes = Callable[..., EngineSettings]
 
 
 @pytest.fixture(scope="module")
-def engine(model: tuple[Checkpoint, Tokenizer]) -> Iterator[JaxEngine]:
-    engine = JaxEngine(model[0], EngineSettings(slots=3, page_size=8, chunk=32, pool_tokens=CONTEXT * 2))
+def engine(model: tuple[Checkpoint, Tokenizer], by_xla: Shapes) -> Iterator[JaxEngine]:
+    engine = JaxEngine(model[0], by_xla(slots=3))
     yield engine
     engine.stop()
 
@@ -170,7 +167,7 @@ def test_max_tokens_0_with_scores_scores_and_without_does_nothing(engine: JaxEng
 
 
 @pytest.mark.parametrize("program", ["prefill", "decode", "sample", "score"])
-def test_a_fault_in_a_program_fails_what_it_was_working_on_and_the_next_request_works(
+def test_a_fault_in_a_program_fails_what_it_worked_on_and_the_next_request_works(
     engine: JaxEngine, model: tuple[Checkpoint, Tokenizer], program: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = ask(engine, model[1], seed=1, max_tokens=5).whole().choices
@@ -186,14 +183,14 @@ def test_a_fault_in_a_program_fails_what_it_was_working_on_and_the_next_request_
 
 
 def test_logits_that_are_not_finite_fail_their_request_and_touch_no_neighbour(
-    model: tuple[Checkpoint, Tokenizer],
+    model: tuple[Checkpoint, Tokenizer], by_xla: Shapes
 ) -> None:
     checkpoint = model[0]
     embed = checkpoint.params["embed_tokens"].copy()
     embed[7] = np.nan
     engine = JaxEngine(
         Checkpoint(checkpoint.path, checkpoint.config, {**checkpoint.params, "embed_tokens": embed}),
-        EngineSettings(slots=3, page_size=8, chunk=32, pool_tokens=CONTEXT * 2),
+        by_xla(slots=3),
     )
     try:
         params = SamplingParams(max_tokens=6, logit_bias={7: -100.0})
@@ -230,24 +227,21 @@ def test_a_pool_larger_than_the_memory_is_refused_before_anything_is_made(
 
 
 def test_the_fingerprint_changes_with_weights_and_shapes_and_not_with_time(
-    engine: JaxEngine, model: tuple[Checkpoint, Tokenizer]
+    engine: JaxEngine, model: tuple[Checkpoint, Tokenizer], by_xla: Shapes
 ) -> None:
     checkpoint = model[0]
     prints = {engine.fingerprint}
     head = checkpoint.params["lm_head"].copy()
     head[0, 0] += 1e-3
     for params, slots in ((checkpoint.params, 3), ({**checkpoint.params, "lm_head": head}, 3), (checkpoint.params, 2)):
-        other = JaxEngine(
-            Checkpoint(checkpoint.path, checkpoint.config, params),
-            EngineSettings(slots=slots, page_size=8, chunk=32, pool_tokens=CONTEXT * 2),
-        )
+        other = JaxEngine(Checkpoint(checkpoint.path, checkpoint.config, params), by_xla(slots=slots))
         prints.add(other.fingerprint)
         other.stop()
     assert len(prints) == 3
 
 
-def test_stopping_ends_jobs_with_failed(model: tuple[Checkpoint, Tokenizer]) -> None:
-    engine = JaxEngine(model[0], EngineSettings(slots=2, page_size=8, chunk=32, pool_tokens=CONTEXT * 2))
+def test_stopping_ends_jobs_with_failed(model: tuple[Checkpoint, Tokenizer], by_xla: Shapes) -> None:
+    engine = JaxEngine(model[0], by_xla(slots=2))
     job = engine.submit(JobRequest([[1]], [0], SamplingParams(max_tokens=100), 4, 0, False))
     events = job.events()
     next(events)
@@ -345,7 +339,7 @@ def test_an_end_token_is_the_last_and_the_step_asked_for_after_it_is_dropped(eng
     assert tokens() == free  # in the slot that the dropped step had moved on
 
 
-def test_a_fault_fails_also_those_who_have_left_their_slot_but_not_got_their_last_token(
+def test_a_fault_fails_also_those_who_left_their_slot_without_their_last_token(
     engine: JaxEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefill, calls = engine.device.compiled["prefill"], []
@@ -457,8 +451,10 @@ def test_the_load_is_that_of_what_runs_and_not_of_what_is_cached(engine: JaxEngi
     assert engine.load()[1::2] == (0, 0)
 
 
-def test_stopping_fails_what_is_under_way_and_what_comes_later(model: tuple[Checkpoint, Tokenizer]) -> None:
-    engine = JaxEngine(model[0], EngineSettings(slots=2, page_size=8, chunk=32, pool_tokens=CONTEXT * 2))
+def test_stopping_fails_what_is_under_way_and_what_comes_later(
+    model: tuple[Checkpoint, Tokenizer], by_xla: Shapes
+) -> None:
+    engine = JaxEngine(model[0], by_xla(slots=2))
     job = engine.submit(JobRequest([[1, 2]], [0], SamplingParams(max_tokens=200), 1, 0, False))
     events = job.events()
     assert isinstance(next(events), Token)
@@ -477,15 +473,19 @@ from gnomon.jax_engine.engine import EngineSettings, JaxEngine
 from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.engine import JobRequest
 from gnomon.reference.sampler import SamplingParams
-engine = JaxEngine(load_checkpoint(Path(sys.argv[1])), EngineSettings(native=False))
+shapes = {"slots": 3, "page_size": 8, "chunk": 32, "pool_tokens": 512}
+settings = EngineSettings(**shapes, native=False, compilation_cache=Path(sys.argv[2]))
+engine = JaxEngine(load_checkpoint(Path(sys.argv[1])), settings)
 job = engine.submit(JobRequest([[1]], [7], SamplingParams(max_tokens=200), 1, 0, False))
 next(job.events())
 print("leaves in the middle of a request")
 """
 
 
-def test_a_process_that_ends_while_the_engine_works_ends_with_0(tmp_path: Path) -> None:
+def test_a_process_that_ends_while_the_engine_works_ends_with_0(
+    model: tuple[Checkpoint, Tokenizer], native_cache: Path
+) -> None:
     """Python ends threads that want the interpreter after its end; within a call of XLA that is an abort."""
-    command = [sys.executable, "-c", LEAVES, str(tiny_llama(tmp_path, max_position_embeddings=CONTEXT))]
+    command = [sys.executable, "-c", LEAVES, str(model[0].path), str(native_cache)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "leaves in the middle of a request\n", "")

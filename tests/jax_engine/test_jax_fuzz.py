@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gnomon.jax_engine.engine import EngineSettings, JaxEngine
+from gnomon.jax_engine.engine import JaxEngine
+from gnomon.jax_engine.runtime.settings import EngineSettings
 from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.completion import prepare
 from gnomon.reference.engine import ReferenceEngine
@@ -24,16 +25,16 @@ TOLERANCE = 1e-4  # τ
 SEED = 20261123
 
 
-def fuzz(directory: Path, requests: int, cache: Path | None = None) -> Tally:
+def fuzz(directory: Path, requests: int, cache: Path, native: bool) -> Tally:
     path = tiny_llama(
         directory, scale=0.15, hidden_size=64, intermediate_size=96, head_dim=16, max_position_embeddings=512
     )
     checkpoint = load_checkpoint(path)
     reference = ReferenceEngine(checkpoint)
     tokenizer = load_tokenizer(path, reference.vocab_size)
-    settings = EngineSettings(slots=4, page_size=16, chunk=64, pool_tokens=2048, compilation_cache=cache)
+    settings = EngineSettings(slots=4, page_size=16, chunk=64, pool_tokens=2048, native=native, compilation_cache=cache)
     engine = JaxEngine(checkpoint, settings)
-    if cache and engine.device.products.description == "XLA":
+    if native and engine.device.kernels.description == "XLA":
         engine.stop()
         pytest.skip("no C++ compiler here")
     rng = random.Random(SEED)
@@ -55,7 +56,7 @@ def fuzz(directory: Path, requests: int, cache: Path | None = None) -> Tally:
 @pytest.mark.parametrize("products", ["XLA", "native"])
 def test_every_token_of_random_requests_is_the_references(tmp_path: Path, native_cache: Path, products: str) -> None:
     requests = int(os.environ.get("GNOMON_FUZZ_REQUESTS", "200"))
-    tally = fuzz(tmp_path, requests, native_cache if products == "native" else None)
+    tally = fuzz(tmp_path, requests, native_cache, products == "native")
     assert not tally.faults, tally.faults[:5]
     assert tally.tokens > 5 * requests
     assert tally.excused <= max(1, tally.tokens // 50_000)
@@ -66,6 +67,6 @@ def test_every_token_of_random_requests_is_the_references(tmp_path: Path, native
 def test_every_token_of_three_thousand_requests_is_the_references(
     tmp_path: Path, native_cache: Path, products: str
 ) -> None:
-    tally = fuzz(tmp_path, 3000, native_cache if products == "native" else None)
+    tally = fuzz(tmp_path, 3000, native_cache, products == "native")
     assert not tally.faults, tally.faults[:5]
     assert tally.excused <= max(1, tally.tokens // 50_000)

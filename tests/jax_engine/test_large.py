@@ -28,7 +28,7 @@ SHAPE: dict[str, Any] = {
     "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64, "max_position_embeddings": 2048,
     "rope_theta": 10000.0, "tie_word_embeddings": True,
 }  # fmt: skip
-SERVE = (sys.executable, "-c", "from gnomon.http.cli.commands import main; main()", "serve")
+SERVE = (sys.executable, "-c", "from gnomon.http.cli.main import main; main()", "serve")
 POOL = 64 * 2**20
 LARGEST = 49152 * 576 * 2  # the embedding, as it is stored
 BESIDE = {"reference": 250 * 2**20, "jax": POOL + 700 * 2**20}  # Python, libraries, activations, compiling

@@ -18,7 +18,8 @@ import pytest
 import rocm_aot
 from rocm_aot import TOOLS, code_bytes, machine
 
-from gnomon.jax_engine.engine import EngineSettings, JaxEngine
+from gnomon.jax_engine.engine import JaxEngine
+from gnomon.jax_engine.runtime.settings import EngineSettings
 from gnomon.reference.checkpoint.load import load_checkpoint
 from helpers.models import tiny_llama
 

@@ -14,23 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnomon.jax_engine.engine import EngineSettings, JaxEngine
-from gnomon.reference.checkpoint.load import Checkpoint, load_checkpoint
+from gnomon.jax_engine.engine import JaxEngine
+from gnomon.jax_engine.runtime.settings import EngineSettings
+from gnomon.reference.checkpoint.load import Checkpoint
 from gnomon.reference.completion import EngineFailed, prepare
 from gnomon.reference.request import CompletionRequest
-from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
+from gnomon.reference.tokenizer import Tokenizer
 from helpers.judge import random_request
-from helpers.models import tiny_llama
 
 CONTEXT = 256
 SETTINGS = EngineSettings(slots=4, page_size=8, chunk=32, pool_tokens=2048)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Tokenizer]:
-    path = tiny_llama(tmp_path_factory.mktemp("model"), max_position_embeddings=CONTEXT)
-    checkpoint = load_checkpoint(path)
-    return checkpoint, load_tokenizer(path, checkpoint.config.vocab_size)
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16", "native float32", "native bfloat16"])
@@ -38,8 +31,8 @@ def engine(
     request: pytest.FixtureRequest, model: tuple[Checkpoint, Tokenizer], native_cache: Path
 ) -> Iterator[JaxEngine]:
     *native, dtype = request.param.split()
-    engine = JaxEngine(model[0], settings(dtype=dtype, compilation_cache=native_cache if native else None))
-    if native and engine.device.products.description == "XLA":
+    engine = JaxEngine(model[0], settings(dtype=dtype, native=bool(native), compilation_cache=native_cache))
+    if native and engine.device.kernels.description == "XLA":
         engine.stop()
         pytest.skip("no C++ compiler here")
     yield engine
@@ -182,8 +175,11 @@ def test_nan_in_every_free_page_changes_no_byte(engine: JaxEngine, model: tuple[
     assert alone(engine, model[1]) == expected
 
 
-def test_a_pool_so_small_that_requests_wait_changes_no_byte(model: tuple[Checkpoint, Tokenizer]) -> None:
-    roomy, tight = JaxEngine(model[0], SETTINGS), JaxEngine(model[0], settings(pool_tokens=CONTEXT + 8))
+def test_a_pool_so_small_that_requests_wait_changes_no_byte(
+    model: tuple[Checkpoint, Tokenizer], native_cache: Path
+) -> None:
+    kept: dict[str, Any] = {"native": False, "compilation_cache": native_cache}
+    roomy, tight = (JaxEngine(model[0], settings(pool_tokens=size, **kept)) for size in (2048, CONTEXT + 8))
     try:
         expected = alone(roomy, model[1])
         assert under_load(tight, model[1], 7, lambda: alone(tight, model[1])) == expected

@@ -77,7 +77,7 @@ arrivals = st.lists(
 
 @given(arrivals, st.integers(1, 4), st.integers(0, 20))
 def test_random_arrivals_all_end_and_nothing_leaks(plan: list[tuple[Any, ...]], slots: int, spare: int) -> None:
-    """Exact: after every step the books balance, candidates begin in order of arrival, and in the end all is free."""
+    """Exact: after every step the state is consistent, candidates begin in order, and in the end all is free."""
     scheduler = Scheduler(slots, CONTEXT // PAGE + 1 + spare, PAGE, CHUNK)
     world = World(scheduler)
     works: list[PromptWork] = []
@@ -129,7 +129,7 @@ def test_jobs_take_turns_a_prompt_at_a_time_and_keep_the_order_of_their_own() ->
     assert order == [f"{prompt}.{c}" for prompt in ("a0", "b0", "c0", "a1", "c1", "a2") for c in (0, 1)]
 
 
-def test_a_second_equal_prompt_takes_all_whole_chunks_but_the_one_with_its_last_position() -> None:
+def test_a_second_equal_prompt_takes_all_whole_chunks_but_that_of_its_last_position() -> None:
     scheduler = Scheduler(1, 40, PAGE, CHUNK)
     world = World(scheduler)
     for index, length in enumerate((24, 24, 25)):
@@ -175,7 +175,7 @@ def test_equal_chunks_after_different_beginnings_are_not_shared() -> None:
     assert first[1] != second[1]
 
 
-def test_the_least_recently_used_chunk_is_given_up_first_and_the_ends_of_chains_before_their_beginnings() -> None:
+def test_the_least_recently_used_chunk_goes_first_and_ends_before_beginnings() -> None:
     pool = PagePool(6)
     cache = PrefixCache(pool, CHUNK)
     for prompt in ([1] * 16, [2] * 8):

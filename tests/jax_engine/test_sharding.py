@@ -59,7 +59,7 @@ def test_every_device_holds_its_part_and_no_more(examined: dict[int, Any]) -> No
     assert set(examined[1]["parts"].values()) == {1}
 
 
-def test_key_value_heads_and_a_vocabulary_that_do_not_divide_are_whole_on_every_device(
+def test_heads_and_a_vocabulary_that_do_not_divide_are_whole_on_every_device(
     examined: dict[int, Any],
 ) -> None:
     parts = examined[8]["parts"]

@@ -80,7 +80,7 @@ MUTATIONS = (
     ),
     Mutation(
         "locale: bytes that an ASCII locale could not read stay surrogates",
-        "http/cli/console.py",
+        "http/observe/text.py",
         "    return UNDECODED.sub(_decoded, text)\n",
         "    return text\n",
         "http/cli/test_starts.py::test_texts_of_an_ascii_locale_are_read_as_utf8",
@@ -135,7 +135,7 @@ MUTATIONS = (
         "http/observe/access.py",
         'return "cancelled"',
         'return "answered"',
-        "http/observe/test_access.py::test_every_ending_is_logged_counted_and_traced_once",
+        "http/observe/test_access.py::test_every_ending_is_told_once_to_the_log_the_metrics_and_otel",
     ),
     Mutation(
         "any request id is taken up that begins well",
@@ -149,14 +149,14 @@ MUTATIONS = (
         "http/observe/access.py",
         'hide(fields(scope, b"authorization"))',
         "hide([])",
-        "http/observe/test_access.py::test_no_line_of_a_request_can_show_its_authorization",
+        "http/observe/test_logs.py::test_no_line_of_a_request_can_show_its_authorization",
     ),
     Mutation(
         "the log shows control characters",
         "http/observe/logs.py",
-        "{printable(self.message(record))}",
+        "{printable_line(self.message(record))}",
         "{self.message(record)}",
-        "http/observe/test_access.py::test_no_message_and_no_exception_can_forge_a_line",
+        "http/observe/test_logs.py::test_no_message_and_no_exception_can_forge_a_line",
     ),
     Mutation(
         "every path is a label",
@@ -168,8 +168,8 @@ MUTATIONS = (
     Mutation(
         "metrics are read while requests end",
         "http/observe/metrics.py",
-        "load = self._load()\n        with self._lock:",
-        "load = self._load()\n        if load:",
+        "engine = load.engine\n        with self._lock:",
+        "engine = load.engine\n        if load:",
         "http/observe/test_metrics.py::test_a_request_does_not_end_or_begin_in_the_middle_of_a_scrape",
     ),
     Mutation(
@@ -273,7 +273,7 @@ MUTATIONS = (
     ),
     Mutation(
         "auth: who leaves takes the question along",
-        "http/identity/recall.py",
+        "http/identity/token_cache.py",
         "return await asyncio.shield(task)",
         "return await task",
         "http/identity/test_auth_cache.py::test_a_leader_who_leaves_does_not_take_the_others_along",
@@ -293,41 +293,34 @@ MUTATIONS = (
         "http/identity/test_auth_header.py::test_a_path_that_resembles_an_open_one_is_not_open",
     ),
     Mutation(
-        "page: it is behind the door",
+        "page: it is behind authentication",
         "http/app.py",
         'return frozenset({"/", "/livez"}',
         'return frozenset({"/livez"}',
-        "http/page/test_page.py::test_it_is_open_and_the_api_behind_it_is_not",
+        "http/page/test_document.py::test_it_is_open_and_the_api_behind_it_is_not",
     ),
     Mutation(
         "page: its policy admits any script in it",
-        "http/page/page.py",
+        "http/page/document.py",
         """f"script-src {hashes(html, b'script')}",""",
         """"script-src 'unsafe-inline'",""",
-        "http/page/test_page.py::test_the_policy_admits_this_script_and_this_style_sheet_and_no_other",
+        "http/page/test_document.py::test_the_policy_admits_this_script_and_this_style_sheet_and_no_other",
     ),
     Mutation(
         "page: markup is made of texts",
-        "http/page/index.html",
+        "http/page/element.js",
         'const say = (text) => { $("status").textContent = text; };',
         'const say = (text) => { $("status").innerHTML = text; };',
-        "http/page/test_page.py::test_no_text_can_become_markup_or_a_program",
+        "http/page/test_document.py::test_no_text_can_become_markup_or_a_program",
     ),
     Mutation(
         "auth: a token is logged",
         "http/identity/bearer.py",
         "        digest = digest_of(text)\n",
         '        digest = digest_of(text)\n        logger.debug("a token: %s", text)\n',
-        "http/identity/test_auth_secrets.py::test_no_token_and_no_passport_leaves_by_a_side_door",
+        "http/identity/test_auth_secrets.py::test_no_token_and_no_passport_leaves_in_any_other_way",
     ),
     # ---- how the JAX engine starts
-    Mutation(
-        "start: seconds may be infinite",
-        "http/settings.py",
-        "            if types[f.name] is float:",
-        "            if False:",
-        "http/cli/test_cli.py::test_seconds_that_are_no_time_limit_are_refused_by_name[inf]",
-    ),
     Mutation(
         "start: a pipe is read twice for a certificate",
         "http/process/certificate.py",
@@ -337,9 +330,9 @@ MUTATIONS = (
     ),
     Mutation(
         "start: jax is imported before a word is said",
-        "http/cli/commands.py",
-        "            say(_first_line(settings.served_model_name, engine))\n",
-        "            import jax; say(_first_line(settings.served_model_name, engine))\n",
+        "http/cli/serve.py",
+        "            say(_first_line(settings.served_model_name, start.engine))\n",
+        "            import jax; say(_first_line(settings.served_model_name, start.engine))\n",
         "http/cli/test_cli.py::test_the_first_line_comes_before_jax_is_imported[serve]",
     ),
     # ---- the server under load
@@ -437,7 +430,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a variable of a Kubernetes Service is an option",
-        "http/cli/commands.py",
+        "http/cli/app.py",
         "        del os.environ[name]\n",
         "        pass\n",
         "http/cli/test_environment.py::test_a_pod_beside_services_of_our_name_starts_and_says_so_in_one_line",
@@ -465,7 +458,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the greeting is text whatever the log's format",
-        "http/cli/commands.py",
+        "http/cli/serve.py",
         "    if settings.log_format is LogFormat.json:\n",
         "    if False:\n",
         "http/cli/test_console.py::test_every_line_of_a_server_is_json_from_its_start_to_the_end_of_its_draining",
@@ -625,7 +618,7 @@ MUTATIONS = (
         "http/observe/logs.py",
         "    except BlockingIOError:\n        room",
         "    except BlockingIOError:\n        raise\n        room",
-        "http/observe/test_access.py::test_no_line_is_lost_or_cut_where_standard_error_does_not_wait",
+        "http/observe/test_logs.py::test_no_line_is_lost_or_cut_where_standard_error_does_not_wait",
     ),
     Mutation(
         "what is no Exception reaches the event loop",
@@ -639,8 +632,7 @@ MUTATIONS = (
         "http/errors.py",
         "if isinstance(error, NoThread):",
         "if isinstance(error, ZeroDivisionError):",
-        "jax_engine/test_faults.py::"
-        "test_where_the_system_has_no_thread_left_a_request_is_a_503_and_the_engine_is_not_blamed",
+        "jax_engine/test_faults.py::test_without_a_thread_left_a_request_is_a_503_and_the_engine_is_not_blamed",
     ),
     Mutation(
         "the event loop waits for a thread that died at its birth",

@@ -31,8 +31,7 @@ MUTATIONS = (
         "jax_engine/scheduler.py",
         "work.names[: (len(work.prompt) - 1) // self.chunk]",
         "work.names",
-        "jax_engine/test_scheduler.py::"
-        "test_a_second_equal_prompt_takes_all_whole_chunks_but_the_one_with_its_last_position",
+        "jax_engine/test_scheduler.py::test_a_second_equal_prompt_takes_all_whole_chunks_but_that_of_its_last_position",
     ),
     Mutation(
         "the partly filled page is not copied",
@@ -50,21 +49,21 @@ MUTATIONS = (
     ),
     Mutation(
         "attention sees one position ahead",
-        "jax_engine/model.py",
+        "jax_engine/kernels/xla.py",
         "seen = at[None, None, :] <= positions[:, :, None]",
         "seen = at[None, None, :] <= positions[:, :, None] + 1",
         "jax_engine/test_jax_fuzz.py::test_every_token_of_random_requests_is_the_references",
     ),
     Mutation(
         "the walk over pages stops at the shortest row",
-        "jax_engine/model.py",
+        "jax_engine/kernels/xla.py",
         "blocks = (lengths.max() + page_size - 1) // page_size",
         "blocks = (lengths.min() + page_size - 1) // page_size",
         "jax_engine/test_same_bytes.py::test_neighbours_that_come_and_go_change_no_byte",
     ),
     Mutation(
         "what no sequence wrote is masked in the scores alone",
-        "jax_engine/model.py",
+        "jax_engine/kernels/xla.py",
         "v_block = jnp.where(exists[:, :, None, None], values[pages].astype(jnp.float32), 0.0)",
         "v_block = values[pages].astype(jnp.float32)",
         "jax_engine/test_same_bytes.py::test_nan_in_every_free_page_changes_no_byte",
@@ -264,8 +263,8 @@ MUTATIONS = (
     Mutation(
         "start: damage to a program is not told",
         "jax_engine/runtime/programs.py",
-        "kept = find(self._path, key, SUFFIX, self._say)",
-        "kept = find(self._path, key, SUFFIX, lambda line: None)",
+        "kept = find(self._path, key, PROGRAM_SUFFIX, self._say)",
+        "kept = find(self._path, key, PROGRAM_SUFFIX, lambda line: None)",
         "jax_engine/runtime/test_programs.py::test_a_damaged_program_is_compiled_once_more_with_one_line[half of it]",
     ),
     Mutation(
@@ -278,7 +277,7 @@ MUTATIONS = (
     Mutation(
         "start: half a library is loaded",
         "jax_engine/kernels/native.py",
-        "        kept = find(cache, target, SUFFIX, announce)\n",
+        "        kept = find(cache, target, LIBRARY_SUFFIX, announce)\n",
         "        from gnomon.jax_engine.runtime.checked import Kept\n\n"
         '        there = list(cache.glob(f"{target}-*"))\n'
         '        kept = Kept(there[0], b"") if there else None\n',

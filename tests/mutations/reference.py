@@ -675,6 +675,13 @@ MUTATIONS = (
     ),
     # ---- how the JAX engine starts
     Mutation(
+        "start: seconds may be infinite",
+        "reference/system/options.py",
+        "            if types[f.name] is float:",
+        "            if False:",
+        "http/cli/test_cli.py::test_seconds_that_are_no_time_limit_are_refused_by_name[inf]",
+    ),
+    Mutation(
         "start: a full disk leaves files half written",
         "reference/system/atomic.py",
         "        partial.unlink(missing_ok=True)\n",
@@ -1093,7 +1100,6 @@ MUTATIONS = (
         "reference/tokenizer.py",
         "if type(error).__module__ != PANIC:",
         "if type(error).__module__ == PANIC:",
-        "jax_engine/test_faults.py::"
-        "test_a_text_at_which_the_tokenizers_library_panics_is_a_400_and_the_next_one_is_read",
+        "jax_engine/test_faults.py::test_a_text_at_which_the_tokenizer_panics_is_a_400_and_the_next_one_is_read",
     ),
 )

@@ -10,7 +10,7 @@ MUTATIONS = (
     # ---- how the JAX engine starts
     Mutation(
         "verify: the server is blamed for the user's proxy",
-        "http/verify/ask/exchange.py",
+        "http/verify/ask/client.py",
         "{_words(error)}{proxy_note(self.base)}",
         "{_words(error)}",
         "reference/checkpoint/test_network.py::test_verify_says_that_a_proxy_and_not_the_server_did_not_answer",

@@ -61,11 +61,11 @@ def file_of_test(test: str) -> Path:
 
 
 def uses(test: str, source: str) -> bool:
-    """Whether a test file imports a source file: itself, or in two steps by files of ours. A package is imported with
+    """Whether a test file imports a source file: itself, or in three steps by files of ours. A package is imported with
     any of its modules."""
     module = "gnomon." + source.removesuffix("/__init__").replace("/", ".")
     known = set(imported(file_of_test(test)))
-    for _ in range(2):
+    for _ in range(3):
         known |= {name for file in map(file_of, known) if file is not None for name in imported(file)}
     return module in known or (source.endswith("__init__") and any(name.startswith(f"{module}.") for name in known))
 

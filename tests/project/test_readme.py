@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gnomon.http.cli.commands import ROWS
+from gnomon.http.cli.serve import SERVE_ROWS
 from gnomon.reference import FIELDS, CompletionRequest, default_model_path, load, prepare
 from helpers.readme import DOCUMENTS, README, TESTS, with_table
 
@@ -67,10 +67,9 @@ def test_every_test_that_security_names_exists() -> None:
 
 
 def test_every_option_that_a_document_names_exists() -> None:
-    flags = {"--" + row.name.replace("_", "-") for row in ROWS}
+    flags = {row.flag for row in SERVE_ROWS}
     others = {
         "--print-config",
-        "--engine",
         "--max-tokens",
         "--seed",
         "--config-settings",

@@ -2,7 +2,6 @@
 
     Subject   the server under test: its client, its model's name, what has been learned of the model (each fact once)
     Probe     one case's own view of it: every request it sends is kept for its finding
-    Answer    a sound answer to a completion request, whole or joined from a stream
 
 Any model will do. Where a case needs a token it can rely on, it takes one that a bias of +100 forces (`forced_tokens`);
 where it needs a draw whose odds it knows, it takes two of those and the difference of their biases at which they tie
@@ -15,16 +14,16 @@ import asyncio
 import json
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from gnomon.http.verify.ask.exchange import Client, Exchange, Streamed
-from gnomon.http.verify.verdict import Unclear
+from gnomon.http.verify.ask.answer import Refused, SoundAnswer, Unclear, UnsoundAnswer, joined, whole
+from gnomon.http.verify.ask.client import Client
+from gnomon.http.verify.ask.exchange import Exchange
 
 T = TypeVar("T")
-
 PROMPT = "The quick brown fox"
 ANOTHER = "Once upon a time"
+
 ABSENT = object()
 """A value that takes a default out of a request."""
 
@@ -38,93 +37,7 @@ FORCE = 60.0
 """The bias of the two tokens of a coin: far above all others, and below 100 by enough to set one against the other."""
 
 TIE_PRECISION = 0.05
-
 NO_TIE = "the biases of two forced tokens, moved against each other by 30 either way, do not change which one wins"
-
-
-class Refused(Exception):
-    """The server answered a request of a case with an error of 400 to 499."""
-
-    def __init__(self, exchange: Exchange) -> None:
-        super().__init__(exchange.message)
-        self.exchange = exchange
-
-
-class Broken(Exception):
-    """No sound answer to a request of a case: an error of the server's own, no JSON, no answer, not a completion."""
-
-    def __init__(self, exchange: Exchange, reason: str) -> None:
-        super().__init__(reason)
-        self.exchange, self.reason = exchange, reason
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """choices: as they came · usage: the object, or {} · parts: of how many chunks each choice came, if streamed."""
-
-    body: Mapping[str, Any]
-    choices: tuple[Mapping[str, Any], ...]
-    exchange: Exchange
-
-    @property
-    def text(self) -> str:
-        return self.choices[0]["text"]
-
-    @property
-    def texts(self) -> list[str]:
-        return [choice["text"] for choice in self.choices]
-
-    @property
-    def finish_reason(self) -> Any:
-        return self.choices[0].get("finish_reason")
-
-    @property
-    def usage(self) -> Mapping[str, Any]:
-        usage = self.body.get("usage")
-        return usage if isinstance(usage, dict) else {}
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the first choice says that it ended before max_tokens."""
-        return bool(self.finish_reason == "stop")
-
-    def ended_before(self, tokens: int) -> bool:
-        """The same, unless it is billed for all tokens that it might have: some servers say `stop` of every answer."""
-        return self.has_ended and self.completion_tokens != tokens
-
-    @property
-    def completion_tokens(self) -> Any:
-        return self.usage.get("completion_tokens")
-
-    @property
-    def prompt_tokens(self) -> Any:
-        return self.usage.get("prompt_tokens")
-
-    def logprobs(self, choice: int = 0) -> Lists:
-        """The four lists of a choice. Raises Unclear where they are none: a case of their own says so."""
-        value = self.choices[choice].get("logprobs")
-        lists = Lists.read(value)
-        if lists is None:
-            raise Unclear("the answer has no logprobs in the API's form of four lists")
-        return lists
-
-
-class Lists(NamedTuple):
-    """The logprobs of a choice. `text_offset` is empty where there is none: a case of its own says so."""
-
-    tokens: list[str]
-    token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None]
-    text_offset: list[int]
-
-    @classmethod
-    def read(cls, value: Any) -> Lists | None:
-        if not isinstance(value, dict):
-            return None
-        tokens, values, tops, offsets = (value.get(name) for name in cls._fields)
-        if not (isinstance(tokens, list) and isinstance(values, list) and isinstance(tops, list)):
-            return None
-        return cls(tokens, values, tops, offsets if isinstance(offsets, list) else [])
 
 
 class Forced(NamedTuple):
@@ -207,13 +120,13 @@ class Probe:
         defaults = {"model": self.subject.model, "prompt": PROMPT, "max_tokens": 1, "temperature": 0}
         return {name: value for name, value in {**defaults, **fields}.items() if value is not ABSENT}
 
-    async def complete(self, **fields: Any) -> Answer:
-        """The answer to `body(**fields)`. Raises Refused, Broken."""
+    async def complete(self, **fields: Any) -> SoundAnswer:
+        """The answer to `body(**fields)`. Raises Refused, UnsoundAnswer."""
         crowd = fields.pop("_crowd", False)
         return whole(await self.send(self.body(**fields), crowd=crowd))
 
-    async def stream(self, **fields: Any) -> Answer:
-        """The same, streamed and joined. Raises Refused, Broken."""
+    async def stream(self, **fields: Any) -> SoundAnswer:
+        """The same, streamed and joined. Raises Refused, UnsoundAnswer."""
         return joined(await self.send(self.body(**fields, stream=True)))
 
     # ---- what is known of the model
@@ -277,7 +190,7 @@ class Probe:
         return firsts, draws, odds
 
 
-def side(coin: Coin, answer: Answer) -> bool:
+def side(coin: Coin, answer: SoundAnswer) -> bool:
     if answer.text == coin.first.text:
         return True
     if answer.text == coin.second.text:
@@ -290,7 +203,7 @@ async def _tells_seeds(probe: Probe) -> bool:
     coin = await probe.coin()
     try:
         answers = [await probe.complete(logit_bias=coin.bias(0), temperature=1, seed=seed) for seed in range(1, 13)]
-    except (Refused, Broken):
+    except (Refused, UnsoundAnswer):
         return False
     return len({side(coin, answer) for answer in answers}) == 2
 
@@ -312,7 +225,7 @@ async def _force(probe: Probe, v: int) -> Forced | None:
     """What two tokens more add to the text: so neither a wrong count of tokens nor a wrong usage can mislead."""
     try:
         two, four = [(await probe.complete(logit_bias={str(v): 100}, max_tokens=k)).text for k in (2, 4)]
-    except (Refused, Broken):
+    except (Refused, UnsoundAnswer):
         return None
     if not four.startswith(two):
         return None
@@ -332,7 +245,7 @@ async def _goes_on(probe: Probe, v: int, text: str) -> bool:
         more = await probe.complete(logit_bias={str(v): SURELY}, max_tokens=GOES_ON)
     except Refused:  # beyond a short context: the few tokens of most cases have room
         return True
-    except Broken:
+    except UnsoundAnswer:
         return False
     return four.text == text and (four.has_ended or not more.has_ended)
 
@@ -340,7 +253,7 @@ async def _goes_on(probe: Probe, v: int, text: str) -> bool:
 async def _find_telling(probe: Probe) -> dict[str, Any]:
     try:
         texts = [(await probe.complete(prompt=prompt, max_tokens=8)).text for prompt in (PROMPT, ANOTHER)]
-    except (Refused, Broken):
+    except (Refused, UnsoundAnswer):
         return {}
     if texts[0] != texts[1] and all(len(set(text.replace("\ufffd", ""))) > 1 for text in texts):
         return {}
@@ -376,80 +289,12 @@ async def _reported_tie(probe: Probe, first: Forced, second: Forced, context: st
             await probe.complete(prompt=context, logit_bias={str(one.id): 100}, logprobs=1) for one in (first, second)
         ]
         values = [answer.logprobs().token_logprobs[0] for answer in answers]
-    except (Refused, Broken, Unclear, IndexError):
+    except (Refused, UnsoundAnswer, Unclear, IndexError):
         return None
     if not all(isinstance(value, int | float) for value in values):
         return None
     gap = float(values[1]) - float(values[0])  # type: ignore[arg-type]
     return gap if abs(gap) < FORCE / 2 else None
-
-
-# ---- reading answers
-
-
-def whole(exchange: Exchange) -> Answer:
-    """Raises Refused for an error of 400 to 499, Broken for whatever else is no completion."""
-    if exchange.status is not None and 400 <= exchange.status < 500:
-        raise Refused(exchange)
-    if exchange.trouble is not None:
-        raise Broken(exchange, exchange.trouble)
-    body = exchange.json
-    if not isinstance(body, dict):
-        raise Broken(exchange, "the answer is no JSON object")
-    if body.get("error"):
-        raise Broken(exchange, f"HTTP 200 with an error in it: {exchange.message}")
-    choices = body.get("choices")
-    if not isinstance(choices, list) or not choices or not all(_is_choice(choice) for choice in choices):
-        raise Broken(exchange, "the answer has no choices with a text each")
-    return Answer(body, tuple(choices), exchange)
-
-
-def _is_choice(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("text"), str)
-
-
-def joined(exchange: Exchange) -> Answer:
-    """A stream's chunks as the whole answer they make; its last usage as the usage. Raises as `whole`."""
-    if exchange.status is not None and 400 <= exchange.status < 500:
-        raise Refused(exchange)
-    if exchange.trouble is not None:
-        raise Broken(exchange, exchange.trouble)
-    streamed = Streamed.read(exchange)
-    if streamed.trouble is not None:
-        raise Broken(exchange, streamed.trouble)
-    choices: dict[int, dict[str, Any]] = {}
-    body: dict[str, Any] = {}
-    for event in streamed.events:
-        if not isinstance(event, dict) or event.get("error"):
-            raise Broken(exchange, f"an event of the stream is no chunk but {json.dumps(event)[:120]}")
-        body = {**body, **{name: value for name, value in event.items() if name != "choices" and value is not None}}
-        pieces = event.get("choices") or []
-        for piece in pieces if isinstance(pieces, list) else [None]:
-            if not isinstance(piece, dict) or not isinstance(piece.get("text", ""), str):
-                raise Broken(exchange, "a chunk's choice has no text")
-            index = piece.get("index", 0)
-            if not isinstance(index, int):
-                raise Broken(exchange, f"a chunk's index is {json.dumps(index)[:40]}")
-            choice = choices.setdefault(index, {"index": index, "text": "", "logprobs": None, "finish_reason": None})
-            choice["text"] += piece.get("text", "")
-            choice["finish_reason"] = piece.get("finish_reason") or choice["finish_reason"]
-            choice["logprobs"] = _lengthened(choice["logprobs"], piece.get("logprobs"))
-    if not choices:
-        raise Broken(exchange, "the stream has no choices")
-    return Answer(body, tuple(choices[index] for index in sorted(choices)), exchange)
-
-
-def _lengthened(lists: Any, more: Any) -> Any:
-    if not isinstance(more, dict):
-        return lists
-    if lists is None:
-        return {name: list(items) if isinstance(items, list) else items for name, items in more.items()}
-    return {
-        name: lists.get(name, []) + items
-        if isinstance(items, list) and isinstance(lists.get(name, []), list)
-        else items
-        for name, items in more.items()
-    }
 
 
 def _most_tokens(body: Mapping[str, Any]) -> int:

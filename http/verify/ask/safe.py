@@ -15,13 +15,13 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 from urllib.parse import quote
 
-HIDDEN = "[key]"
-PIECE = 8
+KEY_PLACEHOLDER = "[key]"
+KEY_PIECE = 8
 """So many characters of a key in a row are hidden wherever they stand: a message may have been cut within the key."""
 
 MOST_TEXT = 2000
 MOST_ITEMS = 100
-MOST_DEPTH = 8
+DEEPEST = 8
 
 
 class Secret:
@@ -32,7 +32,7 @@ class Secret:
         forms = (
             {key, json.dumps(key)[1:-1], key.replace("/", "\\/"), quote(key, safe=""), html.escape(key)} if key else {}
         )
-        self._pieces = () if not key else tuple(key[at : at + PIECE] for at in range(len(key) - PIECE + 1))
+        self._pieces = () if not key else tuple(key[at : at + KEY_PIECE] for at in range(len(key) - KEY_PIECE + 1))
         words = [re.escape(form) if self._pieces else rf"(?<!\w){re.escape(form)}(?!\w)" for form in forms if form]
         self._whole = re.compile("|".join(sorted(words, key=len, reverse=True))) if words else None
 
@@ -40,12 +40,12 @@ class Secret:
         """The text without the key."""
         if self._whole is None:
             return text
-        text = self._whole.sub(HIDDEN, text)
+        text = self._whole.sub(KEY_PLACEHOLDER, text)
         spans: list[tuple[int, int]] = []
         for piece in self._pieces:
             at = text.find(piece)
             while at >= 0:
-                spans.append((at, at + PIECE))
+                spans.append((at, at + KEY_PIECE))
                 at = text.find(piece, at + 1)
         return _masked(text, spans)
 
@@ -53,19 +53,19 @@ class Secret:
         """The bytes without the whole key."""
         if self._whole is None:
             return content
-        return self._whole.sub(HIDDEN, content.decode("latin-1")).encode("latin-1")
+        return self._whole.sub(KEY_PLACEHOLDER, content.decode("latin-1")).encode("latin-1")
 
 
 def _masked(text: str, spans: list[tuple[int, int]]) -> str:
     parts, end = [], 0
     for start, stop in sorted(spans):
         if start >= end:
-            parts += [text[end:start], HIDDEN]
+            parts += [text[end:start], KEY_PLACEHOLDER]
         end = max(end, stop)
     return "".join(parts) + text[end:]
 
 
-def visible(text: str, keep: str = "") -> str:
+def escaped(text: str, keep: str = "") -> str:
     """The text with an escape for each character that is no visible one or a space; those of `keep` stay."""
     return "".join(char if char.isprintable() or char in keep else _escape(char) for char in text)
 
@@ -80,7 +80,7 @@ def _escape(char: str) -> str:
 
 def line(text: str, secret: Secret, most: int = 600) -> str:
     """One visible line of at most so many characters, without the key."""
-    text = visible(secret.out_of(" ".join(text.split())))
+    text = escaped(secret.out_of(" ".join(text.split())))
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
@@ -95,7 +95,7 @@ def plain(value: Any, secret: Secret, depth: int = 0) -> Any:
     if isinstance(value, str):
         text = secret.out_of(value)
         return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}… ({len(text)} characters)"
-    if depth >= MOST_DEPTH:
+    if depth >= DEEPEST:
         return "…"
     if isinstance(value, Mapping):
         items = list(value.items())

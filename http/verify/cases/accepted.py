@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from gnomon.http.verify.ask.probe import ABSENT, PROMPT, Probe
-from gnomon.http.verify.verdict import Case, Outcome, case, honoured, wrong
+from gnomon.http.verify.verdict import Case, Judgement, case, honoured, wrong
 
 LEGAL: tuple[tuple[str, str, Any], ...] = (
     ("max_tokens", "3", 2),
@@ -32,7 +32,7 @@ SENT_ALWAYS = ("max_tokens", "temperature")
 
 
 @case("answer.is_a_completion", "answer", law="10", says="an answer has the members of the API, with their types")
-async def answer_is_a_completion(p: Probe) -> Outcome:
+async def answer_is_a_completion(p: Probe) -> Judgement:
     answer = await p.complete(max_tokens=ABSENT, temperature=ABSENT)
     body, choice = answer.body, answer.choices[0]
     problems = [
@@ -55,7 +55,7 @@ async def answer_is_a_completion(p: Probe) -> Outcome:
     says="an answer has a usage of three integers, and the total is the sum",
     needs=("prompt.accepted",),
 )
-async def usage_present(p: Probe) -> Outcome:
+async def usage_present(p: Probe) -> Judgement:
     usage = (await p.complete(max_tokens=2)).usage
     prompt, sampled, total = (usage.get(name) for name in ("prompt_tokens", "completion_tokens", "total_tokens"))
     if not isinstance(prompt, int) or not isinstance(sampled, int) or not isinstance(total, int):
@@ -71,7 +71,7 @@ def accepted(field: str, law: str, value: Any) -> Case:
     needs = () if field in SENT_ALWAYS else ("prompt.accepted",)
 
     @case(f"{field}.accepted", field, law=law, says=f"{field} is a field: a legal value of it is accepted", needs=needs)
-    async def judge(p: Probe) -> Outcome:
+    async def judge(p: Probe) -> Judgement:
         given: dict[str, Any] = {**alone, field: value}
         if field in ("n", "best_of"):
             given["temperature"] = 1
@@ -88,7 +88,7 @@ def accepted(field: str, law: str, value: Any) -> Case:
     says="stream is a field: true answers with events",
     needs=("prompt.accepted",),
 )
-async def stream_accepted(p: Probe) -> Outcome:
+async def stream_accepted(p: Probe) -> Judgement:
     answer = await p.stream(max_tokens=2)
     return honoured(f"an event stream with {len(answer.choices)} choice")
 
@@ -100,12 +100,12 @@ async def stream_accepted(p: Probe) -> Outcome:
     says="stream_options is a field of streamed requests",
     needs=("stream.accepted",),
 )
-async def stream_options_accepted(p: Probe) -> Outcome:
+async def stream_options_accepted(p: Probe) -> Judgement:
     await p.stream(stream_options={"include_usage": True})
     return honoured("accepted with stream")
 
 
-FIELDS = tuple(accepted(*row) for row in LEGAL)
+SINGLE_FIELDS = tuple(accepted(*row) for row in LEGAL)
 
 
 @case(
@@ -115,7 +115,7 @@ FIELDS = tuple(accepted(*row) for row in LEGAL)
     says="prompt is a string that is continued",
     needs=("max_tokens.accepted", "temperature.accepted"),
 )
-async def prompt_accepted(p: Probe) -> Outcome:
+async def prompt_accepted(p: Probe) -> Judgement:
     answer = await p.complete(prompt=PROMPT, max_tokens=2)
     if len(answer.choices) != 1:
         return wrong(f"one prompt has {len(answer.choices)} choices")
@@ -126,7 +126,7 @@ CASES = (
     answer_is_a_completion,
     usage_present,
     prompt_accepted,
-    *FIELDS,
+    *SINGLE_FIELDS,
     stream_accepted,
     stream_options_accepted,
 )

@@ -12,9 +12,10 @@ import re
 from statistics import median
 from typing import Any, NamedTuple
 
+from gnomon.http.verify.ask.answer import Refused, Unclear, joined
 from gnomon.http.verify.ask.exchange import Exchange
-from gnomon.http.verify.ask.probe import Probe, Refused, joined
-from gnomon.http.verify.verdict import Outcome, Unclear, case, honoured, unclear, wrong
+from gnomon.http.verify.ask.probe import Probe
+from gnomon.http.verify.verdict import Judgement, case, honoured, unclear, wrong
 
 SIZES = (16, 64, 256, 512)
 """Tokens of the long streams: each is tried until one shows the matter. Proxies hold back some kilobytes at a time, so
@@ -48,7 +49,7 @@ class Timed(NamedTuple):
 
 
 def timed(exchange: Exchange) -> Timed:
-    """Raises Refused and Broken as `joined`, and Unclear where no event has text."""
+    """Raises Refused and UnsoundAnswer as `joined`, and Unclear where no event has text."""
     text = joined(exchange).text
     ends = [end for end, data in _events(exchange.content) if _has_text(data)]
     if not ends:
@@ -128,7 +129,7 @@ async def _tried(p: Probe, fields: dict[str, Any], tokens: int) -> Tries:
     alone=True,
     odds="1 in 23,000",
 )
-async def as_it_is_made(p: Probe) -> Outcome:
+async def as_it_is_made(p: Probe) -> Judgement:
     """A sound server is accused only if the first events of ten long streams come later than those of ten short ones,
     one of 100 pairs aside: whatever delays both alike, be it load or a slow machine, orders them so once in 92,378
     times (2 of the 184,756 orders of ten and ten), with each of four lengths. And eight of the ten must have come

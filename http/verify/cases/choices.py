@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gnomon.http.verify.ask.probe import PROMPT, Answer, Coin, Probe
-from gnomon.http.verify.cases.request import refused
+from gnomon.http.verify.ask.answer import SoundAnswer
+from gnomon.http.verify.ask.probe import PROMPT, Coin, Probe
+from gnomon.http.verify.cases.request import not_refused
 from gnomon.http.verify.cases.seed import coin_pairs
-from gnomon.http.verify.verdict import Outcome, case, honoured, ignored, unclear, wrong
+from gnomon.http.verify.verdict import Judgement, case, honoured, ignored, unclear, wrong
 
 
 @case("n.count", "n", law="8", says="n choices come back, with the indices 0 to n − 1 in order", needs=("n.accepted",))
-async def n_count(p: Probe) -> Outcome:
+async def n_count(p: Probe) -> Judgement:
     answer = await p.complete(n=3, temperature=1)
     indices = [choice.get("index") for choice in answer.choices]
     if indices == [0, 1, 2]:
@@ -28,7 +29,7 @@ async def n_count(p: Probe) -> Outcome:
     says="n above 1 at temperature 0 is legal, and the choices are equal",
     needs=("n.count", "temperature.greedy"),
 )
-async def n_greedy(p: Probe) -> Outcome:
+async def n_greedy(p: Probe) -> Judgement:
     texts = (await p.complete(n=2, max_tokens=4, **await p.telling())).texts
     if len(set(texts)) > 1:
         return wrong("two choices at temperature 0 differ", texts=texts)
@@ -43,7 +44,7 @@ async def n_greedy(p: Probe) -> Outcome:
     needs=("n.count", "logit_bias.adds", "seed.differs"),
     odds="1 in 500,000",
 )
-async def n_independent(p: Probe) -> Outcome:
+async def n_independent(p: Probe) -> Judgement:
     pairs = await coin_pairs(p, await p.coin(), range(200, 220))
     same = sum(first == second for first, second in pairs)
     if same in (0, len(pairs)):
@@ -58,7 +59,7 @@ async def n_independent(p: Probe) -> Outcome:
     says="choices are ordered by prompt, then by number: index = prompt · n + number",
     needs=("n.count", "prompt.list", "n.greedy"),
 )
-async def n_with_list(p: Probe) -> Outcome:
+async def n_with_list(p: Probe) -> Judgement:
     prompts = [PROMPT, "Once upon a time"]
     fields = {"max_tokens": 4, **await p.telling()}
     alone = [(await p.complete(prompt=prompt, **fields)).text for prompt in prompts]
@@ -93,7 +94,7 @@ async def n_with_list(p: Probe) -> Outcome:
         "temperature.divides",
     ),
 )
-async def best_of_returns_the_best(p: Probe) -> Outcome:
+async def best_of_returns_the_best(p: Probe) -> Judgement:
     """Ordinary candidates, then such as a stop string ends after one to six tokens: there a sum picks another."""
     first, second = await p.forced_tokens(2)
     coins = await p.coin(PROMPT, first, second), await p.coin(PROMPT, second, first)
@@ -128,21 +129,21 @@ def _race(coin: Coin, seed: int) -> dict[str, Any]:
     return {"prompt": coin.context, "logit_bias": bias, "stop": coin.second.text, "max_tokens": 6, "seed": seed}
 
 
-def _values(answer: Answer, choice: int) -> list[float]:
+def _values(answer: SoundAnswer, choice: int) -> list[float]:
     return [value for value in answer.logprobs(choice).token_logprobs if value is not None]
 
 
-def _mean(answer: Answer, choice: int) -> float:
+def _mean(answer: SoundAnswer, choice: int) -> float:
     values = _values(answer, choice)
     return sum(values) / max(len(values), 1)
 
 
-def _essence(answer: Answer, choice: int) -> str:
+def _essence(answer: SoundAnswer, choice: int) -> str:
     return json.dumps([answer.choices[choice]["text"], answer.logprobs(choice).token_logprobs])
 
 
 @case("best_of.zero", "best_of", law="1", says="best_of 0 and null mean n", needs=("best_of.accepted", "n.count"))
-async def best_of_zero(p: Probe) -> Outcome:
+async def best_of_zero(p: Probe) -> Judgement:
     for value in (0, None):
         answer = await p.complete(n=2, best_of=value, temperature=1)
         if len(answer.choices) != 2:
@@ -158,9 +159,11 @@ async def best_of_zero(p: Probe) -> Outcome:
     needs=("best_of.accepted", "n.count"),
     follows="best_of.returns_the_best",
 )
-async def best_of_below_n(p: Probe) -> Outcome:
+async def best_of_below_n(p: Probe) -> Judgement:
     exchange = await p.send(p.body(best_of=1, n=2, temperature=1))
-    return refused(exchange, "best_of", "best_of 1 with n = 2") or honoured("best_of 1 with n = 2 is refused by name")
+    return not_refused(exchange, "best_of", "best_of 1 with n = 2") or honoured(
+        "best_of 1 with n = 2 is refused by name"
+    )
 
 
 # ---- usage
@@ -173,7 +176,7 @@ async def best_of_below_n(p: Probe) -> Outcome:
     says="completion_tokens is the number of sampled tokens",
     needs=("usage.present", "max_tokens.exact"),
 )
-async def usage_counts_tokens(p: Probe) -> Outcome:
+async def usage_counts_tokens(p: Probe) -> Judgement:
     token = (await p.forced_tokens(1))[0]
     for k in (1, 3):
         billed = (await p.complete(logit_bias={str(token.id): 100}, max_tokens=k)).completion_tokens
@@ -189,7 +192,7 @@ async def usage_counts_tokens(p: Probe) -> Outcome:
     says="max_tokens 0 bills no token",
     needs=("usage.counts_tokens", "max_tokens.zero"),
 )
-async def usage_counts_nothing(p: Probe) -> Outcome:
+async def usage_counts_nothing(p: Probe) -> Judgement:
     billed = (await p.complete(max_tokens=0)).completion_tokens
     return honoured("0 are billed as 0") if billed == 0 else wrong(f"max_tokens 0 bills {billed} tokens")
 
@@ -201,7 +204,7 @@ async def usage_counts_nothing(p: Probe) -> Outcome:
     says="an empty prompt is one token",
     needs=("usage.counts_the_prompt", "prompt.empty"),
 )
-async def usage_counts_the_empty_prompt(p: Probe) -> Outcome:
+async def usage_counts_the_empty_prompt(p: Probe) -> Judgement:
     billed = (await p.complete(prompt="")).prompt_tokens
     return honoured("it is billed as 1") if billed == 1 else wrong(f"it is billed as {billed}")
 
@@ -213,7 +216,7 @@ async def usage_counts_the_empty_prompt(p: Probe) -> Outcome:
     says="prompt_tokens is the number of the prompt's tokens, of all prompts",
     needs=("usage.present", "prompt.ids_verbatim", "prompt.list_of_ids"),
 )
-async def usage_counts_the_prompt(p: Probe) -> Outcome:
+async def usage_counts_the_prompt(p: Probe) -> Judgement:
     a, b = await p.forced_tokens(2)
     for prompt, tokens in ([a.id, b.id, a.id], 3), ([[a.id, b.id], [b.id] * 3], 5):
         billed = (await p.complete(prompt=prompt)).prompt_tokens
@@ -229,7 +232,7 @@ async def usage_counts_the_prompt(p: Probe) -> Outcome:
     says="the tokens of every choice are counted, the prompt once",
     needs=("usage.counts_tokens", "n.count"),
 )
-async def usage_counts_choices(p: Probe) -> Outcome:
+async def usage_counts_choices(p: Probe) -> Judgement:
     token = (await p.forced_tokens(1))[0]
     fields = {"logit_bias": {str(token.id): 100}, "max_tokens": 2, "temperature": 1}
     one, three = await p.complete(**fields), await p.complete(**fields, n=3)
@@ -247,7 +250,7 @@ async def usage_counts_choices(p: Probe) -> Outcome:
     says="the tokens of candidates that best_of discards are counted too",
     needs=("usage.counts_tokens", "best_of.returns_the_best"),
 )
-async def usage_counts_discarded(p: Probe) -> Outcome:
+async def usage_counts_discarded(p: Probe) -> Judgement:
     token = (await p.forced_tokens(1))[0]
     answer = await p.complete(logit_bias={str(token.id): 100}, max_tokens=2, best_of=3, temperature=1)
     if answer.completion_tokens != 6:

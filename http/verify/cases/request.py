@@ -8,7 +8,7 @@ from typing import Any
 
 from gnomon.http.verify.ask.exchange import Exchange, Streamed
 from gnomon.http.verify.ask.probe import PROMPT, Probe
-from gnomon.http.verify.verdict import Case, Fault, Outcome, Verdict, case, honoured, ignored, unclear, wrong
+from gnomon.http.verify.verdict import Case, Judgement, SharedFault, Verdict, case, honoured, ignored, unclear, wrong
 
 OUT_OF_RANGE: tuple[tuple[str, str, tuple[dict[str, Any], ...]], ...] = (
     ("temperature", "0 to 2", ({"temperature": 2.01}, {"temperature": -0.01})),
@@ -83,7 +83,7 @@ def says_error(exchange: Exchange) -> bool:
     return bool(events) and isinstance(events[0], dict) and bool(events[0].get("error"))
 
 
-def refused(exchange: Exchange, param: str, what: str) -> Outcome | None:
+def not_refused(exchange: Exchange, param: str, what: str) -> Judgement | None:
     """None if the request was refused as the law has it: an error of 400 to 499 that names the field."""
     if exchange.status == 200 and not says_error(exchange):
         return ignored(f"{what} is accepted")
@@ -96,18 +96,20 @@ def refused(exchange: Exchange, param: str, what: str) -> Outcome | None:
     return None
 
 
-def broken(exchange: Exchange, reason: str) -> Outcome:
+def broken(exchange: Exchange, reason: str) -> Judgement:
     """What should have been refused had no sound answer: one fault, if it is the server's own error."""
-    outcome = wrong(reason)
-    return outcome if exchange.status is None or exchange.status < 500 else outcome.showing(Fault.server_error)
+    judgement = wrong(reason)
+    return (
+        judgement if exchange.status is None or exchange.status < 500 else judgement.showing(SharedFault.server_error)
+    )
 
 
-def accepted_as(fault: Fault, outcome: Outcome) -> Outcome:
+def accepted_as(fault: SharedFault, judgement: Judgement) -> Judgement:
     """The finding of a case of types or ranges, which is this fault if the value was accepted."""
-    return outcome.showing(fault) if outcome.verdict is Verdict.ignored else outcome
+    return judgement.showing(fault) if judgement.verdict is Verdict.ignored else judgement
 
 
-def shown(fields: dict[str, Any]) -> str:
+def fields_shown(fields: dict[str, Any]) -> str:
     text = json.dumps(fields, ensure_ascii=False)[1:-1]
     return text if len(text) <= 60 else text[:59] + "…"
 
@@ -128,13 +130,15 @@ def out_of_range(field: str, allowed: str, tries: tuple[dict[str, Any], ...]) ->
         needs=(f"{field}.accepted",),
         follows=READ_BY.get(field, ""),
     )
-    async def judge(p: Probe) -> Outcome:
+    async def judge(p: Probe) -> Judgement:
         for fields in tries:
-            fault = refused(await _try(p, fields), field, shown(fields))
+            fault = not_refused(await _try(p, fields), field, fields_shown(fields))
             if fault is not None:
-                return accepted_as(Fault.no_bounds, fault)
+                return accepted_as(SharedFault.no_bounds, fault)
         return honoured(
-            "; ".join(shown(fields) for fields in tries) + (" are" if len(tries) > 1 else " is") + " refused by name"
+            "; ".join(fields_shown(fields) for fields in tries)
+            + (" are" if len(tries) > 1 else " is")
+            + " refused by name"
         )
 
     return judge
@@ -151,18 +155,18 @@ def wrong_type(field: str, values: tuple[Any, ...]) -> Case:
         needs=needs,
         follows=READ_BY.get(field, ""),
     )
-    async def judge(p: Probe) -> Outcome:
+    async def judge(p: Probe) -> Judgement:
         for value in values:
-            fault = refused(await _try(p, {field: value}), field, shown({field: value}))
+            fault = not_refused(await _try(p, {field: value}), field, fields_shown({field: value}))
             if fault is not None:
-                return accepted_as(Fault.lax_types, fault)
+                return accepted_as(SharedFault.lax_types, fault)
         return honoured(f"{', '.join(json.dumps(value) for value in values)}: refused by name")
 
     return judge
 
 
 RANGES = tuple(out_of_range(*row) for row in OUT_OF_RANGE)
-TYPES = tuple(wrong_type(*row) for row in WRONG_TYPES)
+STRICT_TYPES = tuple(wrong_type(*row) for row in WRONG_TYPES)
 
 
 @case(
@@ -172,17 +176,17 @@ TYPES = tuple(wrong_type(*row) for row in WRONG_TYPES)
     says="an empty list, a mixed one, and ids outside the vocabulary are refused by name",
     needs=("prompt.accepted",),
 )
-async def prompt_type(p: Probe) -> Outcome:
+async def prompt_type(p: Probe) -> Judgement:
     prompts: tuple[Any, ...] = ([], [[]], [1, "a"], [True], [-1], [999999999], [[1], "a"], {"text": "a"}, 5)
     for prompt in prompts:
-        fault = refused(await p.send(p.body(prompt=prompt)), "prompt", shown({"prompt": prompt}))
+        fault = not_refused(await p.send(p.body(prompt=prompt)), "prompt", fields_shown({"prompt": prompt}))
         if fault is not None:
             return fault
     return honoured("[], [[]], mixed lists, −1, 999999999 and no prompts at all are refused by name")
 
 
 @case("model.unknown", "model", law="1", says="a model that is not served is not found", needs=("prompt.accepted",))
-async def model_unknown(p: Probe) -> Outcome:
+async def model_unknown(p: Probe) -> Judgement:
     exchange = await p.send(p.body(model="no-such-model-anywhere"))
     if exchange.status == 200:
         return ignored("a model that does not exist answers")
@@ -199,15 +203,17 @@ async def model_unknown(p: Probe) -> Outcome:
     needs=("prompt.accepted",),
     follows="model.unknown",
 )
-async def model_required(p: Probe) -> Outcome:
+async def model_required(p: Probe) -> Judgement:
     exchange = await p.send({"prompt": PROMPT, "max_tokens": 1, "temperature": 0})
-    return refused(exchange, "model", "a request without model") or honoured("a request without it is refused by name")
+    return not_refused(exchange, "model", "a request without model") or honoured(
+        "a request without it is refused by name"
+    )
 
 
 @case("prompt.required", "prompt", law="1", says="prompt must be given", needs=("prompt.accepted",))
-async def prompt_required(p: Probe) -> Outcome:
+async def prompt_required(p: Probe) -> Judgement:
     exchange = await p.send({"model": p.subject.model, "max_tokens": 1, "temperature": 0})
-    return refused(exchange, "prompt", "a request without prompt") or honoured(
+    return not_refused(exchange, "prompt", "a request without prompt") or honoured(
         "a request without it is refused by name"
     )
 
@@ -219,9 +225,9 @@ async def prompt_required(p: Probe) -> Outcome:
     says="a field that the API does not have is refused by name",
     needs=("prompt.accepted",),
 )
-async def unknown_field(p: Probe) -> Outcome:
+async def unknown_field(p: Probe) -> Judgement:
     for field in ("max_token", "x_gnomon_verify"):
-        fault = refused(await p.send(p.body(**{field: 1})), field, f'"{field}": 1')
+        fault = not_refused(await p.send(p.body(**{field: 1})), field, f'"{field}": 1')
         if fault is not None:
             return fault
     return honoured("max_token and x_gnomon_verify are refused by name")
@@ -234,10 +240,10 @@ async def unknown_field(p: Probe) -> Outcome:
     says="all unknown names are listed at once",
     needs=("body.unknown_field",),
 )
-async def all_unknown_fields(p: Probe) -> Outcome:
+async def all_unknown_fields(p: Probe) -> Judgement:
     exchange = await p.send(p.body(max_token=1, x_gnomon_verify=1))
     for field in ("max_token", "x_gnomon_verify"):
-        fault = refused(exchange, field, '"max_token": 1, "x_gnomon_verify": 1')
+        fault = not_refused(exchange, field, '"max_token": 1, "x_gnomon_verify": 1')
         if fault is not None:
             return fault
     return honoured("max_token and x_gnomon_verify are refused by name in one answer")
@@ -265,7 +271,7 @@ BODIES: tuple[tuple[str, str, bytes], ...] = (
 
 def body(name: str, says: str, text: bytes) -> Case:
     @case(f"body.{name}", "body", law="1", says=says, needs=("prompt.accepted",))
-    async def judge(p: Probe) -> Outcome:
+    async def judge(p: Probe) -> Judgement:
         plain = json.dumps(p.body())[1:-1].encode()
         exchange = await p.send(text.replace(b"%s", plain, 1))
         if exchange.status == 200:
@@ -284,7 +290,7 @@ def body(name: str, says: str, text: bytes) -> Case:
     says="a body that is not announced as JSON is refused with 415",
     needs=("prompt.accepted",),
 )
-async def content_type(p: Probe) -> Outcome:
+async def content_type(p: Probe) -> Judgement:
     exchange = await p.send(p.body(), content_type="text/plain")
     if exchange.status == 200:
         return ignored("text/plain is accepted")
@@ -300,7 +306,7 @@ async def content_type(p: Probe) -> Outcome:
     says="an error is 400, in the API's form: an object of message, type, param and code",
     needs=("prompt.accepted",),
 )
-async def errors_form(p: Probe) -> Outcome:
+async def errors_form(p: Probe) -> Judgement:
     faults: tuple[dict[str, Any], ...] = ({"temperature": 3}, {"max_tokens": -1}, {"prompt": []})
     for fields in faults:
         exchange = await p.send(p.body(**fields))
@@ -308,7 +314,7 @@ async def errors_form(p: Probe) -> Outcome:
             continue
         if exchange.status != 400:
             said = exchange.trouble or exchange.message
-            return broken(exchange, f"{shown(fields)}: HTTP {exchange.status}, not 400: {said}")
+            return broken(exchange, f"{fields_shown(fields)}: HTTP {exchange.status}, not 400: {said}")
         missing = [key for key in ("message", "type", "param", "code") if key not in exchange.error]
         if missing:
             return wrong(f"the error has no {', '.join(missing)}", answer=exchange.message)
@@ -329,7 +335,7 @@ async def errors_form(p: Probe) -> Outcome:
         "errors.form",
     ),
 )
-async def errors_param(p: Probe) -> Outcome:
+async def errors_param(p: Probe) -> Judgement:
     faults: tuple[tuple[dict[str, Any], str], ...] = (
         ({"temperature": 3}, "temperature"),
         ({"logit_bias": {"5": 101}}, "logit_bias.5"),
@@ -339,7 +345,7 @@ async def errors_param(p: Probe) -> Outcome:
         if exchange.status == 200:
             continue
         if exchange.error.get("param") != param:
-            return wrong(f"{shown(fields)}: param is {exchange.error.get('param')!r:.60}, not {param!r}")
+            return wrong(f"{fields_shown(fields)}: param is {exchange.error.get('param')!r:.60}, not {param!r}")
     return honoured("param is the field, and logit_bias.5 for an entry")
 
 
@@ -350,7 +356,7 @@ async def errors_param(p: Probe) -> Outcome:
     says="a path that does not exist is 404 in the API's form",
     needs=("prompt.accepted",),
 )
-async def unknown_path(p: Probe) -> Outcome:
+async def unknown_path(p: Probe) -> Judgement:
     exchange = await p.get("/no-such-path")
     if exchange.status != 404:
         return wrong(f"HTTP {exchange.status}, not 404")
@@ -367,7 +373,7 @@ async def unknown_path(p: Probe) -> Outcome:
     says="a prompt beyond the context has its code and says the maximum context length",
     needs=("max_tokens.never_clamped", "errors.form", "stream.refusal"),
 )
-async def errors_context_length(p: Probe) -> Outcome:
+async def errors_context_length(p: Probe) -> Judgement:
     exchange = await p.send(p.body(max_tokens=10_000_000, stream=True), cost=64, first_events=2)
     if exchange.error.get("code") != "context_length_exceeded":
         return wrong(f"code is {exchange.error.get('code')!r:.60}, not 'context_length_exceeded'")
@@ -383,11 +389,11 @@ async def errors_context_length(p: Probe) -> Outcome:
     says="an unknown key inside stream_options is refused by name",
     needs=("stream_options.accepted",),
 )
-async def stream_options_unknown(p: Probe) -> Outcome:
+async def stream_options_unknown(p: Probe) -> Judgement:
     for key in ("include_usages", "x_gnomon_verify"):
         options = {"stream_options": {"include_usage": True, key: True}}
         exchange = await p.send(p.body(stream=True, **options), cost=64, first_events=2)
-        fault = refused(exchange, key, shown(options))
+        fault = not_refused(exchange, key, fields_shown(options))
         if fault is not None:
             return fault
     return honoured("include_usages and x_gnomon_verify are refused by name")
@@ -400,13 +406,13 @@ async def stream_options_unknown(p: Probe) -> Outcome:
     says="a key whose value is null is as good as absent, whatever its name",
     needs=("body.empty_objects", "logit_bias.accepted"),
 )
-async def null_is_absent(p: Probe) -> Outcome:
+async def null_is_absent(p: Probe) -> Judgement:
     nulls = {"x_gnomon_verify": None}
     legal: tuple[dict[str, Any], ...] = (nulls, {"stream_options": nulls}, {"logit_bias": {"5": None}})
     for fields in legal:
         exchange = await p.send(p.body(**fields))
         if exchange.status != 200:
-            return wrong(f"{shown(fields)}: HTTP {exchange.status}: {exchange.trouble or exchange.message}")
+            return wrong(f"{fields_shown(fields)}: HTTP {exchange.status}: {exchange.trouble or exchange.message}")
     return honoured("an unknown name, a key of stream_options and one of logit_bias")
 
 
@@ -418,9 +424,9 @@ async def null_is_absent(p: Probe) -> Outcome:
     needs=("stream_options.accepted",),
     follows="stream_options.include_usage",
 )
-async def stream_options_only_streamed(p: Probe) -> Outcome:
+async def stream_options_only_streamed(p: Probe) -> Judgement:
     exchange = await p.send(p.body(stream_options={"include_usage": True}))
-    return refused(exchange, "stream_options", "stream_options without stream") or honoured("refused by name")
+    return not_refused(exchange, "stream_options", "stream_options without stream") or honoured("refused by name")
 
 
 @case(
@@ -430,19 +436,19 @@ async def stream_options_only_streamed(p: Probe) -> Outcome:
     says="logit_bias {}, stream_options {} and null for an optional field are legal",
     needs=("logit_bias.accepted", "stop.accepted", "best_of.accepted", "logprobs.accepted", "seed.accepted"),
 )
-async def empty_objects(p: Probe) -> Outcome:
+async def empty_objects(p: Probe) -> Judgement:
     nulls = dict.fromkeys(("suffix", "best_of", "logprobs", "stop", "seed", "stream_options", "user", "logit_bias"))
     legal: tuple[dict[str, Any], ...] = ({"logit_bias": {}}, {"stream_options": {}}, nulls)
     for fields in legal:
         exchange = await p.send(p.body(**fields))
         if exchange.status != 200:
-            return wrong(f"{shown(fields)}: HTTP {exchange.status}: {exchange.trouble or exchange.message}")
+            return wrong(f"{fields_shown(fields)}: HTTP {exchange.status}: {exchange.trouble or exchange.message}")
     return honoured("accepted, as if they were left out")
 
 
 CASES = (
     *RANGES,
-    *TYPES,
+    *STRICT_TYPES,
     prompt_type,
     model_unknown,
     model_required,

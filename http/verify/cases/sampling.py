@@ -11,21 +11,9 @@ import math
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
-from gnomon.http.verify.ask.probe import (
-    ABSENT,
-    FORCE,
-    NO_TIE,
-    PROMPT,
-    TIE_PRECISION,
-    Answer,
-    Broken,
-    Forced,
-    Lists,
-    Probe,
-    Refused,
-    side,
-)
-from gnomon.http.verify.verdict import Case, Fault, Outcome, Unclear, case, honoured, ignored, unclear, wrong
+from gnomon.http.verify.ask.answer import Lists, Refused, SoundAnswer, Unclear, UnsoundAnswer
+from gnomon.http.verify.ask.probe import ABSENT, FORCE, NO_TIE, PROMPT, TIE_PRECISION, Forced, Probe, side
+from gnomon.http.verify.verdict import Case, Judgement, SharedFault, case, honoured, ignored, unclear, wrong
 
 TOSSES = range(1, 33)
 """Seeds of 32 draws."""
@@ -49,7 +37,7 @@ SLACK = 0.3
     says="a bias of +100 makes the token the one that is chosen",
     needs=("logit_bias.accepted", "max_tokens.bounds"),
 )
-async def bias_forces(p: Probe) -> Outcome:
+async def bias_forces(p: Probe) -> Judgement:
     forced = await p.forceable()
     if len(forced) >= 2:
         return honoured(f"ids {forced[0].id} and {forced[1].id} give {forced[0].text!r} and {forced[1].text!r}")
@@ -59,7 +47,7 @@ async def bias_forces(p: Probe) -> Outcome:
     return await _by_numbers(p) or await _by_texts(p, plain)
 
 
-async def _by_numbers(p: Probe) -> Outcome | None:
+async def _by_numbers(p: Probe) -> Judgement | None:
     """Whether an id is chosen under a bias of 100, by its label, where the echo's numbers say that it must be. None
     where the server gives no such numbers."""
     told = False
@@ -68,7 +56,7 @@ async def _by_numbers(p: Probe) -> Outcome | None:
             echoed = (await p.complete(prompt=[v, v], echo=True, logprobs=1)).logprobs()
             biased = (await p.complete(prompt=[v], logit_bias={str(v): 100}, logprobs=1)).logprobs()
             plain = (await p.complete(prompt=[v], logprobs=1)).logprobs()
-        except (Refused, Broken, Unclear):
+        except (Refused, UnsoundAnswer, Unclear):
             continue
         behind = _behind(echoed)
         if behind is None or not (biased.tokens and plain.tokens):
@@ -103,7 +91,7 @@ def _behind(echoed: Lists) -> float | None:
     return max(values) - float(own)  # type: ignore[arg-type]
 
 
-async def _by_texts(p: Probe, plain: Answer) -> Outcome:
+async def _by_texts(p: Probe, plain: SoundAnswer) -> Judgement:
     answers = [await p.complete(max_tokens=4, logit_bias={v: 100}) for v in ("97", "98")]
     texts = [answer.text for answer in answers]
     if texts == [plain.text, plain.text] and not plain.ended_before(4):
@@ -124,7 +112,7 @@ async def _by_texts(p: Probe, plain: Answer) -> Outcome:
     says="a bias is added to the logit as it is, neither clamped nor scaled",
     needs=("logit_bias.forces",),
 )
-async def bias_adds(p: Probe) -> Outcome:
+async def bias_adds(p: Probe) -> Judgement:
     try:
         coin = await p.coin()
     except Unclear as reason:
@@ -189,7 +177,7 @@ async def _raw(p: Probe, token: Forced) -> float | None:
     says="at temperature 0 the answer is the same each time",
     needs=("prompt.accepted",),
 )
-async def greedy_repeats(p: Probe) -> Outcome:
+async def greedy_repeats(p: Probe) -> Judgement:
     fields = await p.telling()
     texts = {(await p.complete(max_tokens=8, **fields)).text for _ in range(3)}
     if len(texts) == 1:
@@ -204,7 +192,7 @@ async def greedy_repeats(p: Probe) -> Outcome:
     says="at temperature 0 the largest logit wins, by however little",
     needs=("temperature.accepted", "logit_bias.adds", "temperature.greedy"),
 )
-async def zero_is_the_largest(p: Probe) -> Outcome:
+async def zero_is_the_largest(p: Probe) -> Judgement:
     coin = await p.coin()
     for lead in (SLACK, -SLACK):
         tosses = await p.toss(coin, lead, range(1, 13), temperature=0)
@@ -221,7 +209,7 @@ async def zero_is_the_largest(p: Probe) -> Outcome:
     needs=("temperature.accepted", "logit_bias.adds"),
     odds="2 in 10,000",
 )
-async def temperature_divides(p: Probe) -> Outcome:
+async def temperature_divides(p: Probe) -> Judgement:
     coin = await p.coin()
     seen = []
     for temperature, lead in ((2.0, 2.5), (0.25, 1.0)):
@@ -242,7 +230,7 @@ async def temperature_divides(p: Probe) -> Outcome:
     says="without temperature it is 1, whatever a model's files say",
     needs=("temperature.divides", "seed.repeats"),
 )
-async def temperature_default(p: Probe) -> Outcome:
+async def temperature_default(p: Probe) -> Judgement:
     fields = await p.telling()
     for seed in range(1, 9):
         given, left_out = [
@@ -262,7 +250,7 @@ async def temperature_default(p: Probe) -> Outcome:
     needs=("logit_bias.adds", "temperature.divides"),
     odds="2 in 10,000",
 )
-async def top_p_default(p: Probe) -> Outcome:
+async def top_p_default(p: Probe) -> Judgement:
     coin = await p.coin()
     lead = math.log(49)  # the second has 2 in 100: within no usual top_p, min_p or top_k
     firsts, draws, _ = await p.share(coin, lead, 0.98, 0.9999, most=480, temperature=1)
@@ -299,7 +287,7 @@ def _tail(k: int, n: int, p: float) -> float:
     needs=("top_p.accepted", "logit_bias.adds"),
     odds="1 in 10,000",
 )
-async def top_p_drops(p: Probe) -> Outcome:
+async def top_p_drops(p: Probe) -> Judgement:
     coin = await p.coin()
     tosses = await p.toss(coin, math.log(3), TOSSES, top_p=0.65)
     if all(tosses):
@@ -315,7 +303,7 @@ async def top_p_drops(p: Probe) -> Outcome:
     needs=("top_p.drops",),
     odds="1 in 10,000",
 )
-async def top_p_keeps(p: Probe) -> Outcome:
+async def top_p_keeps(p: Probe) -> Judgement:
     coin = await p.coin()
     tosses = await p.toss(coin, math.log(3), TOSSES, top_p=0.85)
     if all(tosses):
@@ -331,7 +319,7 @@ async def top_p_keeps(p: Probe) -> Outcome:
     needs=("top_p.accepted", "logit_bias.adds"),
     odds="2 in 1,000,000,000",
 )
-async def top_p_zero(p: Probe) -> Outcome:
+async def top_p_zero(p: Probe) -> Judgement:
     coin = await p.coin()
     tosses = await p.toss(coin, 0.5, TOSSES, top_p=0)
     if all(tosses):
@@ -347,7 +335,7 @@ async def top_p_zero(p: Probe) -> Outcome:
     needs=("top_p.drops", "top_p.keeps_the_crossing_token", "temperature.divides"),
     odds="1 in 10,000",
 )
-async def top_p_after_temperature(p: Probe) -> Outcome:
+async def top_p_after_temperature(p: Probe) -> Judgement:
     coin = await p.coin()
     lead = math.log(9)  # 90 % at temperature 1, 75 % at temperature 2
     tosses = await p.toss(coin, lead, TOSSES, top_p=0.82, temperature=2)
@@ -402,7 +390,7 @@ async def _came(p: Probe, ladder: _Ladder, step: int, gap: float, **penalty: flo
     says="is subtracted once from the logit of a token sampled before",
     needs=("presence_penalty.accepted", "logit_bias.adds", "prompt.ids"),
 )
-async def presence_once(p: Probe) -> Outcome:
+async def presence_once(p: Probe) -> Judgement:
     return await _penalty(p, "presence_penalty", (0, 2, 2))
 
 
@@ -413,11 +401,11 @@ async def presence_once(p: Probe) -> Outcome:
     says="is subtracted for every time that the token was sampled before",
     needs=("frequency_penalty.accepted", "logit_bias.adds", "prompt.ids"),
 )
-async def frequency_each(p: Probe) -> Outcome:
+async def frequency_each(p: Probe) -> Judgement:
     return await _penalty(p, "frequency_penalty", (0, 2, 4))
 
 
-async def _penalty(p: Probe, field: str, moved: tuple[float, float, float]) -> Outcome:
+async def _penalty(p: Probe, field: str, moved: tuple[float, float, float]) -> Judgement:
     """A penalty of 2 must take `moved` from the token after none, one and two of it: after one no less and no more;
     after two as well, or, for what is taken once, not twice as much."""
     async for ladder in _ladders(p):
@@ -453,7 +441,7 @@ def not_the_prompt(field: str, echo: bool) -> Case:
         says="the prompt's tokens do not count" + (", if they are echoed neither" if echo else ""),
         needs=(f"{field}.accepted", "logit_bias.adds", "prompt.ids", *needs),
     )
-    async def judge(p: Probe) -> Outcome:
+    async def judge(p: Probe) -> Judgement:
         a, b, c = await p.forced_tokens(3)
         coin = await p.coin((c.id, a.id, a.id), a, b)
         for lead in (SLACK, -SLACK):
@@ -461,8 +449,8 @@ def not_the_prompt(field: str, echo: bool) -> Case:
             fields = {"prompt": coin.context, "logit_bias": coin.bias(lead), "echo": echo}
             with_penalty = await p.complete(**fields, **{field: 2})
             if with_penalty.text[-len(winner.text) :] != winner.text:
-                outcome = wrong(f"{field} 2 moves the logit of a token that only the prompt has")
-                return outcome.showing(Fault.counts_the_prompt)
+                judgement = wrong(f"{field} 2 moves the logit of a token that only the prompt has")
+                return judgement.showing(SharedFault.counts_the_prompt)
         return honoured("a token that the prompt has twice keeps its logit")
 
     return judge

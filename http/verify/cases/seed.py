@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from gnomon.http.verify.ask.probe import Answer, Coin, Probe, Refused, side
-from gnomon.http.verify.verdict import Fault, Outcome, Unclear, case, honoured, ignored, wrong
+from gnomon.http.verify.ask.answer import Refused, SoundAnswer, Unclear
+from gnomon.http.verify.ask.probe import Coin, Probe, side
+from gnomon.http.verify.verdict import Judgement, SharedFault, case, honoured, ignored, wrong
 from gnomon.reference.prng import DrawKey, token_words
 from gnomon.reference.sampler import gumbel
 
@@ -38,7 +39,7 @@ async def _varied(p: Probe) -> dict[str, Any]:
     says="the same request with the same seed has the same choices",
     needs=("seed.accepted",),
 )
-async def seed_repeats(p: Probe) -> Outcome:
+async def seed_repeats(p: Probe) -> Judgement:
     fields = await _varied(p)
     for seed in (7, 8):
         texts = {(await p.complete(seed=seed, **fields)).text for _ in range(3)}
@@ -55,7 +56,7 @@ async def seed_repeats(p: Probe) -> Outcome:
     needs=("seed.accepted", "logit_bias.adds"),
     odds="1 in 2,000,000,000",
 )
-async def seed_differs(p: Probe) -> Outcome:
+async def seed_differs(p: Probe) -> Judgement:
     tosses = await p.toss(await p.coin(), 0, range(100, 132), with_seeds=True)
     if len(set(tosses)) == 1:
         return wrong("two tokens of equal probability: 32 seeds draw the same one")
@@ -70,7 +71,7 @@ async def seed_differs(p: Probe) -> Outcome:
     needs=("logit_bias.adds",),
     odds="1 in 2,000,000,000",
 )
-async def seed_fresh(p: Probe) -> Outcome:
+async def seed_fresh(p: Probe) -> Judgement:
     tosses = await p.toss(await p.coin(), 0, [None] * 32)
     if len(set(tosses)) == 1:
         return wrong("two tokens of equal probability: 32 requests without a seed draw the same one")
@@ -84,7 +85,7 @@ async def seed_fresh(p: Probe) -> Outcome:
     says="every signed 64-bit integer is an ordinary seed, −1 too",
     needs=("seed.accepted", "seed.repeats"),
 )
-async def seed_every_integer(p: Probe) -> Outcome:
+async def seed_every_integer(p: Probe) -> Judgement:
     fields = await _varied(p)
     for seed in EDGES:
         texts = {(await p.complete(seed=seed, **fields)).text for _ in range(2)}
@@ -101,7 +102,7 @@ async def seed_every_integer(p: Probe) -> Outcome:
     needs=("seed.every_integer", "seed.differs", "logit_bias.adds"),
     odds="1 in 1,000,000",
 )
-async def seed_all_bits(p: Probe) -> Outcome:
+async def seed_all_bits(p: Probe) -> Judgement:
     coin = await p.coin()
     low, high = (
         await p.toss(coin, 0, range(400, 420), with_seeds=True),
@@ -120,7 +121,7 @@ async def seed_all_bits(p: Probe) -> Outcome:
     says="choice 1 of n = 2 is choice 1 of n = 4",
     needs=("seed.repeats", "n.count"),
 )
-async def choice_of_more(p: Probe) -> Outcome:
+async def choice_of_more(p: Probe) -> Judgement:
     fields = await _varied(p)
     for seed in (3, 4):
         two = (await p.complete(seed=seed, n=2, **fields)).texts
@@ -138,7 +139,7 @@ async def choice_of_more(p: Probe) -> Outcome:
     needs=("seed.repeats", "n.count", "logit_bias.adds", "n.independent"),
     odds="1 in 500,000",
 )
-async def choices_are_no_seeds(p: Probe) -> Outcome:
+async def choices_are_no_seeds(p: Probe) -> Judgement:
     coin = await p.coin()
     pairs = await coin_pairs(p, coin, range(200, 220))
     same = [second == first_of_next for (_, second), (first_of_next, _) in itertools.pairwise(pairs)]
@@ -155,8 +156,8 @@ async def coin_pairs(p: Probe, coin: Coin, seeds: range) -> list[tuple[bool, boo
     return [(_drew(coin, answer, 0), _drew(coin, answer, 1)) for answer in answers]
 
 
-def _drew(coin: Coin, answer: Answer, choice: int) -> bool:
-    return side(coin, Answer(answer.body, (answer.choices[choice],), answer.exchange))
+def _drew(coin: Coin, answer: SoundAnswer, choice: int) -> bool:
+    return side(coin, SoundAnswer(answer.body, (answer.choices[choice],), answer.exchange))
 
 
 @case(
@@ -166,7 +167,7 @@ def _drew(coin: Coin, answer: Answer, choice: int) -> bool:
     says="the draw of a seed is the one of the law: Gumbel noise from threefry2x32 of (seed, candidate, step, id)",
     needs=("seed.repeats", "logit_bias.adds", "seed.differs"),
 )
-async def seed_is_the_law(p: Probe) -> Outcome:
+async def seed_is_the_law(p: Probe) -> Judgement:
     coin = await p.coin()
     ids = np.array([coin.first.id, coin.second.id])
     leads = {seed: gumbel(*token_words(DrawKey(seed, 0, 0), ids)) @ (1, -1) for seed in range(300, 340)}
@@ -189,7 +190,7 @@ async def seed_is_the_law(p: Probe) -> Outcome:
     alone=True,
     needs=("temperature.greedy",),
 )
-async def load_greedy(p: Probe) -> Outcome:
+async def load_greedy(p: Probe) -> Judgement:
     return await _under_load(p, {"temperature": 0})
 
 
@@ -201,11 +202,11 @@ async def load_greedy(p: Probe) -> Outcome:
     alone=True,
     needs=("seed.repeats",),
 )
-async def load_seeded(p: Probe) -> Outcome:
+async def load_seeded(p: Probe) -> Judgement:
     return await _under_load(p, {"temperature": 1, "seed": 11})
 
 
-async def _under_load(p: Probe, fields: dict[str, Any]) -> Outcome:
+async def _under_load(p: Probe, fields: dict[str, Any]) -> Judgement:
     """One request three times alone; then twice in a crowd of others of all lengths; then eight of it at once."""
     fields = {**fields, **await p.telling()}
     request = {**fields, "max_tokens": 24, "logprobs": 1}
@@ -228,13 +229,13 @@ async def _under_load(p: Probe, fields: dict[str, Any]) -> Outcome:
     ):
         texts = {json.dumps(answer.texts) for answer in answers}
         if len(texts) > 1:
-            return wrong(f"{len(texts)} texts {when}", texts=sorted(texts)).showing(Fault.varies_with_load)
+            return wrong(f"{len(texts)} texts {when}", texts=sorted(texts)).showing(SharedFault.varies_with_load)
         if len({json.dumps(answer.choices, sort_keys=True) for answer in answers}) > 1:
-            return wrong(f"the text stays, but {_moved(answers)} {when}").showing(Fault.varies_with_load)
+            return wrong(f"the text stays, but {_moved(answers)} {when}").showing(SharedFault.varies_with_load)
     return honoured("the same bytes alone, beside twelve others, and eight times at once")
 
 
-def _moved(answers: list[Answer]) -> str:
+def _moved(answers: list[SoundAnswer]) -> str:
     try:
         values = np.array([answer.logprobs().token_logprobs for answer in answers], float)
         return f"log-probabilities move by up to {np.ptp(values, axis=0).max():.1e}"

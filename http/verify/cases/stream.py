@@ -11,27 +11,19 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from gnomon.http.verify.ask.answer import Lists, Refused, SoundAnswer, UnsoundAnswer, joined
 from gnomon.http.verify.ask.exchange import Streamed
-from gnomon.http.verify.ask.probe import PROMPT, Answer, Broken, Lists, Probe, Refused, joined
-from gnomon.http.verify.cases.logprobs import (
-    BYTE_PAIRS,
-    MOST,
-    ODD,
-    OTHER,
-    all_near,
-    forcing,
-    has_whole_character,
-    in_turn,
-    moved,
-    rounded,
-)
-from gnomon.http.verify.verdict import Outcome, case, honoured, ignored, unclear, wrong
+from gnomon.http.verify.ask.probe import ANOTHER, PROMPT, Probe
+from gnomon.http.verify.cases.echo import ODD
+from gnomon.http.verify.cases.entries import MOST, all_near, decimals, forcing, moved
+from gnomon.http.verify.cases.labels import BYTE_PAIRS, has_whole_character, in_turn
+from gnomon.http.verify.verdict import Judgement, case, honoured, ignored, unclear, wrong
 
 
 class Chunks(NamedTuple):
     """A stream as it came, and joined."""
 
-    answer: Answer
+    answer: SoundAnswer
     events: tuple[Mapping[str, Any], ...]
 
     def pieces(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -41,13 +33,13 @@ class Chunks(NamedTuple):
 
 
 async def streamed(p: Probe, **fields: Any) -> Chunks:
-    """Raises Refused, Broken."""
+    """Raises Refused, UnsoundAnswer."""
     exchange = await p.send(p.body(**fields, stream=True))
     answer = joined(exchange)
     return Chunks(answer, Streamed.read(exchange).events)
 
 
-async def compared(p: Probe, **fields: Any) -> Outcome | None:
+async def compared(p: Probe, **fields: Any) -> Judgement | None:
     """None if the whole answer and the joined one are the same."""
     whole, stream = await p.complete(**fields), await p.stream(**fields)
     for name in ("index", "text", "finish_reason"):
@@ -72,7 +64,7 @@ def _unlike(one: Lists, other: Lists) -> str | None:
             return f"{name} is {_brief(theirs)} streamed, {_brief(mine)} whole"
     values, others = [[0.0 if value is None else value for value in lists.token_logprobs] for lists in (one, other)]
     if not all_near(values, others) or _nulls(one) != _nulls(other):
-        return f"token_logprobs is {rounded(other.token_logprobs)} streamed, {rounded(one.token_logprobs)} whole"
+        return f"token_logprobs is {decimals(other.token_logprobs)} streamed, {decimals(one.token_logprobs)} whole"
     for place, (top, theirs) in enumerate(zip(one.top_logprobs, other.top_logprobs, strict=False)):
         difference = moved(top, theirs) if top and theirs else None
         if difference is not None or len(top or ()) != len(theirs or ()):
@@ -93,7 +85,7 @@ def _brief(value: Any) -> str:
 
 
 @case("stream.done", "stream", law="11", says="the stream ends with [DONE], once", needs=("stream.accepted",))
-async def done(p: Probe) -> Outcome:
+async def done(p: Probe) -> Judgement:
     exchange = (await streamed(p, max_tokens=2)).answer.exchange
     times = sum(line.strip() == b"data: [DONE]" for line in exchange.content.splitlines())
     if times != 1:
@@ -111,7 +103,7 @@ async def done(p: Probe) -> Outcome:
         "stream.accepted",
     ),
 )
-async def one_answer(p: Probe) -> Outcome:
+async def one_answer(p: Probe) -> Judgement:
     events = (await streamed(p, max_tokens=3, **await p.telling())).events
     for event in events:
         if not isinstance(event.get("choices"), list) or event.get("object") != "text_completion":
@@ -132,7 +124,7 @@ async def one_answer(p: Probe) -> Outcome:
     says="a chunk has one choice",
     needs=("stream.accepted", "n.count", "logit_bias.forces"),
 )
-async def one_choice(p: Probe) -> Outcome:
+async def one_choice(p: Probe) -> Judgement:
     token = (await p.forced_tokens(1))[0]
     stream = await streamed(p, logit_bias=forcing(token), max_tokens=2, n=2)
     for event in stream.events:
@@ -151,7 +143,7 @@ async def one_choice(p: Probe) -> Outcome:
     says="finish_reason is null in every chunk of a choice but its last",
     needs=("stream.accepted", "answer.is_a_completion"),
 )
-async def finish_reason(p: Probe) -> Outcome:
+async def finish_reason(p: Probe) -> Judgement:
     stream = await streamed(p, max_tokens=4, **await p.telling())
     reasons = [piece.get("finish_reason") for _, piece in stream.pieces()]
     if not reasons or any(reason is not None for reason in reasons[:-1]) or not isinstance(reasons[-1], str):
@@ -169,9 +161,9 @@ async def finish_reason(p: Probe) -> Outcome:
     says="joined, the chunks are the answer that is not streamed",
     needs=("stream.accepted", "answer.is_a_completion", "temperature.greedy"),
 )
-async def stream_text(p: Probe) -> Outcome:
+async def stream_text(p: Probe) -> Judgement:
     fields = await p.telling()
-    for prompt in (PROMPT, OTHER):
+    for prompt in (PROMPT, ANOTHER):
         fault = await compared(p, prompt=prompt, max_tokens=6, **fields)
         if fault is not None:
             return fault
@@ -185,7 +177,7 @@ async def stream_text(p: Probe) -> Outcome:
     says="joined, the lists of the chunks are those of the answer that is not streamed",
     needs=("stream.text", "logprobs.lists", "logprobs.no_effect"),
 )
-async def stream_logprobs(p: Probe) -> Outcome:
+async def stream_logprobs(p: Probe) -> Judgement:
     return await compared(p, max_tokens=4, logprobs=MOST, **await p.telling()) or honoured("four tokens")
 
 
@@ -196,7 +188,7 @@ async def stream_logprobs(p: Probe) -> Outcome:
     says="bias and penalties act in a stream as they do without",
     needs=("stream.logprobs", "logit_bias.forces", "frequency_penalty.accepted", "presence_penalty.accepted"),
 )
-async def stream_forced(p: Probe) -> Outcome:
+async def stream_forced(p: Probe) -> Judgement:
     """With lists, which are raw: so a stream that reports other values than the whole answer is seen too."""
     token = (await p.forced_tokens(1))[0]
     fields = {"frequency_penalty": 1, "presence_penalty": 1, "logprobs": 2}
@@ -210,7 +202,7 @@ async def stream_forced(p: Probe) -> Outcome:
     says="with a seed every choice is drawn as it is without stream",
     needs=("stream.text", "seed.choice_of_more"),
 )
-async def stream_seeded(p: Probe) -> Outcome:
+async def stream_seeded(p: Probe) -> Judgement:
     for seed in (7, 8):
         fault = await compared(p, max_tokens=8, temperature=1, seed=seed, n=2, **await p.telling())
         if fault is not None:
@@ -225,8 +217,8 @@ async def stream_seeded(p: Probe) -> Outcome:
     says="the choices of a list of prompts are told apart by their index",
     needs=("stream.text", "prompt.list"),
 )
-async def stream_each_prompt(p: Probe) -> Outcome:
-    return await compared(p, prompt=[PROMPT, OTHER], max_tokens=3, **await p.telling()) or honoured("two prompts")
+async def stream_each_prompt(p: Probe) -> Judgement:
+    return await compared(p, prompt=[PROMPT, ANOTHER], max_tokens=3, **await p.telling()) or honoured("two prompts")
 
 
 @case(
@@ -236,7 +228,7 @@ async def stream_each_prompt(p: Probe) -> Outcome:
     says="a prompt is echoed in a stream as it is without",
     needs=("stream.text", "echo.text"),
 )
-async def stream_echo(p: Probe) -> Outcome:
+async def stream_echo(p: Probe) -> Judgement:
     fields = {"max_tokens": 3, **await p.telling()}
     return await compared(p, prompt=ODD, echo=True, **fields) or honoured(f"{ODD!r} and three tokens")
 
@@ -248,7 +240,7 @@ async def stream_echo(p: Probe) -> Outcome:
     says="the lists of an echoed prompt are in the stream",
     needs=("stream.echo", "stream.logprobs", "echo.first_is_null", "echo.repeats"),
 )
-async def stream_echo_logprobs(p: Probe) -> Outcome:
+async def stream_echo_logprobs(p: Probe) -> Judgement:
     return await compared(p, max_tokens=2, echo=True, logprobs=1) or honoured("the prompt's places and two more")
 
 
@@ -259,7 +251,7 @@ async def stream_echo_logprobs(p: Probe) -> Outcome:
     says="an echo with max_tokens 0 is a stream of the prompt",
     needs=("stream.echo", "echo.max_tokens_zero"),
 )
-async def stream_echo_alone(p: Probe) -> Outcome:
+async def stream_echo_alone(p: Probe) -> Judgement:
     return await compared(p, prompt=ODD, max_tokens=0, echo=True) or honoured("the prompt, finish_reason length")
 
 
@@ -270,7 +262,7 @@ async def stream_echo_alone(p: Probe) -> Outcome:
     says="with max_tokens 0 a chunk says that the choice has ended",
     needs=("stream.text", "max_tokens.zero"),
 )
-async def stream_nothing(p: Probe) -> Outcome:
+async def stream_nothing(p: Probe) -> Judgement:
     return await compared(p, max_tokens=0) or honoured('the text "", finish_reason length')
 
 
@@ -281,7 +273,7 @@ async def stream_nothing(p: Probe) -> Outcome:
     says="no chunk shows what a stop string cuts, and what only began like one is shown in the end",
     needs=("stop.earliest", "stream.text", "stop.over_tokens"),
 )
-async def stream_stop(p: Probe) -> Outcome:
+async def stream_stop(p: Probe) -> Judgement:
     token = (await p.forced_tokens(1))[0]
     over = (token.text * 4)[len(token.text) - 1 : len(token.text) * 2 + 1]
     for stop in (over, token.text * 3, token.text * 3 + "\x01"):
@@ -298,7 +290,7 @@ async def stream_stop(p: Probe) -> Outcome:
     says="the lists of a stream keep the tokens that a stop string cuts",
     needs=("stream.stop", "stream.logprobs", "logprobs.keeps_the_cut"),
 )
-async def stream_stop_logprobs(p: Probe) -> Outcome:
+async def stream_stop_logprobs(p: Probe) -> Judgement:
     token = (await p.forced_tokens(1))[0]
     fields = {"logit_bias": forcing(token), "max_tokens": 6, "stop": token.text * 3, "logprobs": 1}
     return await compared(p, **fields) or honoured("three tokens, all of which a stop string cuts")
@@ -311,7 +303,7 @@ async def stream_stop_logprobs(p: Probe) -> Outcome:
     says="a chunk carries whole tokens: its text is that of the tokens it lists",
     needs=("stream.logprobs", "logprobs.labels_are_texts", "logprobs.length"),
 )
-async def tokens_with_text(p: Probe) -> Outcome:
+async def tokens_with_text(p: Probe) -> Judgement:
     token = (await p.forced_tokens(1))[0]
     stream = await streamed(p, logit_bias=forcing(token), max_tokens=4, logprobs=1)
     for _, piece in stream.pieces():
@@ -329,11 +321,11 @@ async def tokens_with_text(p: Probe) -> Outcome:
     says="a character made of several tokens comes whole",
     needs=("stream.text", "text.whole_characters"),
 )
-async def stream_whole_characters(p: Probe) -> Outcome:
+async def stream_whole_characters(p: Probe) -> Judgement:
     for pair in BYTE_PAIRS:
         try:
             whole = await p.complete(**in_turn(pair))
-        except (Refused, Broken):
+        except (Refused, UnsoundAnswer):
             continue
         if not has_whole_character(whole):
             continue
@@ -351,7 +343,7 @@ async def stream_whole_characters(p: Probe) -> Outcome:
     says="a request that is refused is refused without a stream",
     needs=("stream.accepted",),
 )
-async def refusal(p: Probe) -> Outcome:
+async def refused_without_a_stream(p: Probe) -> Judgement:
     faulty: tuple[dict[str, Any], ...] = ({"max_tokens": -1}, {"temperature": 3}, {"prompt": []})
     for fields in faulty:
         plain, exchange = [await p.send(p.body(**fields, stream=stream)) for stream in (False, True)]
@@ -373,7 +365,7 @@ async def refusal(p: Probe) -> Outcome:
     needs=("stream.refusal", "best_of.accepted"),
     follows="best_of.returns_the_best",
 )
-async def stream_best_of(p: Probe) -> Outcome:
+async def stream_best_of(p: Probe) -> Judgement:
     exchange = await p.send(p.body(best_of=2, temperature=1, stream=True))
     if exchange.status == 200:
         return ignored("best_of 2 with stream is answered")
@@ -394,7 +386,7 @@ async def stream_best_of(p: Probe) -> Outcome:
     says="without include_usage no chunk has a usage",
     needs=("stream.accepted",),
 )
-async def usage_off(p: Probe) -> Outcome:
+async def usage_off(p: Probe) -> Judgement:
     for given, fields in (("no options", {}), ("null", {"stream_options": None})):
         for event in (await streamed(p, max_tokens=2, **fields)).events:
             if "usage" in event:
@@ -409,7 +401,7 @@ async def usage_off(p: Probe) -> Outcome:
     says="include_usage false and {} mean none",
     needs=("stream_options.off", "stream_options.accepted"),
 )
-async def usage_false(p: Probe) -> Outcome:
+async def usage_false(p: Probe) -> Judgement:
     for options in ({"include_usage": False}, {}):
         for event in (await streamed(p, max_tokens=2, stream_options=options)).events:
             if "usage" in event:
@@ -427,7 +419,7 @@ async def usage_false(p: Probe) -> Outcome:
         "stream_options.accepted",
     ),
 )
-async def include_usage(p: Probe) -> Outcome:
+async def include_usage(p: Probe) -> Judgement:
     events = (await streamed(p, max_tokens=3, stream_options={"include_usage": True})).events
     *before, last = events
     if not any(event.get("usage") for event in events):
@@ -449,7 +441,7 @@ async def include_usage(p: Probe) -> Outcome:
     says="the usage of a stream is that of the answer not streamed",
     needs=("n.accepted", "stream_options.include_usage", "stream.text", "usage.present"),
 )
-async def same_usage(p: Probe) -> Outcome:
+async def same_usage(p: Probe) -> Judgement:
     names = ("prompt_tokens", "completion_tokens", "total_tokens")
     for fields in ({"max_tokens": 3}, {"max_tokens": 2, "n": 2}):
         whole = (await p.complete(**fields)).usage
@@ -478,7 +470,7 @@ CASES = (
     stream_stop_logprobs,
     tokens_with_text,
     stream_whole_characters,
-    refusal,
+    refused_without_a_stream,
     stream_best_of,
     usage_off,
     usage_false,

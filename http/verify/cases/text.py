@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gnomon.http.verify.ask.probe import ABSENT, PROMPT, Answer, Forced, Probe, Refused, whole
+from gnomon.http.verify.ask.answer import Refused, SoundAnswer, whole
+from gnomon.http.verify.ask.probe import ABSENT, ANOTHER, PROMPT, Forced, Probe
 from gnomon.http.verify.cases.request import says_error
-from gnomon.http.verify.verdict import Outcome, case, honoured, ignored, unclear, wrong
+from gnomon.http.verify.verdict import Judgement, case, honoured, ignored, unclear, wrong
 from gnomon.reference.stop import StopMatcher
-
-OTHER = "Once upon a time"
-
 
 # ---- prompts
 
 
 @case("prompt.ids", "prompt", law="2", says="a prompt may be a list of token ids", needs=("logit_bias.forces",))
-async def prompt_ids(p: Probe) -> Outcome:
+async def prompt_ids(p: Probe) -> Judgement:
     a, b, c = await p.forced_tokens(3)
     texts = [(await p.complete(prompt=ids, max_tokens=4)).text for ids in ([a.id, b.id], [b.id, c.id, a.id])]
     return honoured(f"accepted; two of them are continued with {texts[0]!r:.40} and {texts[1]!r:.40}")
@@ -30,7 +28,7 @@ async def prompt_ids(p: Probe) -> Outcome:
     says="ids are used as they are: nothing is put before them",
     needs=("prompt.ids", "echo.lengths"),
 )
-async def prompt_ids_verbatim(p: Probe) -> Outcome:
+async def prompt_ids_verbatim(p: Probe) -> Judgement:
     a, b, c = await p.forced_tokens(3)
     answer = await p.complete(prompt=[a.id, b.id, c.id], echo=True, logprobs=0)
     entries = len(answer.logprobs().tokens)
@@ -42,8 +40,8 @@ async def prompt_ids_verbatim(p: Probe) -> Outcome:
 @case(
     "prompt.list", "prompt", law="2", says="a list is the same as the separate requests", needs=("temperature.greedy",)
 )
-async def prompt_list(p: Probe) -> Outcome:
-    prompts, fields = [PROMPT, OTHER], {"max_tokens": 4, **await p.telling()}
+async def prompt_list(p: Probe) -> Judgement:
+    prompts, fields = [PROMPT, ANOTHER], {"max_tokens": 4, **await p.telling()}
     alone = [(await p.complete(prompt=prompt, **fields)).text for prompt in prompts]
     for order in (prompts, prompts[::-1]):
         answer = await p.complete(prompt=order, **fields)
@@ -64,8 +62,8 @@ async def prompt_list(p: Probe) -> Outcome:
     says="with a seed, element j of a list gives what it gives alone, and equal elements give equal choices",
     needs=("prompt.list", "seed.repeats"),
 )
-async def prompt_list_seeded(p: Probe) -> Outcome:
-    prompts = [PROMPT, OTHER, OTHER]
+async def prompt_list_seeded(p: Probe) -> Judgement:
+    prompts = [PROMPT, ANOTHER, ANOTHER]
     fields = {"max_tokens": 10, "temperature": 1.0, "seed": 5, **await p.telling()}
     alone = [(await p.complete(prompt=prompt, **fields)).text for prompt in prompts[:2]]
     together = (await p.complete(prompt=prompts, **fields)).texts
@@ -75,7 +73,7 @@ async def prompt_list_seeded(p: Probe) -> Outcome:
 
 
 @case("prompt.list_of_ids", "prompt", law="2", says="a prompt may be a list of lists of ids", needs=("prompt.ids",))
-async def prompt_list_of_ids(p: Probe) -> Outcome:
+async def prompt_list_of_ids(p: Probe) -> Judgement:
     a, b = await p.forced_tokens(2)
     prompts = [[a.id, b.id, a.id], [b.id]]
     alone = [(await p.complete(prompt=prompt, max_tokens=4)).text for prompt in prompts]
@@ -88,7 +86,7 @@ async def prompt_list_of_ids(p: Probe) -> Outcome:
 @case(
     "prompt.empty", "prompt", law="2", says='"" and null are the beginning of a document', needs=("temperature.greedy",)
 )
-async def prompt_empty(p: Probe) -> Outcome:
+async def prompt_empty(p: Probe) -> Judgement:
     fields = await p.telling()
     answers = [await p.complete(prompt=prompt, max_tokens=4, **fields) for prompt in ("", None)]
     if answers[0].text != answers[1].text:
@@ -106,10 +104,10 @@ async def prompt_empty(p: Probe) -> Outcome:
     says="a larger max_tokens continues the same text",
     needs=("max_tokens.accepted", "temperature.greedy"),
 )
-async def max_tokens_bounds(p: Probe) -> Outcome:
+async def max_tokens_bounds(p: Probe) -> Judgement:
     """A model may end every text at once, and its tokens may have no text: then another prompt is tried, and tokens
     that a bias makes it choose, until one and eight tokens differ in something."""
-    tries: list[dict[str, Any]] = [{}, {"prompt": OTHER}]
+    tries: list[dict[str, Any]] = [{}, {"prompt": ANOTHER}]
     tries += [{"logit_bias": {str(v): 100}} for v in (97, 98, 300, 400, 66)]
     for fields in tries:
         try:
@@ -118,13 +116,13 @@ async def max_tokens_bounds(p: Probe) -> Outcome:
             if "logit_bias" in fields:  # none of this server's, or no id of this vocabulary
                 continue
             raise
-        outcome = _bounded(one, eight)
-        if outcome is not None:
-            return outcome
+        judgement = _bounded(one, eight)
+        if judgement is not None:
+            return judgement
     return unclear("this model ends every text at once, so that 1 and 8 tokens are the same")
 
 
-def _bounded(one: Answer, eight: Answer) -> Outcome | None:
+def _bounded(one: SoundAnswer, eight: SoundAnswer) -> Judgement | None:
     """What answers of at most 1 and 8 tokens tell; None where the model ended both by itself."""
     if not eight.text.startswith(one.text.rstrip("\ufffd")):  # which the next token may make a character of
         return wrong("8 tokens do not begin with the text of 1", one=one.text, eight=eight.text)
@@ -145,7 +143,7 @@ def _bounded(one: Answer, eight: Answer) -> Outcome | None:
     says="exactly max_tokens are sampled where nothing ends the text sooner",
     needs=("max_tokens.bounds", "logit_bias.forces"),
 )
-async def max_tokens_exact(p: Probe) -> Outcome:
+async def max_tokens_exact(p: Probe) -> Judgement:
     token = (await p.forced_tokens(1))[0]
     for k in (1, 5):
         answer = await p.complete(logit_bias={str(token.id): 100}, max_tokens=k)
@@ -163,7 +161,7 @@ async def max_tokens_exact(p: Probe) -> Outcome:
     says="finish_reason is length where max_tokens ends the text",
     needs=("max_tokens.exact",),
 )
-async def finish_reason_length(p: Probe) -> Outcome:
+async def finish_reason_length(p: Probe) -> Judgement:
     token = (await p.forced_tokens(1))[0]
     reason = (await p.complete(logit_bias={str(token.id): 100}, max_tokens=2)).finish_reason
     return honoured("length") if reason == "length" else wrong(f"it is {reason!r}")
@@ -176,7 +174,7 @@ async def finish_reason_length(p: Probe) -> Outcome:
     says="finish_reason is stop where a stop string ends the text, on the last allowed token too",
     needs=("stop.cuts",),
 )
-async def finish_reason_stop(p: Probe) -> Outcome:
+async def finish_reason_stop(p: Probe) -> Judgement:
     token = (await p.forced_tokens(1))[0]
     for most in (4, 1):
         answer = await p.complete(logit_bias={str(token.id): 100}, max_tokens=most, stop=token.text)
@@ -192,7 +190,7 @@ async def finish_reason_stop(p: Probe) -> Outcome:
     says="without max_tokens 16 are sampled",
     needs=("max_tokens.exact", "stop.over_tokens"),
 )
-async def max_tokens_default(p: Probe) -> Outcome:
+async def max_tokens_default(p: Probe) -> Judgement:
     """With a stop string after 20, since a server could have no bound but its context."""
     token = (await p.forced_tokens(1))[0]
     answer = await p.complete(logit_bias={str(token.id): 100}, max_tokens=ABSENT, stop=token.text * 20)
@@ -213,7 +211,7 @@ async def max_tokens_default(p: Probe) -> Outcome:
         "max_tokens.bounds",
     ),
 )
-async def max_tokens_zero(p: Probe) -> Outcome:
+async def max_tokens_zero(p: Probe) -> Judgement:
     answer = await p.complete(max_tokens=0, **await p.telling())
     if answer.text:
         return wrong(f"max_tokens 0 gives the text {answer.text!r:.60}")
@@ -228,7 +226,7 @@ async def max_tokens_zero(p: Probe) -> Outcome:
     needs=("max_tokens.accepted",),
     follows="max_tokens.bounds",
 )
-async def max_tokens_never_clamped(p: Probe) -> Outcome:
+async def max_tokens_never_clamped(p: Probe) -> Judgement:
     """Streamed, and left after two events: a server that cuts in silence could send its whole context."""
     exchange = await p.send(p.body(max_tokens=10_000_000, stream=True), cost=64, first_events=2)
     if exchange.status == 200 and not says_error(exchange):
@@ -253,13 +251,13 @@ def cut(text: str, stops: list[str]) -> str | None:
     return None
 
 
-async def _stops(p: Probe, token: Forced, stop: Any, tokens: int = 8) -> Outcome | None:
+async def _stops(p: Probe, token: Forced, stop: Any, tokens: int = 8) -> Judgement | None:
     """None if the answer is the law's for a forced token under these stop strings."""
     answer = await p.complete(logit_bias={str(token.id): 100}, max_tokens=tokens, stop=stop)
     return _ended(answer, token.text * tokens, stop)
 
 
-def _ended(answer: Answer, whole_text: str, stop: Any) -> Outcome | None:
+def _ended(answer: SoundAnswer, whole_text: str, stop: Any) -> Judgement | None:
     """None if a text that is `whole_text` without stop strings ends with these as the law has it."""
     expected = cut(whole_text, [stop] if isinstance(stop, str) else list(stop))
     shown = json.dumps(stop)
@@ -277,7 +275,7 @@ def _ended(answer: Answer, whole_text: str, stop: Any) -> Outcome | None:
     says="a completion ends where a stop string is complete, and is cut before it",
     needs=("stop.accepted", "max_tokens.exact"),
 )
-async def stop_cuts(p: Probe) -> Outcome:
+async def stop_cuts(p: Probe) -> Judgement:
     for token in await p.forced_tokens(2):
         for stop in (token.text, [token.text[-1]]):
             fault = await _stops(p, token, stop, tokens=3)
@@ -293,7 +291,7 @@ async def stop_cuts(p: Probe) -> Outcome:
     says="a stop string may begin in one token and end in another",
     needs=("stop.cuts",),
 )
-async def stop_over_tokens(p: Probe) -> Outcome:
+async def stop_over_tokens(p: Probe) -> Judgement:
     token = (await p.forced_tokens(1))[0]
     for length in (2, 3):
         text = token.text * 4
@@ -314,7 +312,7 @@ async def stop_over_tokens(p: Probe) -> Outcome:
     says="the match with the earliest end wins, then that with the earliest start",
     needs=("stop.over_tokens",),
 )
-async def stop_earliest(p: Probe) -> Outcome:
+async def stop_earliest(p: Probe) -> Judgement:
     token = (await p.forced_tokens(1))[0]
     text = token.text * 8
     last = len(token.text) * 2
@@ -345,7 +343,7 @@ async def stop_earliest(p: Probe) -> Outcome:
     says="a match neither lies in the prompt nor reaches across its end",
     needs=("stop.cuts",),
 )
-async def stop_not_in_the_prompt(p: Probe) -> Outcome:
+async def stop_not_in_the_prompt(p: Probe) -> Judgement:
     token = (await p.forced_tokens(1))[0]
     for stop in (PROMPT[-1] + token.text[0], PROMPT[4:9]):
         fault = await _stops(p, token, stop, tokens=2)
@@ -355,7 +353,7 @@ async def stop_not_in_the_prompt(p: Probe) -> Outcome:
 
 
 @case("stop.empty", "stop", law="1", says='stop "" and [] mean none', needs=("stop.cuts",))
-async def stop_empty(p: Probe) -> Outcome:
+async def stop_empty(p: Probe) -> Judgement:
     token = (await p.forced_tokens(1))[0]
     nothing: tuple[Any, ...] = ("", [], None)
     for stop in nothing:
@@ -372,7 +370,7 @@ async def stop_empty(p: Probe) -> Outcome:
     says="only the text is cut: tokens that the cut hides are counted",
     needs=("stop.over_tokens", "usage.counts_tokens"),
 )
-async def stop_counts_the_cut(p: Probe) -> Outcome:
+async def stop_counts_the_cut(p: Probe) -> Judgement:
     token = (await p.forced_tokens(1))[0]
     answer = await p.complete(logit_bias={str(token.id): 100}, max_tokens=8, stop=token.text * 3)
     if answer.completion_tokens != 3:
@@ -390,7 +388,7 @@ async def stop_counts_the_cut(p: Probe) -> Outcome:
     says="a suffix is filled in before, or refused by name, never ignored",
     needs=("temperature.greedy",),
 )
-async def suffix_honoured_or_refused(p: Probe) -> Outcome:
+async def suffix_honoured_or_refused(p: Probe) -> Judgement:
     suffix = " and they all went home."
     plain = await p.complete(max_tokens=8)
     exchange = await p.send(p.body(max_tokens=8, suffix=suffix))
@@ -408,7 +406,7 @@ async def suffix_honoured_or_refused(p: Probe) -> Outcome:
 
 
 @case("suffix.empty", "suffix", law="9", says='suffix "" and null have no effect', needs=("temperature.greedy",))
-async def suffix_empty(p: Probe) -> Outcome:
+async def suffix_empty(p: Probe) -> Judgement:
     fields = await p.telling()
     plain = (await p.complete(max_tokens=4, **fields)).text
     for suffix in ("", None):
@@ -425,7 +423,7 @@ async def suffix_empty(p: Probe) -> Outcome:
     says="a suffix with echo, or with a prompt of ids, is refused by name",
     needs=("echo.text", "suffix.honoured_or_refused", "echo.accepted", "prompt.ids"),
 )
-async def suffix_not_with_echo(p: Probe) -> Outcome:
+async def suffix_not_with_echo(p: Probe) -> Judgement:
     a, b = await p.forced_tokens(2)
     for fields in ({"echo": True}, {"prompt": [a.id, b.id]}):
         exchange = await p.send(p.body(suffix=" end", **fields))
@@ -437,7 +435,7 @@ async def suffix_not_with_echo(p: Probe) -> Outcome:
 
 
 @case("user.no_effect", "user", law="1", says="user has no effect", needs=("user.accepted", "temperature.greedy"))
-async def user_no_effect(p: Probe) -> Outcome:
+async def user_no_effect(p: Probe) -> Judgement:
     fields = await p.telling()
     texts = {(await p.complete(max_tokens=4, user=user, **fields)).text for user in ("a", "somebody else", None)}
     return honoured("the same text for two users and none") if len(texts) == 1 else wrong("the text changes with user")

@@ -7,56 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gnomon.http.cli.console import as_utf8
 from gnomon.http.verify.ask.safe import Secret, line
-from gnomon.http.verify.report.report import SCHEMA, VERSION, Report
+from gnomon.http.verify.options import file_name
+from gnomon.http.verify.report.changes import Change, Changes
+from gnomon.http.verify.report.report import REPORT_VERSION, SCHEMA, Report
 from gnomon.http.verify.verdict import Verdict
 from gnomon.reference.system.files import read_regular
 
-MOST_BYTES = 64 * 2**20
+MOST_REPORT_BYTES = 64 * 2**20
 
 
 class NoReport(Exception):
     """A file that is no report of ours; the words are for the user."""
-
-
-class Change(NamedTuple):
-    """A case whose verdict is another one; None where one of the reports has no such case."""
-
-    case: str
-    before: str | None
-    now: str | None
-    reason: str
-
-
-class Changes(NamedTuple):
-    """What changed since an earlier report. notes: what else differs, so that a reader does not blame the server."""
-
-    file: str
-    date: str
-    notes: tuple[str, ...]
-    new_findings: tuple[Change, ...]
-    mended: tuple[Change, ...]
-    changed: tuple[Change, ...]
-    added: tuple[Change, ...]
-    gone: tuple[Change, ...]
-
-    def json(self) -> dict[str, Any]:
-        kinds = {kind: [change._asdict() for change in getattr(self, kind)] for kind in TITLES}
-        return {"file": self.file, "date": self.date, "notes": list(self.notes), **kinds}
-
-    @property
-    def any(self) -> bool:
-        return any(getattr(self, kind) for kind in TITLES)
-
-
-TITLES: Mapping[str, str] = {
-    "new_findings": "new findings",
-    "mended": "mended",
-    "changed": "other changes of the verdict",
-    "added": "cases that the earlier report does not have",
-    "gone": "cases that only the earlier report has",
-}
 
 
 class Earlier(NamedTuple):
@@ -68,20 +30,21 @@ class Earlier(NamedTuple):
     reasons: Mapping[str, str]
 
 
-def read(file: str) -> Earlier:
+def read_report(file: str) -> Earlier:
     """Raises NoReport."""
-    path, file = Path(file), as_utf8(file)
+    path, file = Path(file), file_name(file)
     try:
-        value = json.loads(read_regular(path, MOST_BYTES))
+        value = json.loads(read_regular(path, MOST_REPORT_BYTES))
     except OSError as error:
         raise NoReport(f"--baseline: {file!r}: {error.strerror}") from None
     except (ValueError, RecursionError):
         raise NoReport(f"--baseline: {file!r} is no JSON; give a file that --json has written") from None
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         raise NoReport(f"--baseline: {file!r} is no report of gnomon verify; give a file that --json has written")
-    if value.get("version") != VERSION:
+    if value.get("version") != REPORT_VERSION:
         raise NoReport(
-            f"--baseline: {file!r} is a report of version {value.get('version')!r:.20}; this gnomon reads {VERSION}"
+            f"--baseline: {file!r} is a report of version {value.get('version')!r:.20}; "
+            f"this gnomon reads {REPORT_VERSION}"
         )
     try:
         found = [*value["findings"], *(entry for section in value["sections"] for entry in section["findings"])]
@@ -92,7 +55,7 @@ def read(file: str) -> Earlier:
     return Earlier(file, value, verdicts, reasons)
 
 
-def compare(earlier: Earlier, report: Report, chosen: Sequence[str]) -> Changes:
+def changes_since(earlier: Earlier, report: Report, chosen: Sequence[str]) -> Changes:
     """chosen: names of the cases that this run was to judge; others of the earlier report are left out of account if
     this run was restricted to some."""
     now = {entry.case: entry for entry in report.all_entries}

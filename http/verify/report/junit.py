@@ -11,10 +11,10 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from gnomon.http.verify.report.report import Entry, Report, by_group
+from gnomon.http.verify.report.report import Report, ReportedFinding, by_group
 from gnomon.http.verify.verdict import Verdict
 
-FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What no XML document can have, not even escaped."""
 
 
@@ -38,7 +38,7 @@ def junit(report: Report) -> bytes:
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
 
 
-def _suite(root: ElementTree.Element, report: Report, name: str, entries: Sequence[Entry]) -> None:
+def _suite(root: ElementTree.Element, report: Report, name: str, entries: Sequence[ReportedFinding]) -> None:
     if not entries:
         return
     failures = sum(report.counts(entry) for entry in entries)
@@ -65,10 +65,10 @@ def _suite(root: ElementTree.Element, report: Report, name: str, entries: Sequen
             name=_legal(f"{entry.case}: {entry.says}"),
             time=f"{entry.seconds:.3f}",
         )
-        _outcome(case, report, entry)
+        _judgement(case, report, entry)
 
 
-def _outcome(case: ElementTree.Element, report: Report, entry: Entry) -> None:
+def _judgement(case: ElementTree.Element, report: Report, entry: ReportedFinding) -> None:
     reason = _legal(entry.reason)
     if report.counts(entry):
         failure = ElementTree.SubElement(case, "failure", type=str(entry.verdict), message=reason)
@@ -82,7 +82,7 @@ def _outcome(case: ElementTree.Element, report: Report, entry: Entry) -> None:
         ElementTree.SubElement(case, "system-out").text = f"refused: {reason}"
 
 
-def _details(report: Report, entry: Entry) -> str:
+def _details(report: Report, entry: ReportedFinding) -> str:
     lines = [f"{entry.verdict}: {entry.reason}", f"law: {report.law.section(entry.law)}"]
     if entry.documented is not None:
         lines.append(f"documented: {entry.documented.reason} ({entry.documented.source})")
@@ -92,4 +92,4 @@ def _details(report: Report, entry: Entry) -> str:
 
 
 def _legal(text: str) -> str:
-    return FORBIDDEN.sub("", text)
+    return NOT_IN_XML.sub("", text)

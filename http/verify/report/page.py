@@ -11,9 +11,9 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from gnomon.http.verify.ask.safe import visible
-from gnomon.http.verify.report.baseline import TITLES, Changes
-from gnomon.http.verify.report.report import Entry, Part, Report, Root, Table, by_group, counted
+from gnomon.http.verify.ask.safe import escaped
+from gnomon.http.verify.report.changes import TITLES, Changes
+from gnomon.http.verify.report.report import Part, Report, ReportedFinding, Root, Table, by_group, counted
 from gnomon.http.verify.verdict import Verdict
 
 MEANINGS = {
@@ -23,7 +23,7 @@ MEANINGS = {
     Verdict.wrong: "The field has an effect, and another one; or there is no sound answer.",
     Verdict.unclear: "It cannot be told on this model or server, for the reason given.",
 }
-OPENED = (Verdict.ignored, Verdict.wrong)
+OPEN_VERDICTS = (Verdict.ignored, Verdict.wrong)
 
 
 def page(report: Report) -> str:
@@ -43,7 +43,7 @@ def page(report: Report) -> str:
 
 
 def _text(text: str) -> str:
-    return escape(visible(text, keep="\n"), quote=True)
+    return escape(escaped(text, keep="\n"), quote=True)
 
 
 def _head(report: Report) -> str:
@@ -153,7 +153,7 @@ def _untold(report: Report) -> str:
     )
 
 
-def _group(report: Report, name: str, entries: Sequence[Entry]) -> str:
+def _group(report: Report, name: str, entries: Sequence[ReportedFinding]) -> str:
     """What is honoured or refused of a group; the heading counts all of it."""
     kept = [entry for entry in entries if not entry.is_finding and entry.verdict is not Verdict.unclear]
     if not kept:
@@ -165,7 +165,7 @@ def _group(report: Report, name: str, entries: Sequence[Entry]) -> str:
     )
 
 
-def _case(report: Report, entry: Entry, followers: str = "", closed: bool = False) -> str:
+def _case(report: Report, entry: ReportedFinding, followers: str = "", closed: bool = False) -> str:
     tags = ""
     if entry.documented is not None:
         tags += '<span class="tag">documented</span>'
@@ -186,7 +186,7 @@ def _case(report: Report, entry: Entry, followers: str = "", closed: bool = Fals
         short = json.dumps(entry.evidence, ensure_ascii=False)
         long = json.dumps(entry.evidence, ensure_ascii=False, indent=2)
         evidence = f"<pre>{_text(short if len(short) <= 160 else long)}</pre>"
-    verdict, opened = entry.verdict, " open" if entry.verdict in OPENED and not closed else ""
+    verdict, opened = entry.verdict, " open" if entry.verdict in OPEN_VERDICTS and not closed else ""
     return (
         f'<details class="case {verdict}"{opened}><summary><span class="verdict {verdict}">{verdict}</span>'
         f'<span class="says">{_text(entry.says)}{tags}</span>'
@@ -199,7 +199,7 @@ def _number(count: int, word: str) -> str:
     return f"{count:,} {word}" + ("" if count == 1 else "s")
 
 
-def _curl(entry: Entry) -> str:
+def _curl(entry: ReportedFinding) -> str:
     if not entry.curl:
         return ""
     last = f"<pre>{_text(entry.curl[-1])}</pre>"

@@ -19,18 +19,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from gnomon.http.verify.ask.safe import Secret, line, plain, visible
+from gnomon.http.verify.ask.probe import Subject
+from gnomon.http.verify.ask.safe import Secret, escaped, line, plain
+from gnomon.http.verify.report.changes import Changes
 from gnomon.http.verify.report.profiles import Documented, ProfileName, documented
 from gnomon.http.verify.verdict import Case, Finding, Verdict
 
-if TYPE_CHECKING:
-    from gnomon.http.verify.ask.probe import Subject
-    from gnomon.http.verify.report.baseline import Changes
-
 SCHEMA = "gnomon-verify-report"
-VERSION = 1
+REPORT_VERSION = 1
 MOST_CURL = 12
 
 
@@ -58,7 +56,7 @@ class MakeSection(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ReportedFinding:
     """One finding, fit to be shown. curl: what was sent, in order; the last one shows the matter · root: the case
     whose fault it shows, if that is another one · fault: what that is, where several cases can see it."""
 
@@ -80,8 +78,8 @@ class Entry:
     seconds: float
 
     @classmethod
-    def of(cls, finding: Finding, secret: Secret, profile: ProfileName | None) -> Entry:
-        case, outcome = finding.case, finding.outcome
+    def of(cls, finding: Finding, secret: Secret, profile: ProfileName | None) -> ReportedFinding:
+        case, judgement = finding.case, finding.judgement
         lines = list(dict.fromkeys(reversed([exchange.curl() for exchange in finding.exchanges])))[:MOST_CURL]
         return cls(
             case.name,
@@ -90,13 +88,13 @@ class Entry:
             case.law,
             case.says,
             case.odds,
-            outcome.verdict,
-            line(outcome.reason, secret),
-            plain(outcome.evidence, secret),
+            judgement.verdict,
+            line(judgement.reason, secret),
+            plain(judgement.evidence, secret),
             finding.root,
-            None if outcome.fault is None else outcome.fault.says,
-            documented(profile, case.name, outcome.verdict),
-            tuple(visible(secret.out_of(command), keep="\n") for command in reversed(lines)),
+            None if judgement.fault is None else judgement.fault.says,
+            documented(profile, case.name, judgement.verdict),
+            tuple(escaped(secret.out_of(command), keep="\n") for command in reversed(lines)),
             len(finding.exchanges),
             finding.tokens,
             round(finding.seconds, 3),
@@ -120,9 +118,9 @@ class Root(NamedTuple):
     """A finding that follows from no other of the report. also: findings that follow from it · untold: cases that it
     keeps from being told."""
 
-    entry: Entry
-    also: tuple[Entry, ...]
-    untold: tuple[Entry, ...]
+    entry: ReportedFinding
+    also: tuple[ReportedFinding, ...]
+    untold: tuple[ReportedFinding, ...]
 
     @property
     def shares_fault(self) -> bool:
@@ -134,7 +132,7 @@ class Part(NamedTuple):
     """A section, fit to be shown."""
 
     title: str
-    entries: tuple[Entry, ...]
+    entries: tuple[ReportedFinding, ...]
     tables: tuple[Table, ...]
     notes: tuple[str, ...]
 
@@ -173,7 +171,7 @@ class Report:
     date: str
     law: Law
     options: Mapping[str, Any]
-    entries: tuple[Entry, ...]
+    entries: tuple[ReportedFinding, ...]
     parts: tuple[Part, ...]
     cost: Cost
     ended: str | None = None
@@ -181,7 +179,7 @@ class Report:
     changes: Changes | None = None
 
     @property
-    def all_entries(self) -> tuple[Entry, ...]:
+    def all_entries(self) -> tuple[ReportedFinding, ...]:
         return (*self.entries, *(entry for part in self.parts for entry in part.entries))
 
     @property
@@ -200,13 +198,13 @@ class Report:
         return tuple(sorted(roots, key=lambda root: -len(root.also) - len(root.untold)))
 
     @property
-    def untold(self) -> tuple[Entry, ...]:
+    def untold(self) -> tuple[ReportedFinding, ...]:
         return tuple(entry for entry in self.entries if entry.verdict is Verdict.unclear)
 
-    def untold_by_reason(self) -> list[tuple[str, list[Entry]]]:
+    def untold_by_reason(self) -> list[tuple[str, list[ReportedFinding]]]:
         """The unclear cases by what they have in common, the largest group first: a root of the report, or words."""
         roots = {entry.case: entry for entry in self.entries}
-        groups: dict[str, list[Entry]] = {}
+        groups: dict[str, list[ReportedFinding]] = {}
         for entry in self.untold:
             root = roots.get(entry.root or "")
             why = entry.reason
@@ -244,7 +242,7 @@ class Report:
             return 2
         return int(any(self.counts(entry) for entry in self.all_entries))
 
-    def counts(self, entry: Entry) -> bool:
+    def counts(self, entry: ReportedFinding) -> bool:
         """Whether it makes the exit code 1. A documented deviation does, unless it was said to be accepted: that a
         vendor knows of it helps no client that relies on the law."""
         accepted = entry.documented is not None and bool(self.options.get("accept_documented"))
@@ -253,7 +251,7 @@ class Report:
     def json(self) -> dict[str, Any]:
         return {
             "schema": SCHEMA,
-            "version": VERSION,
+            "version": REPORT_VERSION,
             "server": {"url": self.url, "model": self.model},
             "date": self.date,
             "gnomon": self.gnomon,
@@ -290,7 +288,7 @@ def part(section: Section, secret: Secret, profile: ProfileName | None) -> Part:
 
     return Part(
         clean(section.title),
-        tuple(Entry.of(finding, secret, profile) for finding in section.findings),
+        tuple(ReportedFinding.of(finding, secret, profile) for finding in section.findings),
         tuple(
             Table(
                 clean(table.title),
@@ -303,15 +301,15 @@ def part(section: Section, secret: Secret, profile: ProfileName | None) -> Part:
     )
 
 
-def by_group(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+def by_group(entries: Iterable[ReportedFinding]) -> dict[str, list[ReportedFinding]]:
     """The entries of each group, groups in the order of their first."""
-    groups: dict[str, list[Entry]] = {}
+    groups: dict[str, list[ReportedFinding]] = {}
     for entry in entries:
         groups.setdefault(entry.group, []).append(entry)
     return groups
 
 
-def counted(entries: Sequence[Entry]) -> str:
+def counted(entries: Sequence[ReportedFinding]) -> str:
     """How many of each verdict, in words: “3 honoured, 1 wrong”."""
     counts = Counter(entry.verdict for entry in entries)
     return ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])

@@ -16,9 +16,9 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
-from gnomon.http.verify.ask.safe import visible
-from gnomon.http.verify.report.baseline import TITLES, Changes
-from gnomon.http.verify.report.report import Entry, Law, Part, Report, Root, by_group, counted
+from gnomon.http.verify.ask.safe import escaped
+from gnomon.http.verify.report.changes import TITLES, Changes
+from gnomon.http.verify.report.report import Law, Part, Report, ReportedFinding, Root, by_group, counted
 from gnomon.http.verify.verdict import Case, Verdict
 
 STYLES = {
@@ -35,7 +35,7 @@ SHORT = 12
 """Cells of a table that are no longer stay on a line."""
 
 
-def show(report: Report, console: Console, verbose: bool = False, findings: bool = False) -> None:
+def show_report(report: Report, console: Console, verbose: bool = False, findings: bool = False) -> None:
     """Prints it all. verbose: with the reason, the evidence and the command of every case · findings: and nothing
     else."""
     _head(report, console)
@@ -123,21 +123,21 @@ def _untold(report: Report, console: Console, verbose: bool) -> None:
                 _entry(report, entry, console, verbose)
 
 
-def _entries(report: Report, entries: Sequence[Entry], console: Console, verbose: bool) -> None:
+def _entries(report: Report, entries: Sequence[ReportedFinding], console: Console, verbose: bool) -> None:
     for group, found in by_group(entries).items():
         _print(console, Text.assemble("\n", (group, "bold"), (f"  {counted(found)}", "dim")))
         for entry in found:
             _entry(report, entry, console, verbose)
 
 
-def word(entry: Entry) -> str:
+def verdict_word(entry: ReportedFinding) -> str:
     """The verdict as it is printed: in capitals where it is a finding."""
     return str(entry.verdict).upper() if entry.is_finding else str(entry.verdict)
 
 
-def _entry(report: Report, entry: Entry, console: Console, verbose: bool) -> None:
+def _entry(report: Report, entry: ReportedFinding, console: Console, verbose: bool) -> None:
     kept = entry.verdict is Verdict.honoured
-    _row(console, Text(entry.says), Text(word(entry), STYLES[entry.verdict]))
+    _row(console, Text(entry.says), Text(verdict_word(entry), STYLES[entry.verdict]))
     if verbose or not kept:
         _row(console, Text(entry.reason, "" if entry.is_finding else "dim"))
     if entry.documented is not None:
@@ -146,7 +146,7 @@ def _entry(report: Report, entry: Entry, console: Console, verbose: bool) -> Non
     if verbose and entry.odds:
         _row(console, Text(f"odds against a server that keeps the law: {entry.odds}", "dim"))
     if verbose and entry.evidence:
-        _row(console, Text(visible(json.dumps(entry.evidence, ensure_ascii=False)), "dim"))
+        _row(console, Text(escaped(json.dumps(entry.evidence, ensure_ascii=False)), "dim"))
     if verbose or not kept:
         number = f"; the last of {entry.requests} requests" if entry.curl and entry.requests > 1 else ""
         _row(console, Text(f"{entry.case}, law {report.law.section(entry.law)}{number}", "dim"))

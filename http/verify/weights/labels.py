@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from gnomon.http.verify.ask.probe import Lists
+from gnomon.http.verify.ask.answer import Lists
 from gnomon.reference.tokenizer import Tokenizer
 
 UNKNOWN = "\ufffd"
@@ -37,12 +37,12 @@ class Listed(NamedTuple):
     data: bytes | None = None
 
 
-class Place(NamedTuple):
+class LabelledPlace(NamedTuple):
     token: Listed
     top: tuple[Listed, ...]
 
 
-def places_of(choice: Mapping[str, Any]) -> list[Place] | None:
+def places_of(choice: Mapping[str, Any]) -> list[LabelledPlace] | None:
     """None where there are no log-probabilities that can be read."""
     value = choice.get("logprobs")
     lists = Lists.read(value)
@@ -50,14 +50,16 @@ def places_of(choice: Mapping[str, Any]) -> list[Place] | None:
         if not len(lists.tokens) == len(lists.token_logprobs) == len(lists.top_logprobs):
             return None
         return [
-            Place(Listed(str(label), _number(lp)), _entries(top))
+            LabelledPlace(Listed(str(label), _number(lp)), _entries(top))
             for label, lp, top in zip(lists.tokens, lists.token_logprobs, lists.top_logprobs, strict=True)
         ]
     content = value.get("content") if isinstance(value, dict) else None
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
         return None
     return [
-        Place(_listed(entry), tuple(_listed(one) for one in entry.get("top_logprobs") or [] if isinstance(one, dict)))
+        LabelledPlace(
+            _listed(entry), tuple(_listed(one) for one in entry.get("top_logprobs") or [] if isinstance(one, dict))
+        )
         for entry in content
     ]
 
@@ -81,7 +83,7 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-class Names:
+class TokenNames:
     """Label → ids, for every style."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -99,7 +101,7 @@ class Names:
             shown = tokenizer.prompt_bytes(v)
             if data:
                 self._bytes.setdefault(data, []).append(v)
-            if is_text(shown):
+            if decodes(shown):
                 text = shown.decode()
                 self._texts.setdefault(text, []).append(v)
                 for bare in {text, text.removeprefix(" ")} - {""}:
@@ -131,16 +133,16 @@ class Names:
 
     def is_fragment(self, v: int) -> bool:
         """Whether the id stands for bytes that are no text by themselves."""
-        return not is_text(self.tokenizer.prompt_bytes(v))
+        return not decodes(self.tokenizer.prompt_bytes(v))
 
     def fragments(self, data: bytes, at: int) -> Iterator[int]:
         """Ids whose bytes come next in `data` and are no text by themselves."""
         for size in range(1, min(len(data) - at, 16) + 1):
             piece = data[at : at + size]
-            if not is_text(piece):
+            if not decodes(piece):
                 yield from self._bytes.get(piece, ())
 
-    def style(self, answers: Sequence[tuple[list[Place], str]]) -> Style:
+    def style(self, answers: Sequence[tuple[list[LabelledPlace], str]]) -> Style:
         """The style in which most choices spell their text, then most labels are known; the earlier one on a tie. Only
         a server that calls a token as none but the law does is taken to keep to it where texts are ambiguous."""
         labels = [one for places, _ in answers for place in places for one in (place.token, *place.top)]
@@ -155,7 +157,7 @@ class Names:
 
 
 def trace_ids(
-    names: Names, places: Sequence[Place], text: str, style: Style, ends: frozenset[int]
+    names: TokenNames, places: Sequence[LabelledPlace], text: str, style: Style, ends: frozenset[int]
 ) -> tuple[int | None, ...]:
     """The ids of a choice's tokens: those that its labels and its text admit; None where these admit several.
 
@@ -170,7 +172,7 @@ def trace_ids(
 
 
 def _spelled(
-    names: Names, places: Sequence[Place], data: bytes, style: Style, ends: frozenset[int]
+    names: TokenNames, places: Sequence[LabelledPlace], data: bytes, style: Style, ends: frozenset[int]
 ) -> list[tuple[int, ...]]:
     """Every way in which the tokens make up the text."""
     tokenizer = names.tokenizer
@@ -195,7 +197,7 @@ def _spelled(
     return [ids for at, ids in paths if at == len(data)]
 
 
-def is_text(data: bytes) -> bool:
+def decodes(data: bytes) -> bool:
     try:
         return bool(data.decode())
     except UnicodeDecodeError:

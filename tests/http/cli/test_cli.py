@@ -23,7 +23,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gnomon.http.cli.commands import ROWS, main, show
+from gnomon.http.cli.complete import print_choices
+from gnomon.http.cli.model import JaxOptions
+from gnomon.http.cli.serve import SERVE_ROWS
 from gnomon.http.settings import LIMITS, TIMES, AuthMode
 from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.completion import EngineFailed, Run, prepare
@@ -31,6 +33,7 @@ from gnomon.reference.engine import ReferenceEngine
 from gnomon.reference.request import FIELDS, CompletionRequest, Field
 from gnomon.reference.response import Choice, Completion
 from gnomon.reference.tokenizer import load_tokenizer
+from helpers.command import COMMAND, Gnomon, Result
 from helpers.fake import EOT
 from helpers.live import eventually
 from helpers.models import tiny_llama
@@ -46,34 +49,6 @@ JAX_OPTIONS = (
     ["--cache-dir", "cache"],
 )
 NO_END = json.dumps({EOT: -100})
-COMMAND = (sys.executable, "-c", "from gnomon.http.cli.main import main; main()")
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=4096)
-
-
-Gnomon = Callable[..., Result]
-
-
-@pytest.fixture
-def gnomon(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Gnomon:
-    def run(*arguments: object, stdin: bytes = b"") -> Result:
-        monkeypatch.setattr(sys, "argv", ["gnomon", *map(str, arguments)])
-        monkeypatch.setattr("logging.config.dictConfig", lambda config: None)  # this process logs to pytest
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as exit:
-            main()
-        return Result(exit.value.code or 0, *capsys.readouterr())  # type: ignore[arg-type]
-
-    return run
 
 
 def check_one_line(result: Result, code: int, beginning: str) -> None:
@@ -88,7 +63,7 @@ def check_one_line(result: Result, code: int, beginning: str) -> None:
 
 def test_help_needs_no_server_and_never_jax() -> None:
     script = (
-        "import sys\nfrom gnomon.http.cli.commands import main\n"
+        "import sys\nfrom gnomon.http.cli.main import main\n"
         "for arguments in (['--help'], ['serve', '--help'], ['complete', '--help'], ['--version']):\n"
         "    sys.argv[1:] = arguments\n"
         "    try: main()\n"
@@ -273,7 +248,7 @@ def test_text_is_on_its_way_before_the_next_piece_is_asked_for(monkeypatch: pyte
         yield chunk(2, "")
         yield chunk(2, "y", "stop")
 
-    show(chunks(), 3)
+    print_choices(chunks(), 3)
     assert pipe.getvalue().endswith(b"--- choice 2 ---\ny\n")
 
 
@@ -357,12 +332,12 @@ class Told:
             sys.stderr.flush()
             sys.meta_path.remove(self)
 sys.meta_path.insert(0, Told())
-from gnomon.http.cli.commands import main
+from gnomon.http.cli.main import main
 main()
 """
 
 
-@pytest.mark.parametrize("command", ["serve", "doctor"])
+@pytest.mark.parametrize("command", ["serve", pytest.param("doctor", marks=pytest.mark.slow)])
 def test_the_first_line_comes_before_jax_is_imported(command: str) -> None:
     """Importing it takes seconds. JAX_PLATFORMS ends the start there."""
     others = {name: value for name, value in os.environ.items() if not name.startswith("GNOMON_")}
@@ -477,7 +452,7 @@ def test_the_servers_options_are_carried_out(model: Path) -> None:
 LONG = {"model": "tiny", "prompt": "a", "max_tokens": 4000, "stream": True, "logit_bias": {EOT: -100}}
 
 
-@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sig", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_second_signal_ends_a_stream_now_and_properly(model: Path, sig: signal.Signals) -> None:
     with serve(model, "--port", 0, "--engine", "reference") as server:
         with httpx.stream("POST", f"{server.url}/v1/completions", json=LONG) as response:
@@ -533,7 +508,7 @@ def test_what_is_not_finished_when_the_draining_is_over_ends_with_an_error(model
 def test_a_signal_while_it_loads_ends_it_at_once(tmp_path: Path) -> None:
     """Its loading waits for ever."""
     model = tiny_llama(tmp_path / "slow")
-    waits = "import threading, gnomon.http.cli.commands as cli; cli.open_model = lambda *_: threading.Event().wait()\n"
+    waits = "import threading, gnomon.http.cli.serve as cli; cli.open_model = lambda *_: threading.Event().wait()\n"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -633,22 +608,24 @@ def test_another_address_is_served_when_a_mode_is_chosen(model: Path, monkeypatc
 
 def test_every_option_has_a_flag_a_variable_and_a_line_of_help(gnomon: Gnomon) -> None:
     help = " ".join(gnomon("serve", "--help").out.split())
-    for row in ROWS:
+    for row in SERVE_ROWS:
         assert f"GNOMON_{row.name.upper()}" in help
-        if not row.more.get("secret"):
-            assert f" --{row.name.replace('_', '-')} " in help
+        if not row.secret:
+            assert f" {row.name if row.argument else row.flag} " in help
             assert row.help in help
 
 
 def test_no_secret_can_be_given_on_the_command_line(gnomon: Gnomon) -> None:
-    assert [row.name for row in ROWS if row.more.get("secret")] == ["auth_api_keys"]
+    assert [row.name for row in SERVE_ROWS if row.secret] == ["auth_api_keys"]
     assert gnomon("serve", "--auth-api-keys", "x").code == 2
 
 
 def test_the_command_line_goes_before_the_environment_and_that_before_the_default(
     gnomon: Gnomon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = {row.name: 7 if row.type in (int, int | None) else 7.5 for row in ROWS if row.group in (LIMITS, TIMES)}
+    given = {
+        row.name: 7 if row.type in (int, int | None) else 7.5 for row in SERVE_ROWS if row.group in (LIMITS, TIMES)
+    }
     given["openai_limits"], given["max_header_bytes"], given["max_queued_bytes"] = True, 2048, 8192
     variables = {**given, "cors_origins": ["https://a.example", "https://b.example"], "log_format": "json"}
     for name, value in variables.items():
@@ -666,7 +643,7 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_defaul
     for name, value in variables.items():
         assert shown.pop(name) == (value, f"environment GNOMON_{name.upper()}")
     assert all(source.startswith("default") for _, source in shown.values())
-    assert set(shown) == {"model", *(row.name for row in ROWS)} - {*variables, "max_queue", "port"}
+    assert set(shown) == {row.name for row in SERVE_ROWS} - {*variables, "max_queue", "port", "engine"}
 
 
 def toml(text: str) -> dict[str, Any]:
@@ -820,9 +797,9 @@ def test_an_option_out_of_range_is_a_usage_error(gnomon: Gnomon, model: Path, op
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e300"])
 def test_seconds_that_are_no_time_limit_are_refused_by_name(gnomon: Gnomon, model: Path, value: str) -> None:
     """Each is compared with a clock: nothing is less than nan, and the system's clocks end long before 1e300."""
-    rows = [row for row in ROWS if row.type is float]
+    rows = [row for row in SERVE_ROWS if row.type is float]
     assert len(rows) >= 10
-    for flag in ("--" + row.name.replace("_", "-") for row in rows):
+    for flag in (row.flag for row in rows):
         result = gnomon("serve", model, f"{flag}={value}", "--print-config")
         assert result.code == 2
         assert f"Invalid value for '{flag}'" in result.err
@@ -841,11 +818,19 @@ def test_options_of_the_jax_engine_are_refused_with_another(gnomon: Gnomon, mode
     assert options[0] in result.err
 
 
+def test_the_jax_engines_own_defaults_are_those_of_its_options() -> None:
+    from gnomon.jax_engine.runtime.settings import EngineSettings
+
+    chosen, own = JaxOptions(), EngineSettings()
+    for name in ("slots", "dtype", "tensor_parallel", "native"):
+        assert getattr(chosen, name) == getattr(own, name), name
+
+
 @pytest.mark.parametrize("options", JAX_OPTIONS)
 def test_options_of_the_jax_engine_reach_it(
     gnomon: Gnomon, monkeypatch: pytest.MonkeyPatch, model: Path, options: list[str], tmp_path: Path
 ) -> None:
-    from gnomon.jax_engine.engine import EngineSettings
+    from gnomon.jax_engine.runtime.settings import EngineSettings
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

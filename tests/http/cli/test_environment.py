@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+from collections.abc import Callable
 
 import pytest
 
 from gnomon.http.cli.environment import service_links
-
-COMMAND = (sys.executable, "-c", "from gnomon.http.cli.main import main; main()")
+from helpers.command import Gnomon, Result
 
 
 def links(service: str, address: str = "10.0.0.1", port: int = 8000, protocol: str = "tcp") -> dict[str, str]:
@@ -55,35 +53,46 @@ def test_nothing_else_is_taken_for_a_service(others: dict[str, str]) -> None:
     assert service_links(beside) == sorted(set(links("")) - set(others))
 
 
-def serve(variables: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, *(arguments or ("serve", "--print-config"))]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("GNOMON_")}
-    return subprocess.run(command, env=kept | variables, capture_output=True, text=True, timeout=60)
+Started = Callable[..., Result]
 
 
-def test_a_pod_beside_services_of_our_name_starts_and_says_so_in_one_line() -> None:
+@pytest.fixture
+def started(gnomon: Gnomon, monkeypatch: pytest.MonkeyPatch) -> Started:
+    """The command among these variables, and no others of ours."""
+
+    def run(variables: dict[str, str], *arguments: str) -> Result:
+        for name in [name for name in os.environ if name.startswith("GNOMON_")]:
+            monkeypatch.delenv(name)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return gnomon(*(arguments or ("serve", "--print-config")))
+
+    return run
+
+
+def test_a_pod_beside_services_of_our_name_starts_and_says_so_in_one_line(started: Started) -> None:
     variables = links("") | links("_AUTH", "10.0.0.2", 80)
-    done = serve(variables)
-    assert done.returncode == 0
-    [line] = done.stderr.splitlines()
+    done = started(variables)
+    assert done.code == 0
+    [line] = done.err.splitlines()
     assert line.startswith("gnomon: warning: ignored, since they stand for a Kubernetes Service and not for options: ")
     assert all(name in line for name in variables)
     assert line.endswith("enableServiceLinks: false in the pod's spec leaves them out")
-    assert any(line.startswith("port = 8000 ") and line.endswith("# default") for line in done.stdout.splitlines())
-    own = serve(variables | {"GNOMON_PORT": "8080"})
-    assert "# environment GNOMON_PORT" in own.stdout
-    assert "GNOMON_PORT," not in own.stderr
+    assert any(line.startswith("port = 8000 ") and line.endswith("# default") for line in done.out.splitlines())
+    own = started(variables | {"GNOMON_PORT": "8080"})
+    assert "# environment GNOMON_PORT" in own.out
+    assert "GNOMON_PORT," not in own.err
 
 
-def test_a_misspelt_variable_beside_a_service_is_still_refused() -> None:
-    done = serve(links("_AUTH") | {"GNOMON_AUTH_ORGANISATIONS": "acme"})
-    assert done.returncode == 2
-    assert "GNOMON_AUTH_ORGANISATIONS is no option's variable" in done.stderr
-    alone = serve({"GNOMON_AUTH_PORT": "tcp://10.0.0.2:80"})
-    assert (alone.returncode, alone.stderr.count("\n")) == (2, 1)
+def test_a_misspelt_variable_beside_a_service_is_still_refused(started: Started) -> None:
+    done = started(links("_AUTH") | {"GNOMON_AUTH_ORGANISATIONS": "acme"})
+    assert done.code == 2
+    assert "GNOMON_AUTH_ORGANISATIONS is no option's variable" in done.err
+    alone = started({"GNOMON_AUTH_PORT": "tcp://10.0.0.2:80"})
+    assert (alone.code, alone.err.count("\n")) == (2, 1)
 
 
-def test_other_commands_are_not_disturbed_by_a_service() -> None:
+def test_other_commands_are_not_disturbed_by_a_service(started: Started) -> None:
     for command in (("complete", "a", "--max-tokens", "0"), ("verify", "--list")):
-        done = serve(links(""), *command)
-        assert (done.returncode, done.stderr) == (0, "")
+        done = started(links(""), *command)
+        assert (done.code, done.err) == (0, "")

@@ -2,53 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
-import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from gnomon.http.cli.commands import ROWS, main
-from gnomon.http.cli.console import as_utf8
+from gnomon.http.cli.serve import SERVE_ROWS
 from gnomon.http.cli.toml import fitting
 from gnomon.http.identity import options as identity_options
+from gnomon.http.observe.text import as_utf8
+from helpers.command import COMMAND, Gnomon, Result
 from helpers.models import tiny_llama
 from helpers.odd_files import broken_link, device, link_loop, unix_socket
 
-COMMAND = (sys.executable, "-c", "from gnomon.http.cli.main import main; main()")
 ASCII: dict[str, Any] = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("models") / "tiny")
-
-
-Gnomon = Callable[..., Result]
-
-
-@pytest.fixture
-def gnomon(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Gnomon:
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["gnomon", *map(str, arguments)])
-        monkeypatch.setattr("logging.config.dictConfig", lambda config: None)  # this process logs to pytest
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
-        with pytest.raises(SystemExit) as exit:
-            main()
-        return Result(exit.value.code or 0, *capsys.readouterr())  # type: ignore[arg-type]
-
-    return run
 
 
 def process(*arguments: object, cwd: Path | None = None, **variables: Any) -> Result:
@@ -63,10 +34,12 @@ def process(*arguments: object, cwd: Path | None = None, **variables: Any) -> Re
 # ---- numbers
 
 NUMBERS = ("10000000000000000000", "-1", "nan", "inf", "-inf", "1e400", "", " ", "1 2", "٣x", "0x10", "9" * 5000, "1,5")
-NUMERIC = [row for row in ROWS if row.type in (int, int | None, float)]
+NUMERIC = {  # one of each kind: options.py makes all of a kind alike
+    (row.type, row.min, row.max, row.metavar): row for row in SERVE_ROWS if row.type in (int, int | None, float)
+}
 
 
-@pytest.mark.parametrize("row", NUMERIC, ids=[row.name for row in NUMERIC])
+@pytest.mark.parametrize("row", NUMERIC.values(), ids=[row.name for row in NUMERIC.values()])
 def test_a_number_of_the_server_is_taken_as_it_is_or_refused_by_its_flag(gnomon: Gnomon, row: Any) -> None:
     flag = "--" + row.name.replace("_", "-")
     for text in NUMBERS:
@@ -74,7 +47,7 @@ def test_a_number_of_the_server_is_taken_as_it_is_or_refused_by_its_flag(gnomon:
         if result.code == 0:
             taken = tomllib.loads(result.out)[row.name]
             assert (taken, type(taken)) == ((float if row.type is float else int)(text), type(taken))
-            assert taken >= row.more.get("min", 0)
+            assert taken >= (row.min or 0)
         else:
             assert (result.code, flag in result.err, result.out) == (2, True, ""), (text, result)
 

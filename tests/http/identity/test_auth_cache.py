@@ -11,9 +11,9 @@ from collections.abc import Callable, Coroutine
 
 import pytest
 
-from gnomon.http.identity.recall import Flights, Recall
+from gnomon.http.identity.token_cache import ExpiringCache, SharedCalls
 from gnomon.http.settings import AuthMode
-from helpers.door import AUDIENCE, door, settings_for
+from helpers.auth_app import AUDIENCE, auth_app, settings_for
 from helpers.forge import GONE
 from helpers.identity import FakeIdentity, FakeTime
 from helpers.loopback import answer, hang, slow, status
@@ -25,7 +25,7 @@ ASKING = list(ENDPOINT)
 @pytest.mark.parametrize("mode", ASKING)
 def test_a_token_is_asked_about_once(mode: AuthMode, identity: FakeIdentity, time: FakeTime) -> None:
     token = identity.service_token()
-    with door(settings_for(identity, mode), time) as at:
+    with auth_app(settings_for(identity, mode), time) as at:
         first = at.show(token).json()
         time.now += 49
         assert at.show(token).json() == first
@@ -40,7 +40,7 @@ def test_fifty_who_show_one_token_at_once_are_one_question(
     mode: AuthMode, identity: FakeIdentity, time: FakeTime
 ) -> None:
     token = identity.service_token()
-    with door(settings_for(identity, mode), time) as at:
+    with auth_app(settings_for(identity, mode), time) as at:
         identity.instead[ENDPOINT[mode]] = slow(identity.router, 0.2)
         answers = at.together([token] * 50)
         assert [response.status_code for response in answers] == [200] * 50
@@ -50,7 +50,7 @@ def test_fifty_who_show_one_token_at_once_are_one_question(
 
 def test_fifty_who_show_one_bad_token_at_once_are_one_question(identity: FakeIdentity, time: FakeTime) -> None:
     token = identity.refresh_token()
-    with door(settings_for(identity, AuthMode.userinfo), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo), time) as at:
         identity.instead["userinfo"] = slow(identity.router, 0.2)
         assert [response.status_code for response in at.together([token] * 50)] == [401] * 50
         assert identity.calls["userinfo"] == 1
@@ -61,7 +61,7 @@ def test_a_revoked_token_is_refused_as_soon_as_it_is_asked_about_again(
     mode: AuthMode, identity: FakeIdentity, time: FakeTime
 ) -> None:
     old = identity.service_token()
-    with door(settings_for(identity, mode), time) as at:
+    with auth_app(settings_for(identity, mode), time) as at:
         assert at.outcome(old) == "accepted"
         new = identity.service_token()  # the account is the same
         time.now += 49
@@ -75,7 +75,7 @@ def test_a_revoked_token_is_refused_as_soon_as_it_is_asked_about_again(
 @pytest.mark.parametrize("mode", ASKING)
 def test_a_user_who_is_deactivated_is_out_after_the_ttl(mode: AuthMode, identity: FakeIdentity, time: FakeTime) -> None:
     token = identity.user_token("ada@example.org", "org-1")
-    with door(settings_for(identity, mode), time) as at:
+    with auth_app(settings_for(identity, mode), time) as at:
         assert at.outcome(token) == "accepted"
         identity.users["ada@example.org"].active = False
         time.now += 50
@@ -88,7 +88,7 @@ def test_a_token_outlives_one_rotation_of_the_services_keys_and_not_two(
     mode: AuthMode, legacy: bool, identity: FakeIdentity, time: FakeTime
 ) -> None:
     token = identity.service_token(legacy=legacy)
-    with door(settings_for(identity, mode), time) as at:
+    with auth_app(settings_for(identity, mode), time) as at:
         for expected in ("accepted", "accepted", "invalid"):
             assert at.outcome(token) == expected
             identity.rotate()
@@ -100,7 +100,7 @@ def test_a_passport_that_ends_soon_is_remembered_until_ten_seconds_before(
     identity: FakeIdentity, time: FakeTime
 ) -> None:
     token = identity.service_token(lifetime=30)
-    with door(settings_for(identity, AuthMode.exchange), time) as at:
+    with auth_app(settings_for(identity, AuthMode.exchange), time) as at:
         for passed, calls, expected in (
             (0, 1, "accepted"),
             (19, 1, "accepted"),
@@ -118,7 +118,7 @@ def test_a_signed_token_is_not_remembered_past_its_end(identity: FakeIdentity, t
     token = identity.sign(
         {"iss": identity.issuer, "aud": AUDIENCE, "sub": "ada", "iat": now, "exp": now + 30}, typ="at+jwt"
     )
-    with door(settings_for(identity, AuthMode.jwks, leeway_seconds=0), time) as at:
+    with auth_app(settings_for(identity, AuthMode.jwks, leeway_seconds=0), time) as at:
         assert at.outcome(token) == "accepted"
         time.now += 29
         assert at.outcome(token) == "accepted"
@@ -129,7 +129,7 @@ def test_a_signed_token_is_not_remembered_past_its_end(identity: FakeIdentity, t
 def test_a_token_that_is_refused_is_asked_about_again_after_a_moment(identity: FakeIdentity, time: FakeTime) -> None:
     token = identity.user_token("ada@example.org", "org-1")
     identity.users["ada@example.org"].active = False
-    with door(settings_for(identity, AuthMode.userinfo), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo), time) as at:
         assert at.outcome(token) == "invalid"
         identity.users["ada@example.org"].active = True
         time.now += 4
@@ -143,7 +143,7 @@ def test_a_caller_who_may_not_come_in_is_asked_about_again_after_a_moment(
     identity: FakeIdentity, time: FakeTime
 ) -> None:
     token = identity.user_token("ada@example.org")
-    with door(settings_for(identity, AuthMode.userinfo), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo), time) as at:
         assert at.outcome(token) == at.outcome(token) == "forbidden"
         assert identity.calls["userinfo"] == 1
         identity.users["ada@example.org"].organizations = ("org-1",)
@@ -152,7 +152,7 @@ def test_a_caller_who_may_not_come_in_is_asked_about_again_after_a_moment(
 
 
 def test_without_seconds_for_refusals_none_is_remembered(identity: FakeIdentity, time: FakeTime) -> None:
-    with door(settings_for(identity, AuthMode.userinfo, negative_seconds=0), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo, negative_seconds=0), time) as at:
         for calls in (1, 2, 3):
             assert at.outcome("a." * 2 + "a") == "invalid"
             assert at.outcome(refresh := identity.refresh_token()) == "invalid"
@@ -163,7 +163,7 @@ def test_without_seconds_for_refusals_none_is_remembered(identity: FakeIdentity,
 @pytest.mark.parametrize("code", [400, 404, 429, 500, 502, 503])
 def test_no_answer_is_never_remembered(code: int, identity: FakeIdentity, time: FakeTime) -> None:
     token = identity.service_token()
-    with door(settings_for(identity, AuthMode.userinfo), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo), time) as at:
         identity.instead["userinfo"] = status(code)
         for calls in (1, 2, 3):
             assert at.outcome(token) == "unavailable"
@@ -174,7 +174,7 @@ def test_no_answer_is_never_remembered(code: int, identity: FakeIdentity, time: 
 def test_two_tokens_of_one_subject_are_two(identity: FakeIdentity, time: FakeTime) -> None:
     first = identity.user_token("ada@example.org", "org-1", client="cli")
     second = identity.user_token("ada@example.org", client="web")
-    with door(settings_for(identity, AuthMode.userinfo), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo), time) as at:
         digests = {at.show(token).json()["digest"] for token in (first, second)}
         assert len(digests) == 2
         assert identity.calls["userinfo"] == 2
@@ -186,7 +186,7 @@ def test_two_tokens_of_one_subject_are_two(identity: FakeIdentity, time: FakeTim
 def test_what_is_remembered_is_bounded_and_the_one_not_seen_for_longest_goes(
     identity: FakeIdentity, time: FakeTime
 ) -> None:
-    with door(settings_for(identity, AuthMode.userinfo, cache_size=3), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo, cache_size=3), time) as at:
         tokens = [identity.service_token(f"sa-{number}") for number in range(4)]
         for token in (*tokens[:3], tokens[0], tokens[3]):
             assert at.outcome(token) == "accepted"
@@ -199,7 +199,7 @@ def test_what_is_remembered_is_bounded_and_the_one_not_seen_for_longest_goes(
 
 def test_a_flood_of_bad_tokens_does_not_drive_out_a_good_one(identity: FakeIdentity, time: FakeTime) -> None:
     good = identity.service_token()
-    with door(settings_for(identity, AuthMode.userinfo, cache_size=5), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo, cache_size=5), time) as at:
         assert at.outcome(good) == "accepted"
         for _ in range(20):
             assert at.outcome(identity.refresh_token()) == "invalid"
@@ -211,7 +211,7 @@ def test_a_flood_of_bad_tokens_does_not_drive_out_a_good_one(identity: FakeIdent
 
 def test_memory_is_keyed_by_the_digest_of_the_whole_token(identity: FakeIdentity, time: FakeTime) -> None:
     good, bad = identity.service_token(), identity.refresh_token()
-    with door(settings_for(identity, AuthMode.userinfo), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo), time) as at:
         at.outcome(good)
         at.outcome(bad)
         assert list(at.tokens.accepted) == [hashlib.sha256(good.encode()).digest()]
@@ -225,7 +225,7 @@ def test_a_leader_who_leaves_does_not_take_the_others_along(
 ) -> None:
     token = identity.service_token()
 
-    with door(settings_for(identity, mode), time) as at:
+    with auth_app(settings_for(identity, mode), time) as at:
         identity.instead[ENDPOINT[mode]] = slow(identity.router, 0.2)
 
         async def scene() -> list[int]:
@@ -246,7 +246,7 @@ def test_a_leader_who_leaves_does_not_take_the_others_along(
 
 def test_a_question_whose_askers_have_all_left_is_still_answered(identity: FakeIdentity, time: FakeTime) -> None:
     token = identity.service_token()
-    with door(settings_for(identity, AuthMode.userinfo), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo), time) as at:
         identity.instead["userinfo"] = slow(identity.router, 0.05)
 
         async def leave() -> None:
@@ -264,7 +264,7 @@ def test_a_question_whose_askers_have_all_left_is_still_answered(identity: FakeI
 
 def test_a_server_that_stops_leaves_no_question_behind(identity: FakeIdentity, time: FakeTime) -> None:
     token = identity.service_token()
-    with door(settings_for(identity, AuthMode.userinfo), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo), time) as at:
         identity.instead["userinfo"] = hang
 
         async def scene() -> None:
@@ -282,7 +282,7 @@ def test_a_server_that_stops_leaves_no_question_behind(identity: FakeIdentity, t
 
 def test_an_answer_about_one_token_is_never_given_for_another(identity: FakeIdentity, time: FakeTime) -> None:
     tokens = {f"sa-{number}": identity.service_token(f"sa-{number}") for number in range(20)}
-    with door(settings_for(identity, AuthMode.userinfo), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo), time) as at:
         for _ in range(2):
             answers = at.together(list(tokens.values()))
             assert [response.json()["subject"] for response in answers] == list(tokens)
@@ -291,7 +291,7 @@ def test_an_answer_about_one_token_is_never_given_for_another(identity: FakeIden
 
 def test_a_passport_without_organization_is_not_remembered_as_good(identity: FakeIdentity, time: FakeTime) -> None:
     token = identity.service_token()
-    with door(settings_for(identity, AuthMode.exchange), time) as at:
+    with auth_app(settings_for(identity, AuthMode.exchange), time) as at:
         identity.passport_changes = {"org_ids": GONE}
         assert at.outcome(token) == "forbidden"
         identity.passport_changes = {}
@@ -301,7 +301,7 @@ def test_a_passport_without_organization_is_not_remembered_as_good(identity: Fak
 
 def test_a_service_that_says_401_by_mistake_is_forgiven_in_seconds(identity: FakeIdentity, time: FakeTime) -> None:
     token = identity.service_token()
-    with door(settings_for(identity, AuthMode.exchange), time) as at:
+    with auth_app(settings_for(identity, AuthMode.exchange), time) as at:
         identity.instead["token"] = answer(b"{}", 401)
         assert at.outcome(token) == "invalid"
         del identity.instead["token"]
@@ -313,7 +313,7 @@ def test_a_service_that_says_401_by_mistake_is_forgiven_in_seconds(identity: Fak
 
 
 def test_an_entry_ends_in_its_second_and_is_dropped(time: FakeTime) -> None:
-    recall: Recall[str] = Recall(2, time.clock())
+    recall: ExpiringCache[str] = ExpiringCache(2, time.clock())
     recall.put(b"a", "A", 10)
     recall.put(b"b", "B", 0)
     recall.put(b"c", "C", -1)
@@ -323,7 +323,7 @@ def test_an_entry_ends_in_its_second_and_is_dropped(time: FakeTime) -> None:
 
 
 def test_a_fault_reaches_everybody_who_waits_and_the_next_one_asks_anew() -> None:
-    flights: Flights[int] = Flights()
+    calls: SharedCalls[int] = SharedCalls()
 
     def raising(error: Exception) -> Callable[[], Coroutine[object, object, int]]:
         async def ask() -> int:
@@ -337,9 +337,9 @@ def test_a_fault_reaches_everybody_who_waits_and_the_next_one_asks_anew() -> Non
 
     async def scene() -> None:
         fault = ZeroDivisionError()
-        waiting = [flights.share(b"a", raising(fault)) for _ in range(3)]
+        waiting = [calls.share(b"a", raising(fault)) for _ in range(3)]
         assert await asyncio.gather(*waiting, return_exceptions=True) == [fault] * 3
         await asyncio.sleep(0)
-        assert await flights.share(b"a", right) == 7
+        assert await calls.share(b"a", right) == 7
 
     asyncio.run(scene())

@@ -17,9 +17,9 @@ from starlette.types import Message, Receive, Scope, Send
 from gnomon.http.auth import Authentication, authenticator
 from gnomon.http.identity.refusals import Missing
 from gnomon.http.settings import AuthMode, AuthSettings
-from helpers.door import Door, door, settings_for
+from helpers.auth_app import AuthApp, auth_app, settings_for
 from helpers.forge import b64, junk, raw
-from helpers.identity import FakeIdentity, FakeTime
+from helpers.identity import FakeIdentity, FakeTime, served_identity
 from helpers.loopback import loopback
 
 API_KEY = "key-" + "k" * 30
@@ -79,10 +79,10 @@ FIELDS: dict[str, tuple[list[bytes], str]] = {
 
 
 @contextmanager
-def door_of(mode: AuthMode, identity: FakeIdentity, time: FakeTime) -> Iterator[tuple[Door, str]]:
-    """A door, and a credential that opens it."""
+def door_of(mode: AuthMode, identity: FakeIdentity, time: FakeTime) -> Iterator[tuple[AuthApp, str]]:
+    """An app, and a credential that it takes."""
     settings = API if mode is AuthMode.api_key else settings_for(identity, mode)
-    with door(settings, time) as opened:
+    with auth_app(settings, time) as opened:
         yield opened, API_KEY if mode is AuthMode.api_key else identity.service_token()
 
 
@@ -107,7 +107,7 @@ def test_a_credential_is_one_word_behind_one_bearer_in_one_field(
 def test_a_credential_may_be_as_long_as_the_limit_and_no_longer(over: int) -> None:
     key = "k" * 40
     settings = AuthSettings(mode=AuthMode.api_key, api_keys=(key,), max_token_bytes=40)
-    with door(settings) as at:
+    with auth_app(settings) as at:
         assert at.outcome(key + over * "k") == ("malformed" if over else "accepted")
 
 
@@ -117,13 +117,13 @@ def test_an_oversize_token_is_refused_before_anything_is_asked(
 ) -> None:
     token = identity.service_token()
     settings = settings_for(identity, AuthMode.userinfo, max_token_bytes=len(token) - over)
-    with door(settings, time) as at:
+    with auth_app(settings, time) as at:
         assert at.outcome(token) == ("malformed" if over else "accepted")
         assert identity.calls["userinfo"] == 1 - over
 
 
 def test_megabytes_are_refused_like_one_byte_too_many() -> None:
-    with door(API) as at:
+    with auth_app(API) as at:
         assert at.checked(at.call(b"Bearer " + b"k" * 2**20)) == "malformed"
         assert at.checked(at.call(b"Bearer " + b" " * 2**20)) == "invalid"
 
@@ -142,14 +142,14 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize("place", ELSEWHERE)
 def test_a_credential_counts_nowhere_else_than_in_its_header(place: str) -> None:
-    with door(API) as at:
+    with auth_app(API) as at:
         assert at.checked(at.call(**ELSEWHERE[place])) == "missing"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH", "BREW"])
-def test_no_method_goes_round_the_door(method: str) -> None:
+def test_no_method_goes_round_the_authentication(method: str) -> None:
     preflight = [(b"origin", b"https://example.org"), (b"access-control-request-method", b"POST")]
-    with door(API) as at:
+    with auth_app(API) as at:
         response = at.call(method=method, headers=preflight)
         assert response.status_code == 401
         assert at.records[-1].auth == "missing"
@@ -205,17 +205,15 @@ SHAPES = {
 
 
 @pytest.fixture(scope="module", params=[AuthMode.exchange, AuthMode.userinfo, AuthMode.jwks])
-def lasting(request: pytest.FixtureRequest) -> Iterator[tuple[Door, FakeIdentity]]:
-    """One door for a whole table of refusals."""
-    with loopback() as served:
-        served.app = identity = FakeIdentity(served.base, FakeTime())
-        with door(settings_for(identity, request.param), identity.time) as at:
-            yield at, identity
+def lasting(request: pytest.FixtureRequest) -> Iterator[tuple[AuthApp, FakeIdentity]]:
+    """One app for a whole table of refusals."""
+    with served_identity() as identity, auth_app(settings_for(identity, request.param), identity.time) as at:
+        yield at, identity
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_what_has_not_the_shape_of_a_token_is_refused_without_a_question(
-    name: str, lasting: tuple[Door, FakeIdentity]
+    name: str, lasting: tuple[AuthApp, FakeIdentity]
 ) -> None:
     at, identity = lasting
     before = len(identity.seen)
@@ -226,9 +224,9 @@ def test_what_has_not_the_shape_of_a_token_is_refused_without_a_question(
 def test_a_password_based_token_of_a_billion_rounds_is_never_worked_on(identity: FakeIdentity, time: FakeTime) -> None:
     """The service may do what it likes with it; here it would take minutes, and it takes no time."""
     token = junk({"alg": "PBES2-HS512+A256KW", "enc": "A256GCM", "p2s": b64(b"salt"), "p2c": 10**9}, 5)
-    with door(settings_for(identity, AuthMode.jwks), time) as at:
+    with auth_app(settings_for(identity, AuthMode.jwks), time) as at:
         assert at.outcome(token) == "invalid"
-    with door(settings_for(identity, AuthMode.userinfo), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo), time) as at:
         assert at.outcome(token) == "invalid"
         assert identity.calls["userinfo"] == 1  # it was the service that refused it
 
@@ -238,7 +236,7 @@ def test_a_password_based_token_of_a_billion_rounds_is_never_worked_on(identity:
 
 @pytest.mark.parametrize("fields", [(), ("Bearer no-key-of-ours",), ("Basic eDp5",), ("Bearer a", "Bearer b")])
 def test_an_open_path_asks_nobody(fields: tuple[str, ...]) -> None:
-    with door(API) as at:
+    with auth_app(API) as at:
         response = at.call(*fields, path="/livez")
         assert response.status_code == 200
         assert response.json()["subject"] == "anyone"
@@ -291,7 +289,7 @@ def test_a_lifespan_goes_through() -> None:
 
 
 def test_record_and_scope_tell_the_caller_by_a_digest() -> None:
-    with door(API) as at:
+    with auth_app(API) as at:
         caller = at.show(API_KEY).json()
         assert len(caller["digest"]) == 8
         assert at.records[-1].caller == caller["digest"]
@@ -323,7 +321,7 @@ def test_on_the_wire_a_header_is_what_the_middleware_takes_it_for(name: str) -> 
     lines, expected = WIRE[name]
     lines = lines.replace(b"KEY", API_KEY.encode())
     body = b"0\r\nAuthorization: Bearer " + API_KEY.encode() + b"\r\n\r\n" if b"chunked" in lines else b""
-    with loopback() as served, door(API) as at:
+    with loopback() as served, auth_app(API) as at:
         served.app = at.app
         address = urlsplit(served.base)
         with socket.create_connection((str(address.hostname), address.port or 0), timeout=10) as client:

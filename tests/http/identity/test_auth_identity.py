@@ -18,10 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from starlette.types import ASGIApp
 
 from gnomon.http.settings import AuthMode, AuthSettings
+from helpers.auth_app import AUDIENCE, auth_app, settings_for
 from helpers.certificate import certificate
-from helpers.door import AUDIENCE, door, settings_for
 from helpers.forge import GONE, b64, rsa_jwk
-from helpers.identity import FakeIdentity, FakeTime, SigningKey
+from helpers.identity import FakeIdentity, FakeTime, SigningKey, served_identity
 from helpers.loopback import answer, closed_port, drip, drop, half, hang, loopback, slow, status
 
 ENDPOINT = {AuthMode.exchange: "token", AuthMode.userinfo: "userinfo"}
@@ -72,7 +72,7 @@ def test_only_a_definite_answer_decides_and_the_rest_is_forgotten(
     name: str, mode: AuthMode, identity: FakeIdentity, time: FakeTime
 ) -> None:
     token = identity.service_token()
-    with door(settings_for(identity, mode), time) as at:
+    with auth_app(settings_for(identity, mode), time) as at:
         identity.instead[ENDPOINT[mode]], expected = FAULTS[name]
         assert at.outcome(token) == expected
         del identity.instead[ENDPOINT[mode]]
@@ -86,7 +86,7 @@ def test_an_answer_that_is_not_whole_in_time_is_none(
     fault: ASGIApp, mode: AuthMode, identity: FakeIdentity, time: FakeTime
 ) -> None:
     token = identity.service_token()
-    with door(settings_for(identity, mode, http_seconds=0.3), time) as at:
+    with auth_app(settings_for(identity, mode, http_seconds=0.3), time) as at:
         identity.instead[ENDPOINT[mode]] = fault
         assert at.outcome(token) == "unavailable"
         assert identity.calls[ENDPOINT[mode]] == 1
@@ -94,13 +94,13 @@ def test_an_answer_that_is_not_whole_in_time_is_none(
 
 def test_an_answer_that_comes_drop_by_drop_is_not_waited_for(identity: FakeIdentity, time: FakeTime) -> None:
     """The limit is on the whole: a limit on silence alone would let this answer in, after two seconds."""
-    with door(settings_for(identity, AuthMode.userinfo, http_seconds=0.4), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo, http_seconds=0.4), time) as at:
         identity.instead["userinfo"] = drip(GOOD, pieces=40, seconds=0.05)
         assert at.outcome(identity.service_token()) == "unavailable"
 
 
 def test_an_exchange_that_is_refused_for_its_scope_is_a_403(identity: FakeIdentity, time: FakeTime) -> None:
-    with door(settings_for(identity, AuthMode.exchange), time) as at:
+    with auth_app(settings_for(identity, AuthMode.exchange), time) as at:
         identity.instead["token"] = answer(b'{"error":"invalid_scope"}', 400)
         assert at.outcome(identity.service_token()) == "forbidden"
 
@@ -132,7 +132,7 @@ def test_a_userinfo_answer_is_believed_member_by_member(name: str, identity: Fak
     identity.userinfo_changes = {
         key.replace("authz", "https://unikorn-cloud.org/authz"): changes[key] for key in changes
     }
-    with door(settings_for(identity, AuthMode.userinfo), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo), time) as at:
         assert at.outcome(identity.service_token()) == expected
 
 
@@ -145,21 +145,21 @@ def test_an_identity_service_before_1_17_needs_an_option(identity: FakeIdentity,
         (replace(settings, require_authz=False), "accepted"),
         (replace(settings, require_authz=False, organizations=("org-1",)), "forbidden"),  # it cannot be seen
     ):
-        with door(chosen, time) as at:
+        with auth_app(chosen, time) as at:
             assert at.outcome(token) == expected
 
 
 def test_a_token_that_the_service_refuses_is_refused_in_the_servers_own_words(
     identity: FakeIdentity, time: FakeTime
 ) -> None:
-    with door(settings_for(identity, AuthMode.userinfo), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo), time) as at:
         identity.instead["userinfo"] = answer(b'{"error":"x"}', 401, www_authenticate='Bearer realm="inside"')
         response = at.show(identity.service_token())
         assert "inside" not in response.text + str(response.headers)
 
 
 def test_one_callers_cookie_does_not_go_along_with_the_next(identity: FakeIdentity, time: FakeTime) -> None:
-    with door(settings_for(identity, AuthMode.userinfo), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo), time) as at:
         identity.instead["userinfo"] = answer(GOOD, set_cookie="session=ada; Path=/")
         for number in range(2):
             assert at.outcome(identity.service_token(f"sa-{number}")) == "accepted"
@@ -173,7 +173,7 @@ def test_a_proxy_of_the_environment_gets_no_token(
         monkeypatch.setenv(name, closed_port())
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
-    with door(settings_for(identity, AuthMode.userinfo), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo), time) as at:
         assert at.outcome(identity.service_token()) == "accepted"
 
 
@@ -219,7 +219,7 @@ def test_a_discovery_document_may_not_lead_a_token_away(
             ):
                 value = value.replace(word, text)
         identity.discovery_changes[member.replace("ENDPOINT", MEMBERS[mode])] = value
-    with door(settings_for(identity, mode), time, ready=False) as at:
+    with auth_app(settings_for(identity, mode), time, ready=False) as at:
         at.until(lambda: at.authenticator.ready or len(time.slept) > 1)
         assert not at.authenticator.ready
         assert at.outcome(identity.service_token()) == "unavailable"
@@ -232,7 +232,7 @@ def test_an_endpoint_that_an_option_names_may_lie_anywhere(identity: FakeIdentit
     with loopback() as elsewhere:
         elsewhere.app = answer(GOOD)
         url = elsewhere.base + "/who"
-        with door(settings_for(identity, AuthMode.userinfo, userinfo_url=url), time) as at:
+        with auth_app(settings_for(identity, AuthMode.userinfo, userinfo_url=url), time) as at:
             assert at.outcome(identity.service_token()) == "accepted"
     assert identity.seen == []  # nothing was left to discover
 
@@ -241,7 +241,7 @@ def test_an_endpoint_that_an_option_names_may_lie_anywhere(identity: FakeIdentit
 def test_discovery_is_tried_until_it_succeeds(fault: ASGIApp, identity: FakeIdentity, time: FakeTime) -> None:
     identity.instead["discovery"] = fault
     token = identity.service_token()
-    with door(settings_for(identity, AuthMode.exchange), time, ready=False) as at:
+    with auth_app(settings_for(identity, AuthMode.exchange), time, ready=False) as at:
         at.until(lambda: len(time.slept) >= 9)
         assert time.slept[:9] == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
         assert not at.authenticator.ready
@@ -256,7 +256,7 @@ def test_the_server_starts_before_its_identity_service_and_needs_no_restart(time
     base = closed_port()
     identity = FakeIdentity(base, time)
     token = identity.service_token()
-    with door(settings_for(identity, AuthMode.exchange), time, ready=False) as at:
+    with auth_app(settings_for(identity, AuthMode.exchange), time, ready=False) as at:
         at.until(lambda: len(time.slept) > 1)
         assert not at.authenticator.ready
         assert at.outcome(token) == "unavailable"
@@ -267,10 +267,9 @@ def test_the_server_starts_before_its_identity_service_and_needs_no_restart(time
 
 
 def test_a_connection_that_is_refused_later_is_a_503_until_it_is_not(time: FakeTime) -> None:
-    with loopback() as served:
-        served.app = identity = FakeIdentity(served.base, time)
+    with served_identity(time) as identity:
         first, second = identity.service_token("sa-1"), identity.service_token("sa-2")
-        with door(settings_for(identity, AuthMode.userinfo), time) as at:
+        with auth_app(settings_for(identity, AuthMode.userinfo), time) as at:
             assert at.outcome(first) == "accepted"
             at.tokens.identity.endpoints = at.tokens.identity.endpoints._replace(userinfo=closed_port())
             assert at.outcome(second) == "unavailable"
@@ -279,7 +278,7 @@ def test_a_connection_that_is_refused_later_is_a_503_until_it_is_not(time: FakeT
             time.now += 60
             assert at.outcome(first) == "unavailable"
             at.tokens.identity.endpoints = at.tokens.identity.endpoints._replace(
-                userinfo=served.base + "/oauth2/v2/userinfo"
+                userinfo=identity.issuer + "/oauth2/v2/userinfo"
             )
             assert at.outcome(first) == at.outcome(second) == "accepted"
 
@@ -297,7 +296,7 @@ def test_a_fault_of_ours_does_not_end_the_attempts(
         await sound(self)
 
     monkeypatch.setattr(IdentityService, "discover", discover)
-    with door(settings_for(identity, AuthMode.userinfo), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo), time) as at:
         assert at.outcome(identity.service_token()) == "accepted"
     assert "ZeroDivisionError" in caplog.text
 
@@ -305,7 +304,7 @@ def test_a_fault_of_ours_does_not_end_the_attempts(
 def test_the_log_tells_of_an_outage_once_and_of_its_end(
     identity: FakeIdentity, time: FakeTime, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with door(settings_for(identity, AuthMode.userinfo), time) as at, caplog.at_level(logging.WARNING):
+    with auth_app(settings_for(identity, AuthMode.userinfo), time) as at, caplog.at_level(logging.WARNING):
         identity.instead["userinfo"] = status(502)
         for number in range(5):
             assert at.outcome(identity.service_token(f"sa-{number}")) == "unavailable"
@@ -319,7 +318,7 @@ def test_the_log_tells_of_an_outage_once_and_of_its_end(
 def test_bad_tokens_in_an_outage_do_not_fill_the_log(
     identity: FakeIdentity, time: FakeTime, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with door(settings_for(identity, AuthMode.jwks), time) as at, caplog.at_level(logging.WARNING):
+    with auth_app(settings_for(identity, AuthMode.jwks), time) as at, caplog.at_level(logging.WARNING):
         identity.instead["jwks"] = status(502)
         time.now += 301
         for number in range(5):
@@ -345,10 +344,9 @@ def test_the_identity_service_is_known_by_its_certificate(tmp_path: Path, time: 
         (misnamed, misnamed.certificate, False),
     ):
         time.slept.clear()
-        with loopback(shown) as served:
-            served.app = identity = FakeIdentity(served.base, time)
-            settings = AuthSettings(mode=AuthMode.userinfo, issuer=served.base, ca_file=trusted, http_seconds=10)
-            with door(settings, time, ready=False) as at:
+        with served_identity(time, tls=shown) as identity:
+            settings = AuthSettings(mode=AuthMode.userinfo, issuer=identity.issuer, ca_file=trusted, http_seconds=10)
+            with auth_app(settings, time, ready=False) as at:
                 at.until(lambda at=at: at.authenticator.ready or len(time.slept) > 1)  # type: ignore[misc]
                 assert at.authenticator.ready == expected
                 assert at.outcome(identity.service_token()) == ("accepted" if expected else "unavailable")
@@ -357,14 +355,15 @@ def test_the_identity_service_is_known_by_its_certificate(tmp_path: Path, time: 
 
 def test_we_show_the_identity_service_our_certificate(tmp_path: Path, time: FakeTime) -> None:
     theirs, ours = certificate(tmp_path, "theirs", "127.0.0.1"), certificate(tmp_path, "ours", "127.0.0.1")
-    with loopback(theirs._replace(clients=ours.certificate)) as served:
-        served.app = identity = FakeIdentity(served.base, time)
-        settings = AuthSettings(mode=AuthMode.userinfo, issuer=served.base, ca_file=theirs.certificate, http_seconds=10)
-        with door(settings, time, ready=False) as at:
+    with served_identity(time, tls=theirs._replace(clients=ours.certificate)) as identity:
+        settings = AuthSettings(
+            mode=AuthMode.userinfo, issuer=identity.issuer, ca_file=theirs.certificate, http_seconds=10
+        )
+        with auth_app(settings, time, ready=False) as at:
             at.until(lambda: len(time.slept) > 1)
             assert not at.authenticator.ready
         shown = replace(settings, client_certificate=ours.certificate, client_key=ours.key)
-        with door(shown, time) as at:
+        with auth_app(shown, time) as at:
             assert at.outcome(identity.service_token()) == "accepted"
 
 
@@ -379,7 +378,7 @@ def plain(identity: FakeIdentity, key: SigningKey | None = None, **claims: Any) 
 
 def test_a_new_key_is_found_and_the_old_one_serves_beside_it(identity: FakeIdentity, time: FakeTime) -> None:
     old = plain(identity)
-    with door(settings_for(identity, AuthMode.jwks), time) as at:
+    with auth_app(settings_for(identity, AuthMode.jwks), time) as at:
         assert at.outcome(old) == "accepted"
         identity.rotate()
         time.now += 31
@@ -391,7 +390,7 @@ def test_a_new_key_is_found_and_the_old_one_serves_beside_it(identity: FakeIdent
 
 def test_a_key_that_is_dropped_ends_its_tokens_within_the_ttl(identity: FakeIdentity, time: FakeTime) -> None:
     old = plain(identity)
-    with door(settings_for(identity, AuthMode.jwks), time) as at:
+    with auth_app(settings_for(identity, AuthMode.jwks), time) as at:
         assert at.outcome(old) == "accepted"
         identity.rotate()
         identity.rotate()
@@ -404,14 +403,14 @@ def test_a_key_that_is_dropped_ends_its_tokens_within_the_ttl(identity: FakeIden
 
 
 def test_a_new_key_serves_mode_exchange_at_once(identity: FakeIdentity, time: FakeTime) -> None:
-    with door(settings_for(identity, AuthMode.exchange), time) as at:
+    with auth_app(settings_for(identity, AuthMode.exchange), time) as at:
         identity.rotate()
         time.now += 31
         assert at.outcome(identity.service_token()) == "accepted"
 
 
 def test_a_flood_of_unknown_keys_is_one_fetch_a_cooldown(identity: FakeIdentity, time: FakeTime) -> None:
-    with door(settings_for(identity, AuthMode.jwks), time) as at:
+    with auth_app(settings_for(identity, AuthMode.jwks), time) as at:
         assert identity.calls["jwks"] == 1
         for period in range(3):
             for _ in range(4):
@@ -423,7 +422,7 @@ def test_a_flood_of_unknown_keys_is_one_fetch_a_cooldown(identity: FakeIdentity,
 
 
 def test_a_fetch_that_fails_begins_a_cooldown_too(identity: FakeIdentity, time: FakeTime) -> None:
-    with door(settings_for(identity, AuthMode.jwks), time) as at:
+    with auth_app(settings_for(identity, AuthMode.jwks), time) as at:
         time.now += 301  # the set is old
         identity.instead["jwks"] = status(500)
         for _ in range(10):
@@ -435,7 +434,7 @@ def test_a_fetch_that_fails_begins_a_cooldown_too(identity: FakeIdentity, time: 
 def test_an_old_set_serves_on_and_then_no_longer_and_then_again(identity: FakeIdentity, time: FakeTime) -> None:
     settings = settings_for(identity, AuthMode.jwks, jwks_seconds=300, jwks_stale_seconds=1000)
     token = plain(identity)
-    with door(settings, time) as at:
+    with auth_app(settings, time) as at:
         identity.instead["jwks"] = drop
         time.now += 1299
         assert at.outcome(token) == "accepted"
@@ -501,12 +500,12 @@ def test_a_set_without_a_usable_key_is_no_set_and_the_last_one_serves_on(
     name: str, identity: FakeIdentity, time: FakeTime
 ) -> None:
     document = KEY_SETS[name](identity)
-    with door(settings_for(identity, AuthMode.jwks), time) as at:
+    with auth_app(settings_for(identity, AuthMode.jwks), time) as at:
         identity.key_set = document
         time.now += 301
         assert at.outcome(plain(identity)) == "accepted"
         assert identity.calls["jwks"] == 2
-    with door(settings_for(identity, AuthMode.jwks), time, ready=False) as at:
+    with auth_app(settings_for(identity, AuthMode.jwks), time, ready=False) as at:
         time.slept.clear()
         at.until(lambda: len(time.slept) > 1)
         assert not at.authenticator.ready
@@ -517,14 +516,14 @@ def test_a_key_is_used_among_entries_that_are_none(identity: FakeIdentity, time:
     junk: list[object] = ["key", 7, None, {}, {"kty": "EC"}, secret(identity) | {"kid": "s"}]
     encrypting = SigningKey().jwk | {"use": "enc", "kid": identity.keys[0].kid}  # one name, but not for signatures
     identity.key_set = {"keys": [*junk, encrypting, identity.keys[0].jwk]}
-    with door(settings_for(identity, AuthMode.jwks), time) as at:
+    with auth_app(settings_for(identity, AuthMode.jwks), time) as at:
         assert at.outcome(plain(identity)) == "accepted"
 
 
 @pytest.mark.parametrize("missing", ["use", "alg"])
 def test_a_key_need_not_say_what_its_type_says(missing: str, identity: FakeIdentity, time: FakeTime) -> None:
     identity.key_set = {"keys": [{name: value for name, value in identity.keys[0].jwk.items() if name != missing}]}
-    with door(settings_for(identity, AuthMode.jwks), time) as at:
+    with auth_app(settings_for(identity, AuthMode.jwks), time) as at:
         assert at.outcome(plain(identity)) == "accepted"
 
 
@@ -533,13 +532,13 @@ def test_two_keys_of_one_name_are_nobodys_while_a_third_serves(identity: FakeIde
     twin.kid = identity.keys[0].kid
     third = SigningKey()
     identity.key_set = {"keys": [identity.keys[0].jwk, twin.jwk, third.jwk]}
-    with door(settings_for(identity, AuthMode.jwks), time) as at:
+    with auth_app(settings_for(identity, AuthMode.jwks), time) as at:
         assert at.outcome(plain(identity)) == at.outcome(plain(identity, twin)) == "invalid"
         assert at.outcome(plain(identity, third)) == "accepted"
 
 
 def test_the_requests_that_wait_for_a_fetch_share_it(identity: FakeIdentity, time: FakeTime) -> None:
-    with door(settings_for(identity, AuthMode.jwks), time) as at:
+    with auth_app(settings_for(identity, AuthMode.jwks), time) as at:
         time.now += 301
         identity.instead["jwks"] = slow(identity.router, 0.2)
         tokens = [plain(identity, jti=str(number)) for number in range(20)]
@@ -559,7 +558,7 @@ def test_more_questions_than_may_be_asked_at_once_wait_their_turn(identity: Fake
         now -= 1
 
     identity.instead["userinfo"] = counted
-    with door(settings_for(identity, AuthMode.userinfo, max_parallel=3), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo, max_parallel=3), time) as at:
         tokens = [identity.service_token(f"sa-{number}") for number in range(12)]
         assert {response.status_code for response in at.together(tokens)} == {200}
     assert most == 3
@@ -567,7 +566,7 @@ def test_more_questions_than_may_be_asked_at_once_wait_their_turn(identity: Fake
 
 def test_questions_that_were_given_up_keep_no_place_from_later_ones(identity: FakeIdentity, time: FakeTime) -> None:
     """Many more than may be asked at once, of a service that does not answer: it has to be asked again afterwards."""
-    with door(settings_for(identity, AuthMode.userinfo, max_parallel=4, http_seconds=0.4), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo, max_parallel=4, http_seconds=0.4), time) as at:
         for fault in (hang, slow(identity.router, 0.15)):
             identity.instead["userinfo"] = fault
             for _ in range(2):

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from gnomon.http.auth import ConfigError, authenticator
+from gnomon.http.auth import authenticator
 from gnomon.http.identity.jwks import ALGORITHMS
-from gnomon.http.identity.options import MODES, SHORTEST_KEY, api_keys, flag
-from gnomon.http.settings import AuthMode, AuthSettings, options
-from helpers.door import AUDIENCE, CHALLENGES, door, settings_for
+from gnomon.http.identity.options import MODES, SHORTEST_KEY, ConfigError, api_keys, flag
+from gnomon.http.settings import AuthMode, AuthSettings
+from gnomon.reference.system.options import options
+from helpers.auth_app import AUDIENCE, CHALLENGES, auth_app, settings_for
 from helpers.identity import FakeIdentity, FakeTime
 from helpers.loopback import answer, hang
 
@@ -230,7 +231,7 @@ def test_no_repr_and_no_error_shows_a_key(settings: AuthSettings) -> None:
 
 @pytest.mark.parametrize("key", KEYS)
 def test_each_key_opens_and_has_a_name_of_its_own(key: str) -> None:
-    with door(given(AuthMode.api_key)) as at:
+    with auth_app(given(AuthMode.api_key)) as at:
         assert at.authenticator.ready
         caller = at.show(key).json()
         assert caller["subject"] == f"key {caller['digest']}"
@@ -254,7 +255,7 @@ def test_each_key_opens_and_has_a_name_of_its_own(key: str) -> None:
     ],
 )
 def test_what_resembles_a_key_opens_nothing(key: str) -> None:
-    with door(given(AuthMode.api_key)) as at:
+    with auth_app(given(AuthMode.api_key)) as at:
         assert at.outcome(key) == "invalid"
 
 
@@ -267,7 +268,7 @@ def test_every_key_is_compared_by_its_digest_whichever_fits(monkeypatch: pytest.
         return sound(one, other)
 
     monkeypatch.setattr("gnomon.http.auth.hmac.compare_digest", counted)
-    with door(given(AuthMode.api_key)) as at:
+    with auth_app(given(AuthMode.api_key)) as at:
         for key in (*KEYS, "another-key-entirely", "x"):
             compared.clear()
             at.show(key)
@@ -279,7 +280,7 @@ def test_keys_are_read_from_a_file_with_comments(tmp_path: Path) -> None:
     file.write_text(
         f"# ours\n\n{KEYS[0]}\n  {KEYS[1]}  # of Ada\n\tkey#with-a-hash-0000\n#{KEYS[2]}\n", encoding="utf-8"
     )
-    with door(given(AuthMode.api_key, api_keys=(), api_key_file=file)) as at:
+    with auth_app(given(AuthMode.api_key, api_keys=(), api_key_file=file)) as at:
         assert [at.outcome(key) for key in (KEYS[0], KEYS[1], "key#with-a-hash-0000")] == ["accepted"] * 3
         assert [at.outcome(key) for key in (KEYS[2], "#", "Ada", "#" + KEYS[2])] == ["invalid"] * 4
 
@@ -339,7 +340,7 @@ def test_a_file_without_sound_keys_is_refused_by_its_line_and_shows_none(
     ],
 )
 def test_mode_none_lets_everybody_in_whatever_the_header_says(values: tuple[str, ...]) -> None:
-    with door(given(AuthMode.none)) as at:
+    with auth_app(given(AuthMode.none)) as at:
         assert at.authenticator.ready
         response = at.call(*values)
         assert at.checked(response) == "off"
@@ -356,7 +357,7 @@ def test_a_mode_that_cannot_ask_lets_nobody_in_by_another(identity: FakeIdentity
         typ="at+jwt",
     )
     for mode in (AuthMode.exchange, AuthMode.userinfo):
-        with door(settings_for(identity, mode), time) as at:
+        with auth_app(settings_for(identity, mode), time) as at:
             assert at.outcome(signed) == "invalid"  # the service knows no such token
             identity.instead = dict.fromkeys(("token", "userinfo", "jwks"), answer(b"", 500))
             assert at.outcome(identity.service_token()) == "unavailable"
@@ -379,7 +380,7 @@ def test_account_types_and_organizations_decide_who_comes_in(
         ({"organizations": ("org-2", "org-3")}, ("forbidden", "accepted", "forbidden", "forbidden")),
         ({"organizations": ("ORG-1", "org-", "org-11")}, ("forbidden", "forbidden", "forbidden", "forbidden")),
     ):
-        with door(settings_for(identity, mode, **more), time) as at:
+        with auth_app(settings_for(identity, mode, **more), time) as at:
             assert tuple(map(at.outcome, (service, user, nobody, system))) == expected
             if more == {"organizations": ("org-2", "org-3")}:
                 assert at.authenticate(user).organizations == ("org-2",)
@@ -415,7 +416,7 @@ def test_a_required_right_is_looked_for_globally_then_in_organizations_then_in_p
 ) -> None:
     identity.global_acl, identity.organization_acl, expected = ACLS[name]
     token = identity.user_token("ada@example.org", "org-1", "org-2")
-    with door(settings_for(identity, mode, required_acl=RIGHT), time) as at:
+    with auth_app(settings_for(identity, mode, required_acl=RIGHT), time) as at:
         assert at.outcome(token) == expected
         assert identity.calls["acl"] == (1 if name == "globally" else 3)
         assert at.outcome(token) == expected
@@ -441,21 +442,21 @@ BODIES = {
 @pytest.mark.parametrize("name", BODIES)
 def test_an_acl_that_is_not_understood_lets_nobody_in(name: str, identity: FakeIdentity, time: FakeTime) -> None:
     identity.instead["acl"], expected = BODIES[name]
-    with door(settings_for(identity, AuthMode.userinfo, required_acl=RIGHT), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo, required_acl=RIGHT), time) as at:
         assert at.outcome(identity.service_token()) == expected
         assert "/evil" not in [seen.path for seen in identity.seen]
 
 
 def test_rights_that_are_not_answered_in_time_let_nobody_in(identity: FakeIdentity, time: FakeTime) -> None:
     identity.instead["acl"] = hang
-    with door(settings_for(identity, AuthMode.userinfo, required_acl=RIGHT, http_seconds=0.3), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo, required_acl=RIGHT, http_seconds=0.3), time) as at:
         assert at.outcome(identity.service_token()) == "unavailable"
 
 
 def test_an_organizations_name_cannot_lead_the_question_elsewhere(identity: FakeIdentity, time: FakeTime) -> None:
     token = identity.user_token("ada@example.org", "../../oauth2/v2", "a/b?c#d", "a b", "é")
     identity.organization_acl = {"a/b?c#d": {"endpoints": HELD}}
-    with door(settings_for(identity, AuthMode.userinfo, required_acl=RIGHT), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo, required_acl=RIGHT), time) as at:
         at.show(token)
     asked = [seen for seen in identity.seen if "acl" in seen.path or "oauth2/v2/acl" in seen.path]
     assert all(seen.path.startswith("/api/v1/") and seen.query == b"" for seen in asked)
@@ -480,7 +481,7 @@ def test_a_key_file_of_any_editor_is_read(ends: str, mark: bytes, tmp_path: Path
 def test_each_outcome_has_one_sentence_whatever_went_wrong(identity: FakeIdentity, time: FakeTime) -> None:
     said: dict[str, set[str]] = {word: set() for word in CHALLENGES}
     token = identity.service_token()
-    with door(settings_for(identity, AuthMode.userinfo), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo), time) as at:
         for values in (
             (),
             ("Basic eDp5",),

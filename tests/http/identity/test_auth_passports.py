@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from gnomon.http.settings import AuthMode
-from helpers.door import AUDIENCE, Door, door, settings_for
+from helpers.auth_app import AUDIENCE, AuthApp, auth_app, settings_for
 from helpers.forge import GONE, b64, constant, der, ecdsa, hs, jws, raw, unb64
-from helpers.identity import FakeIdentity, FakeTime, SigningKey
-from helpers.loopback import answer, loopback
+from helpers.identity import FakeIdentity, FakeTime, SigningKey, served_identity
+from helpers.loopback import answer
 
 AWAY, NO = "unavailable", "forbidden"
 
@@ -69,23 +69,21 @@ CLAIMS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.fixture(scope="module")
-def lasting() -> Iterator[tuple[Door, FakeIdentity]]:
-    with loopback() as served:
-        served.app = identity = FakeIdentity(served.base, FakeTime())
-        with door(settings_for(identity, AuthMode.exchange), identity.time) as at:
-            yield at, identity
+def lasting() -> Iterator[tuple[AuthApp, FakeIdentity]]:
+    with served_identity() as identity, auth_app(settings_for(identity, AuthMode.exchange), identity.time) as at:
+        yield at, identity
 
 
 @pytest.fixture
-def exchange(lasting: tuple[Door, FakeIdentity]) -> Iterator[tuple[Door, FakeIdentity]]:
-    """A door of mode exchange; what a test makes of the passports ends with the test."""
+def exchange(lasting: tuple[AuthApp, FakeIdentity]) -> Iterator[tuple[AuthApp, FakeIdentity]]:
+    """The app in mode exchange; what a test makes of the passports ends with the test."""
     yield lasting
     lasting[1].passport_changes = {}
     lasting[1].passport = lasting[1].sign
 
 
 @pytest.mark.parametrize("name", CLAIMS)
-def test_a_passport_is_believed_claim_by_claim(name: str, exchange: tuple[Door, FakeIdentity]) -> None:
+def test_a_passport_is_believed_claim_by_claim(name: str, exchange: tuple[AuthApp, FakeIdentity]) -> None:
     at, identity = exchange
     identity.passport_changes, expected = CLAIMS[name]
     assert at.outcome(identity.service_token()) == expected
@@ -136,7 +134,7 @@ PASSPORTS: dict[str, Callable[[FakeIdentity], Callable[[dict[str, Any]], str]]] 
 
 @pytest.mark.parametrize("name", PASSPORTS)
 def test_a_passport_that_the_service_did_not_sign_lets_nobody_in(
-    name: str, exchange: tuple[Door, FakeIdentity]
+    name: str, exchange: tuple[AuthApp, FakeIdentity]
 ) -> None:
     at, identity = exchange
     identity.passport = PASSPORTS[name](identity)
@@ -150,14 +148,14 @@ def test_a_passport_that_the_service_did_not_sign_lets_nobody_in(
     "body", [b"{}", b'{"access_token":7}', b'{"access_token":null}', b'{"access_token":["a"]}', b"[]"]
 )
 def test_an_exchange_without_a_passport_is_no_answer(body: bytes, identity: FakeIdentity, time: FakeTime) -> None:
-    with door(settings_for(identity, AuthMode.exchange), time) as at:
+    with auth_app(settings_for(identity, AuthMode.exchange), time) as at:
         identity.instead["token"] = answer(body, content_type="application/json")
         assert at.outcome(identity.service_token()) == "unavailable"
 
 
 def test_the_passport_is_asked_for_us_and_by_form(identity: FakeIdentity, time: FakeTime) -> None:
     token = identity.user_token("ada@example.org", "org-1", "org-2")
-    with door(settings_for(identity, AuthMode.exchange), time) as at:
+    with auth_app(settings_for(identity, AuthMode.exchange), time) as at:
         caller = at.show(token).json()
     assert caller["organizations"] == ["org-1", "org-2"]
     assert (caller["subject"], caller["account_type"], caller["email"]) == (
@@ -175,13 +173,13 @@ def test_the_passport_is_asked_for_us_and_by_form(identity: FakeIdentity, time: 
 @pytest.mark.parametrize("mode", [AuthMode.exchange, AuthMode.userinfo])
 def test_what_is_no_access_token_lets_nobody_in(mode: AuthMode, identity: FakeIdentity, time: FakeTime) -> None:
     """A passport, an ID token and the rest, shown as if they were access tokens."""
-    with door(settings_for(identity, AuthMode.exchange), time) as at:
+    with auth_app(settings_for(identity, AuthMode.exchange), time) as at:
         at.show(identity.service_token("sa-0"))
     passport = identity.issued[0]
     expired = identity.service_token("sa-1", lifetime=0)
     other_issuer = FakeIdentity("http://identity.example", time)
     other_issuer.keys = identity.keys  # a service that shares the keys, and so their names
-    with door(settings_for(identity, mode), time) as at:
+    with auth_app(settings_for(identity, mode), time) as at:
         tokens = {
             "passport": passport,
             "ID token": identity.id_token(),
@@ -204,7 +202,7 @@ def test_an_encrypted_token_that_was_changed_anywhere_lets_nobody_in(
     data = bytearray(unb64(parts[segment]))
     data[len(data) // 2] ^= 1
     parts[segment] = b64(bytes(data))
-    with door(settings_for(identity, AuthMode.userinfo), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo), time) as at:
         assert at.outcome(".".join(parts)) == "invalid"
 
 
@@ -216,5 +214,5 @@ def test_the_services_clock_may_differ_by_the_leeway(
 ) -> None:
     """A passport lives for 60 seconds of the service's clock."""
     identity.offset = seconds
-    with door(settings_for(identity, AuthMode.exchange), time) as at:
+    with auth_app(settings_for(identity, AuthMode.exchange), time) as at:
         assert at.outcome(identity.service_token()) == expected

@@ -1,4 +1,4 @@
-"""No token, key or passport leaves the server by a side door: everything it emits is collected, and searched.
+"""No token, key or passport leaves the server: everything it emits is collected, and searched.
 
 Searched are answers, log records of every logger at DEBUG with their arguments and tracebacks, standard output and
 error, the requests' records, the exceptions themselves with their chains, and what is remembered. Every outcome is
@@ -21,7 +21,7 @@ from starlette.datastructures import Headers
 from gnomon.http.auth import Authenticator
 from gnomon.http.identity.client import IdentityService
 from gnomon.http.settings import AuthMode, AuthSettings
-from helpers.door import AUDIENCE, CHALLENGES, Door, door, settings_for
+from helpers.auth_app import AUDIENCE, CHALLENGES, AuthApp, auth_app, settings_for
 from helpers.forge import b64
 from helpers.identity import FakeIdentity, FakeTime
 from helpers.loopback import answer, drop, status
@@ -62,8 +62,8 @@ async def raised_by(authenticator: Authenticator, field: str) -> list[str]:
     return []
 
 
-def seen(at: Door, field: str) -> list[str]:
-    """What comes of a field, at the door and behind it."""
+def seen(at: AuthApp, field: str) -> list[str]:
+    """What comes of a field, before the authentication and behind it."""
     response = at.call(field)
     return [response.text, str(response.headers), repr(at.records[-1]), *at.run(raised_by(at.authenticator, field))]
 
@@ -89,7 +89,7 @@ def check_nothing_leaks(said: list[str], secrets: list[str]) -> None:
 
 
 @pytest.mark.parametrize("mode", [AuthMode.exchange, AuthMode.userinfo, AuthMode.jwks])
-def test_no_token_and_no_passport_leaves_by_a_side_door(
+def test_no_token_and_no_passport_leaves_in_any_other_way(
     mode: AuthMode,
     identity: FakeIdentity,
     time: FakeTime,
@@ -118,7 +118,7 @@ def test_no_token_and_no_passport_leaves_by_a_side_door(
     if mode is AuthMode.jwks:  # a key that may be a new one, and a token that is opened
         away, faulty = identity.sign({"iss": identity.issuer}, kid="another", typ="at+jwt"), signed
     said: list[str] = []
-    with door(settings_for(identity, mode, max_token_bytes=3000), time) as at:
+    with auth_app(settings_for(identity, mode, max_token_bytes=3000), time) as at:
         for token in tokens.values():
             for field in (
                 f"Bearer {token}",
@@ -154,10 +154,10 @@ def test_no_token_and_no_passport_leaves_by_a_side_door(
     check_nothing_leaks(said, [*tokens.values(), away, faulty, *identity.issued])
 
 
-def test_no_key_leaves_by_a_side_door(everything: Everything, capfd: pytest.CaptureFixture[str]) -> None:
+def test_no_key_leaves_in_any_other_way(everything: Everything, capfd: pytest.CaptureFixture[str]) -> None:
     said: list[str] = []
     settings = AuthSettings(mode=AuthMode.api_key, api_keys=(KEY,))
-    with door(settings) as at:
+    with auth_app(settings) as at:
         for field in (f"Bearer {KEY}", f"Bearer {KEY}x", f"Basic {KEY}", f"Bearer {KEY} {KEY}", f"Bearer {KEY * 999}"):
             said += seen(at, field)
         said += [at.call(f"Bearer {KEY}", f"Bearer {KEY}").text]
@@ -177,7 +177,7 @@ def test_the_search_finds_what_it_is_told_to_find(everything: Everything) -> Non
 
 def test_a_refusal_keeps_no_frame_of_those_who_were_refused(identity: FakeIdentity, time: FakeTime) -> None:
     """An exception that is kept would keep its traceback, and the frames in it would keep their tokens."""
-    with door(settings_for(identity, AuthMode.userinfo), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo), time) as at:
         token = identity.refresh_token()
         for _ in range(3):
             at.show(token)
@@ -190,7 +190,7 @@ def test_asyncios_own_debug_mode_tells_no_token(
 ) -> None:
     """It logs coroutines and callbacks by their repr."""
     token = identity.service_token()
-    with door(settings_for(identity, AuthMode.userinfo), time) as at:
+    with auth_app(settings_for(identity, AuthMode.userinfo), time) as at:
 
         async def scene() -> None:
             loop = asyncio.get_running_loop()

@@ -1,6 +1,6 @@
 """Attacks on signed tokens, mode jwks: each token is sound but for one thing, and that thing is enough.
 
-One door serves a whole table, since nothing that is refused leaves a trace that another token could meet.
+One app serves a whole table, since nothing that is refused leaves a trace that another token could meet.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from gnomon.http.identity.jwks import ALGORITHMS
 from gnomon.http.settings import AuthMode
-from helpers.door import AUDIENCE, Door, door, settings_for
+from helpers.auth_app import AUDIENCE, AuthApp, auth_app, settings_for
 from helpers.forge import (
     GONE,
     Sign,
@@ -36,16 +36,15 @@ from helpers.forge import (
     rsa_jwk,
     unb64,
 )
-from helpers.identity import FakeIdentity, FakeTime, SigningKey
-from helpers.loopback import loopback
+from helpers.identity import FakeIdentity, FakeTime, SigningKey, served_identity
 
 LEEWAY = 5
 
 
 class Issuer(NamedTuple):
-    """A door of mode jwks, its issuer, and the forge."""
+    """The app in mode jwks, its issuer, and the forge."""
 
-    at: Door
+    at: AuthApp
     identity: FakeIdentity
     rsa: rsa.RSAPrivateKey
 
@@ -72,10 +71,9 @@ class Issuer(NamedTuple):
 
 @pytest.fixture(scope="module")
 def issuer() -> Iterator[Issuer]:
-    with loopback() as served:
-        served.app = identity = FakeIdentity(served.base, FakeTime())
+    with served_identity() as identity:
         settings = settings_for(identity, AuthMode.jwks, leeway_seconds=LEEWAY, max_token_bytes=50_000)
-        with door(settings, identity.time) as at:
+        with auth_app(settings, identity.time) as at:
             yield Issuer(at, identity, rsa.generate_private_key(65537, 2048))
 
 
@@ -83,7 +81,7 @@ def issuer() -> Iterator[Issuer]:
 def liberal(issuer: Issuer) -> Iterator[Issuer]:
     """The same issuer, where every algorithm is allowed that can be."""
     settings = settings_for(issuer.identity, AuthMode.jwks, algorithms=tuple(sorted(ALGORITHMS)))
-    with door(settings, issuer.identity.time) as at:
+    with auth_app(settings, issuer.identity.time) as at:
         yield issuer._replace(at=at)
 
 
@@ -174,7 +172,7 @@ def test_an_issuers_key_signs_by_the_algorithms_that_are_allowed_and_no_other(
     own = issuer._replace(identity=identity)
     token = own.token(own.header(alg=alg, kid="k"), sign=sign)
     for algorithms in ((alg,), tuple(sorted(ALGORITHMS - {alg}))):
-        with door(settings_for(identity, AuthMode.jwks, algorithms=algorithms), time) as at:
+        with auth_app(settings_for(identity, AuthMode.jwks, algorithms=algorithms), time) as at:
             assert at.outcome(token) == ("accepted" if algorithms == (alg,) else "invalid")
 
 
@@ -184,7 +182,7 @@ def test_a_key_that_declares_its_algorithm_is_used_by_no_other(
 ) -> None:
     identity.key_set = {"keys": [rsa_jwk(issuer.rsa.public_key(), kid="k", alg=declared)]}
     own = issuer._replace(identity=identity)
-    with door(settings_for(identity, AuthMode.jwks, algorithms=(declared, used)), time) as at:
+    with auth_app(settings_for(identity, AuthMode.jwks, algorithms=(declared, used)), time) as at:
         for alg, expected in ((declared, "accepted"), (used, "invalid")):
             assert at.outcome(own.token(own.header(alg=alg, kid="k"), sign=foreign(alg, issuer.rsa)[1])) == expected
 
@@ -467,7 +465,7 @@ def test_a_claim_at_the_edge_of_what_is_allowed_is_accepted(name: str, issuer: I
 
 
 def test_without_leeway_a_token_ends_in_the_second_of_its_exp(identity: FakeIdentity, time: FakeTime) -> None:
-    with door(settings_for(identity, AuthMode.jwks, leeway_seconds=0), time) as at:
+    with auth_app(settings_for(identity, AuthMode.jwks, leeway_seconds=0), time) as at:
         claims = {"iss": identity.issuer, "aud": AUDIENCE, "sub": "ada", "iat": identity.now}
         for exp, expected in ((identity.now, "invalid"), (identity.now + 1, "accepted")):
             assert at.outcome(identity.sign(claims | {"exp": exp}, typ="at+jwt")) == expected
@@ -530,7 +528,7 @@ def test_another_issuers_key_of_the_same_name_signs_nothing(issuer: Issuer) -> N
 def test_an_encrypted_token_is_refused_with_one_hint_in_the_log(
     legacy: bool, identity: FakeIdentity, time: FakeTime, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with door(settings_for(identity, AuthMode.jwks), time) as at:
+    with auth_app(settings_for(identity, AuthMode.jwks), time) as at:
         for number in range(3):
             assert at.outcome(identity.service_token(f"sa-{number}", legacy=legacy)) == "invalid"
     hints = [record.getMessage() for record in caplog.records if "--auth-mode exchange" in record.getMessage()]
@@ -540,6 +538,6 @@ def test_an_encrypted_token_is_refused_with_one_hint_in_the_log(
 def test_types_are_those_that_the_option_names(identity: FakeIdentity, time: FakeTime) -> None:
     settings = replace(settings_for(identity, AuthMode.jwks), jws_types=("access+jwt",))
     claims = {"iss": identity.issuer, "aud": AUDIENCE, "sub": "ada", "iat": identity.now, "exp": identity.now + 60}
-    with door(settings, time) as at:
+    with auth_app(settings, time) as at:
         assert at.outcome(identity.sign(claims, typ="access+jwt")) == "accepted"
         assert at.outcome(identity.sign(claims, typ="at+jwt")) == "invalid"

@@ -1,4 +1,4 @@
-"""Every request is told of once, however it ends; what a log line can hold, and what it never can."""
+"""Every request is told of once, however it ends: its id, its line, its numbers, its span."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import json
 import logging
 import re
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,15 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
-from gnomon.http.observe.access import AccessLine, Observed
-from gnomon.http.observe.logs import MOST_LINES, JsonLines, Lines, TextLines, hide
+from gnomon.http.observe.access import Observed
 from gnomon.http.observe.metrics import Metrics
-from gnomon.http.observe.record import Record
 from helpers.live import eventually
-from helpers.observed import IDLE, PROMPT, ROUTES, World, drive, lines, world
+from helpers.observed import IDLE, JSON, PROMPT, ROUTES, TEXT, World, drive, formatted, line_of, lines, world
 
 OURS = re.compile(rb"[0-9a-f]{32}")
-TEXT, JSON = TextLines(), JsonLines()
 
 
 @pytest.fixture(autouse=True)
@@ -66,26 +61,26 @@ ENDINGS: dict[str, tuple[dict[str, Any], int | None, str]] = {
 
 
 @pytest.mark.parametrize("how", ENDINGS)
-def test_every_ending_is_logged_counted_and_traced_once(
+def test_every_ending_is_told_once_to_the_log_the_metrics_and_otel(
     here: World, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     request, status, outcome = ENDINGS[how]
     seen = drive(here.app, **request)
     (line,) = lines(caplog.records)
-    (record,) = here.told.records
+    (record,) = here.otel.records
     assert line.record is record
     assert (record.status, record.outcome) == (status, outcome)
     assert record.ended is not None
     method, path = request.get("method", "POST"), request.get("path", "/v1/completions")
     code = "none" if status is None else str(status)
     route = path if path in ROUTES else "other"
-    assert here.sample("gnomon:http_requests_total") == 1
-    assert here.sample("gnomon:http_requests_total", route=route, method=method, code=code) == 1
+    assert here.sample("gnomon_http_requests_total") == 1
+    assert here.sample("gnomon_http_requests_total", route=route, method=method, code=code) == 1
     counted = (method, path) == ("POST", "/v1/completions")
-    assert here.sample("gnomon:requests_received_total") == counted
-    assert here.sample("gnomon:requests_ended_total") == counted
-    assert here.sample("gnomon:requests_ended_total", outcome=outcome) == counted
-    assert here.sample("gnomon:requests_in_progress") == 0
+    assert here.sample("gnomon_requests_received_total") == counted
+    assert here.sample("gnomon_requests_ended_total") == counted
+    assert here.sample("gnomon_requests_ended_total", outcome=outcome) == counted
+    assert here.sample("gnomon_requests_in_progress") == 0
     bodies = [message["body"] for message in seen.sent if message["type"] == "http.response.body"]
     assert record.bytes_sent == (0 if method == "HEAD" else sum(map(len, bodies)))
 
@@ -110,7 +105,7 @@ def test_an_exception_that_nobody_made_an_answer_of_is_a_500_with_an_id(caplog: 
 
 def test_the_times_between_tokens_reach_the_metrics(here: World) -> None:
     drive(here.app)
-    assert here.sample("gnomon:inter_token_latency_seconds_sum") == 0.5
+    assert here.sample("gnomon_inter_token_latency_seconds_sum") == 0.5
 
 
 def test_an_outcome_that_somebody_has_judged_stands() -> None:
@@ -122,7 +117,7 @@ def test_an_outcome_that_somebody_has_judged_stands() -> None:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     drive(Observed(judged, here.metrics, ROUTES))
-    assert here.sample("gnomon:requests_ended_total", outcome="failed") == 1
+    assert here.sample("gnomon_requests_ended_total", outcome="failed") == 1
 
 
 def test_what_is_no_request_passes_untouched(caplog: pytest.LogCaptureFixture) -> None:
@@ -143,7 +138,7 @@ def test_a_sound_request_id_is_returned_on_every_answer(here: World, sent: bytes
     for how, (request, status, _) in ENDINGS.items():
         if status is not None and not request.get("hung_up"):
             assert drive(here.app, headers=[(b"x-request-id", sent)], **request).ids == [sent], how
-    assert {record.request_id for record in here.told.records} == {sent.decode()}
+    assert {record.request_id for record in here.otel.records} == {sent.decode()}
 
 
 @pytest.mark.parametrize(
@@ -166,11 +161,6 @@ def test_a_credential_sent_as_request_id_is_not_taken_up(here: World) -> None:
 
 
 # ---- lines
-
-
-def formatted(of: Lines, message: object, *args: object, exc: BaseException | None = None) -> str:
-    info = None if exc is None else (type(exc), exc, exc.__traceback__)
-    return of.format(logging.LogRecord("gnomon.http", logging.INFO, "", 0, message, args, info))
 
 
 def test_the_text_line_says_who_what_how_long_and_how_much(here: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -201,11 +191,6 @@ def test_the_json_line_has_the_same_names_for_every_request(here: World, caplog:
     assert first["finish_reasons"] == {"length": 1, "stop": 1}
 
 
-def line_of(method: str, path: bytes) -> AccessLine:
-    scope = {"method": method, "path": "/", "raw_path": path, "client": ("::1", 1)}
-    return AccessLine.of(Record("id", "other", "other"), scope)
-
-
 @given(st.binary(max_size=400), st.text(max_size=40))
 def test_no_path_or_method_can_forge_a_line(path: bytes, method: str) -> None:
     line = line_of(method.encode(errors="replace").decode(), path)
@@ -224,117 +209,6 @@ def test_a_path_is_shown_as_sent_without_the_query_and_cut_at_200_characters() -
     assert line_of("GET", b"/" * 201).path == "/" * 197 + "..."
 
 
-FORGED = "x\r\n2030-01-01T00:00:00.000+00:00 INFO forged\x1b[31m\x85\u2028\u202eend"
-
-
-def test_no_message_and_no_exception_can_forge_a_line() -> None:
-    try:
-        raise RuntimeError(FORGED)
-    except RuntimeError as error:
-        text = formatted(TEXT, "%s", FORGED, exc=error)
-        object = formatted(JSON, "%s", FORGED, exc=error)
-    first, *rest = text.split("\n")
-    assert first.endswith(r"x\r\n2030-01-01T00:00:00.000+00:00 INFO forged\x1b[31m\x85\u2028\u202eend")
-    assert rest[0] == "    Traceback (most recent call last):"
-    assert all(line.startswith("    ") and line.isprintable() for line in rest)
-    assert object.isascii()
-    assert object.isprintable()
-    members = json.loads(object)
-    assert list(members) == ["time", "level", "logger", "message", "exception"]
-    assert members["message"] == FORGED
-    assert members["exception"].startswith("Traceback")
-    assert "RuntimeError" in members["exception"]
-
-
-# ---- secrets
-
-SECRETS = [
-    b"Bearer sk-0123456789abcdef",
-    b"bearer  eyJhbGciOi.eyJzdWIi.c2lnbmF0dXJl",
-    b"sk-without-a-scheme",
-    b"Basic dXNlcjpwYXNzd29yZA==",
-    b"Token it's\"quoted\\and\xe9",
-    b"Bearer short",
-]
-
-
-def careless(secret: bytes) -> Any:
-    """An application that logs all that it has."""
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        log = logging.getLogger("gnomon.careless")
-        token = secret.partition(b" ")[2].strip() or secret
-        log.error("scope %s", scope)
-        log.error("headers %r", dict(scope["headers"]))
-        log.error("value " + secret.decode("latin-1"))
-        log.error("json %s", json.dumps({"authorization": secret.decode("latin-1")}))
-        if len(token) >= 8:
-            log.error("token %s %r", token.decode("latin-1"), token)
-        try:
-            raise KeyError(secret)
-        except KeyError as error:
-            raise ValueError("refused " + secret.decode("latin-1")) from error
-
-    return app
-
-
-@pytest.mark.parametrize("secret", SECRETS)
-@pytest.mark.parametrize("form", [TEXT, JSON])
-def test_no_line_of_a_request_can_show_its_authorization(secret: bytes, form: Lines) -> None:
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(form)
-    logger = logging.getLogger("gnomon")
-    logger.addHandler(handler)
-    try:
-        raw_path = b"/v1/" + secret.replace(b" ", b"%20")
-        headers = [(b"authorization", secret)]
-        drive(Observed(careless(secret), Metrics("mine", lambda: IDLE), ROUTES), headers=headers, raw_path=raw_path)
-    finally:
-        logger.removeHandler(handler)
-    output = stream.getvalue()
-    assert output.count("[hidden]") >= 6
-    assert "ValueError: refused [hidden]" in output
-    assert "scope {" in output
-    marks = ("0123456789", "eyJ", "c2lnbm", "without", "dXNlcj", "quoted", "short")  # one of each secret
-    assert not any(mark in output for mark in marks)
-
-
-@pytest.mark.parametrize("form", [TEXT, JSON])
-def test_a_credential_in_the_place_of_the_method_is_hidden_too(form: Lines) -> None:
-    async def within() -> str:
-        hide([b"Bearer sk-0123456789"])
-        return formatted(form, line_of("sk-0123456789", b"/"))
-
-    line = asyncio.run(within())
-    assert "[hidden]" in line
-    assert "0123456789" not in line
-
-
-def test_a_thread_that_knows_no_request_shows_no_bearer_token_either() -> None:
-    shown: list[str] = []
-    thread = threading.Thread(target=lambda: shown.append(formatted(TEXT, "sent Authorization: Bearer abcdefgh12")))
-    thread.start()
-    thread.join()
-    assert "abcdefgh12" not in shown[0]
-    assert "Bearer [hidden]" in shown[0]
-
-
-def test_a_message_whose_arguments_do_not_fit_shows_no_argument() -> None:
-    for form in (TEXT, JSON):
-        line = formatted(form, "%s of %s", "abcdefgh12")
-        assert "%s of %s (with arguments that do not fit)" in line
-        assert "abcdefgh12" not in line
-
-
-def test_words_shorter_than_a_secret_are_left_alone() -> None:
-    async def within() -> str:
-        hide([b"Bearer a"])
-        return formatted(TEXT, "a plain message")
-
-    assert asyncio.run(within()).endswith("INFO a plain message")
-
-
 @pytest.mark.parametrize("how", ENDINGS)
 def test_no_line_shows_a_prompt_or_a_query(here: World, caplog: pytest.LogCaptureFixture, how: str) -> None:
     drive(here.app, **ENDINGS[how][0], query_string=b"api_key=in-the-query")
@@ -345,63 +219,6 @@ def test_no_line_shows_a_prompt_or_a_query(here: World, caplog: pytest.LogCaptur
     exposed = here.metrics.expose()[0].decode()
     assert PROMPT not in exposed
     assert "in-the-query" not in exposed
-
-
-# ---- the configuration, in a process of its own
-
-SPEAK = """
-import logging, logging.config, sys
-from gnomon.http.observe.access import AccessLine
-from gnomon.http.observe.logs import logging_config
-from gnomon.http.observe.record import Record
-from gnomon.http.settings import LogFormat, Settings
-logging.config.dictConfig(logging_config(Settings(log_format=LogFormat(sys.argv[1]))))
-logging.getLogger("gnomon.access").info(AccessLine(Record("id", "GET", "/ok"), "::1", "GET", "/ok"))
-logging.getLogger("gnomon.http").error("ours")
-logging.getLogger("uvicorn.error").error("uvicorn's")
-logging.getLogger("uvicorn.error").info("silent")
-logging.getLogger("uvicorn.access").info("silent")
-logging.getLogger("httpx").info("silent")
-logging.getLogger("opentelemetry.sdk").error("silent")
-logging.getLogger("another").warning("another's")
-try:
-    raise RuntimeError("the cause")
-except RuntimeError:
-    logging.getLogger("uvicorn.error").exception("caught")
-assert not logging.getLogger("uvicorn.access").hasHandlers()
-"""
-
-
-def spoken(form: str) -> list[str]:
-    done = subprocess.run([sys.executable, "-c", SPEAK, form], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    assert "silent" not in done.stderr
-    return done.stderr.splitlines()
-
-
-def test_in_json_every_line_on_standard_error_is_an_object() -> None:
-    objects = [json.loads(line) for line in spoken("json")]
-    assert [(o["logger"], o.get("message")) for o in objects] == [
-        ("gnomon.access", None),
-        ("gnomon.http", "ours"),
-        ("uvicorn.error", "uvicorn's"),
-        ("another", "another's"),
-        ("uvicorn.error", "caught"),
-    ]
-    assert objects[0]["path"] == "/ok"
-    assert objects[-1]["exception"].endswith("RuntimeError: the cause")
-
-
-def test_in_text_every_line_on_standard_error_begins_with_its_time_or_is_indented() -> None:
-    said = spoken("text")
-    assert [re.sub(r"^\d{4}-\S+ ", "@ ", line) for line in said[1:5]] == [
-        "@ ERROR ours",
-        "@ ERROR uvicorn's",
-        "@ WARNING another's",
-        "@ ERROR caught",
-    ]
-    assert all(line.startswith("    ") for line in said[5:])
-    assert said[-1] == "    RuntimeError: the cause"
 
 
 # ---- on a socket
@@ -453,82 +270,11 @@ def test_on_a_socket_every_answer_has_its_id_and_a_client_that_leaves_is_counted
         with socket.create_connection(("127.0.0.1", port)) as leaver:
             leaver.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-Act: listen\r\nContent-Length: 0\r\n\r\n")
             assert leaver.recv(12) == b"HTTP/1.1 200"
-            assert here.sample("gnomon:requests_in_progress") == 1
-        assert eventually(lambda: here.sample("gnomon:requests_ended_total", outcome="cancelled") == 1)
+            assert here.sample("gnomon_requests_in_progress") == 1
+        assert eventually(lambda: here.sample("gnomon_requests_ended_total", outcome="cancelled") == 1)
         with socket.create_connection(("127.0.0.1", port)) as leaver:
             leaver.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
-            assert eventually(lambda: here.sample("gnomon:requests_in_progress") == 1)
-        assert eventually(lambda: here.sample("gnomon:requests_ended_total", outcome="cancelled") == 2)
-    assert here.sample("gnomon:requests_received_total") == here.sample("gnomon:requests_ended_total") == 7
-    assert here.sample("gnomon:http_requests_total", code="none") == 1
-
-
-FLOOD = """
-import logging, logging.config, sys
-from gnomon.http.observe import logs
-from gnomon.http.settings import Settings
-logging.config.dictConfig(logs.logging_config(Settings()))
-for i in range(logs.MOST_LINES + 2000):
-    logging.getLogger("gnomon.http").info("line %d of many %s", i, "x" * 50)
-print("all said", flush=True)
-sys.stdin.readline()
-logging.getLogger("gnomon.http").info("the last")
-"""
-
-
-def test_a_standard_error_that_nobody_reads_stops_nothing_and_what_is_lost_is_counted() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", FLOOD],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        bufsize=1,
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stdout.readline() == "all said\n"  # nobody has read a byte of 1 MB yet
-        first = [process.stderr.readline() for _ in range(5000)]
-        process.stdin.write("\n")
-        process.stdin.close()
-        lines = first + process.stderr.readlines()
-        assert process.wait(60) == 0
-    assert "the last" in lines[-1]
-    lost = sum(int(line.split()[2]) for line in lines if "lines before this one were lost" in line)
-    assert lost > 0
-    assert sum("of many" in line for line in lines) + lost == MOST_LINES + 2000
-
-
-def test_a_process_ends_whose_standard_error_nobody_reads() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", FLOOD], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.wait(60) == 0
-
-
-UNWAITING = """
-import logging, logging.config, os, sys
-from gnomon.http.observe import logs
-from gnomon.http.settings import Settings
-os.set_blocking(2, False)
-logging.config.dictConfig(logs.logging_config(Settings()))
-for i in range(2000):
-    logging.getLogger("gnomon.http").info("line %d of many %s", i, "x" * 500)
-print("all said", flush=True)
-logging.getLogger().handlers[0]._idle.wait(60)
-"""
-
-
-def test_no_line_is_lost_or_cut_where_standard_error_does_not_wait() -> None:
-    """Whoever shares a terminal or a pipe can make it one whose writes fail at once where there is no room."""
-    with subprocess.Popen(
-        [sys.executable, "-c", UNWAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stdout.readline() == "all said\n"  # a pipe has room for a tenth of it
-        lines = process.stderr.readlines()
-        assert process.wait(60) == 0
-    assert len(lines) == 2000
-    assert all(re.search(f"line {i} of many x{{500}}\n$", line) for i, line in enumerate(lines))
+            assert eventually(lambda: here.sample("gnomon_requests_in_progress") == 1)
+        assert eventually(lambda: here.sample("gnomon_requests_ended_total", outcome="cancelled") == 2)
+    assert here.sample("gnomon_requests_received_total") == here.sample("gnomon_requests_ended_total") == 7
+    assert here.sample("gnomon_http_requests_total", code="none") == 1

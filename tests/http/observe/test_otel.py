@@ -25,7 +25,7 @@ from opentelemetry.semconv._incubating.attributes import gen_ai_attributes, http
 from opentelemetry.semconv.attributes import error_attributes
 from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_trace_id
 
-from gnomon.http.observe.otel import CannotTrace, Reporting, Tracer, attributes, tracer
+from gnomon.http.observe.otel import CannotSendSpans, OtelSpans, Reporting, attributes, otel_spans
 from gnomon.http.observe.record import Record
 from gnomon.http.settings import Settings
 from helpers.observed import PROMPT, complete, drive, world
@@ -48,7 +48,7 @@ def apart() -> Iterator[None]:
 
 def threads_end() -> None:
     for thread in threading.enumerate():
-        if thread.name == "last traces":
+        if thread.name == "last spans":
             thread.join(30)
             assert not thread.is_alive()
 
@@ -56,7 +56,7 @@ def threads_end() -> None:
 def spans_of(*requests: dict[str, Any]) -> list[ReadableSpan]:
     """The spans of requests to the application."""
     exporter = InMemorySpanExporter()
-    of = Tracer(exporter, "mine")
+    of = OtelSpans(exporter, "mine")
     here = world(of)
     for request in requests:
         drive(here.app, **request)
@@ -140,7 +140,7 @@ def test_every_ending_has_a_span_and_only_our_faults_are_errors(
 
 def test_times_are_those_of_the_request_on_the_wall_clock() -> None:
     exporter = InMemorySpanExporter()
-    of = Tracer(exporter, "mine")
+    of = OtelSpans(exporter, "mine")
     record = Record("id", "GET", "/ok", arrived=time.monotonic() - 100, status=200, outcome="answered")
     record.ended = record.arrived + 40
     of.request(record, [])
@@ -188,7 +188,7 @@ def test_no_header_breaks_a_request_or_costs_it_its_span(parent: bytes, states: 
 
 
 KEPT = InMemorySpanExporter()
-SHARED = Tracer(KEPT, "mine")
+SHARED = OtelSpans(KEPT, "mine")
 
 
 # ---- sending
@@ -243,7 +243,7 @@ SECRET = b"Bearer sk-0123456789"
 
 def test_a_collector_gets_every_span_and_no_content() -> None:
     with collector() as server:
-        of = tracer(server.settings, "mine")
+        of = otel_spans(server.settings, "mine")
         assert of is not None
         here = world(of)
         for act in ("ok", "stream", "refuse", "fault", "break"):
@@ -267,25 +267,25 @@ def test_a_collector_that_is_down_breaks_nothing_and_is_reported_once(caplog: py
     try:
         with socket.create_server(("127.0.0.1", 0)) as closed:
             settings = Settings(otlp_endpoint=f"http://127.0.0.1:{closed.getsockname()[1]}/v1/traces")
-        of = tracer(settings, "mine")
+        of = otel_spans(settings, "mine")
         assert of is not None
         here = world(of)
         for _ in range(1100):  # more than two batches
             assert drive(here.app).sent[0]["status"] == 200
         of.stop(0.5)
         threads_end()  # before OpenTelemetry may speak again
-        assert here.sample("gnomon:requests_ended_total", outcome="answered") == 1100
+        assert here.sample("gnomon_requests_ended_total", outcome="answered") == 1100
     finally:
         logging.getLogger("opentelemetry").setLevel(logging.NOTSET)
     said = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert {record.name for record in said} <= {"gnomon.tracing"}
+    assert {record.name for record in said} <= {"gnomon.otel"}
     assert len(said) <= 2  # that nothing gets through, and that the last spans did not
 
 
 def test_stopping_does_not_wait_for_a_collector_that_does_not_answer(caplog: pytest.LogCaptureFixture) -> None:
     with collector() as server:
         server.stuck.set()
-        of = tracer(server.settings, "mine")
+        of = otel_spans(server.settings, "mine")
         assert of is not None
         drive(world(of).app)
         of.stop(0.2)  # a batch is given 5 seconds
@@ -308,7 +308,7 @@ class Endless(SpanExporter):
 
 def test_an_exporter_that_is_given_up_is_told_to_end() -> None:
     endless = Endless()
-    of = Tracer(endless, "mine")
+    of = OtelSpans(endless, "mine")
     of.request(Record("id", "GET", "/ok", status=200, outcome="answered"), [])
     of.stop(0.1)
     assert endless.over.is_set()
@@ -347,21 +347,21 @@ def test_failures_are_reported_at_once_and_then_rarely_with_their_number(
 # ---- asking for it
 
 
-def test_no_endpoint_is_no_tracer() -> None:
-    assert tracer(Settings(), "mine") is None
+def test_without_an_endpoint_no_spans_are_sent() -> None:
+    assert otel_spans(Settings(), "mine") is None
 
 
 @pytest.mark.parametrize(
     "endpoint", ["", "x", "localhost:4318", "ftp://host/", "http://", "http://[::", "http://h:x/", "http://h:0/"]
 )
 def test_an_endpoint_that_is_no_url_is_refused_by_the_options_name(endpoint: str) -> None:
-    with pytest.raises(CannotTrace, match=r"^--otlp-endpoint: it must be a URL such as "):
-        tracer(Settings(otlp_endpoint=endpoint), "mine")
+    with pytest.raises(CannotSendSpans, match=r"^--otlp-endpoint: it must be a URL such as "):
+        otel_spans(Settings(otlp_endpoint=endpoint), "mine")
 
 
 def test_a_password_in_the_endpoint_is_refused_and_not_shown() -> None:
-    with pytest.raises(CannotTrace, match="OTEL_EXPORTER_OTLP_HEADERS") as raised:
-        tracer(Settings(otlp_endpoint="http://me:hunter2@h/v1/traces"), "mine")
+    with pytest.raises(CannotSendSpans, match="OTEL_EXPORTER_OTLP_HEADERS") as raised:
+        otel_spans(Settings(otlp_endpoint="http://me:hunter2@h/v1/traces"), "mine")
     assert "hunter2" not in str(raised.value)
 
 
@@ -370,11 +370,11 @@ def test_a_password_in_the_endpoint_is_refused_and_not_shown() -> None:
 )
 def test_without_the_packages_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch, lacking: str) -> None:
     monkeypatch.setitem(sys.modules, lacking, None)
-    with pytest.raises(CannotTrace, match=r"pip install '.\[tracing\]'"):
-        tracer(Settings(otlp_endpoint="http://127.0.0.1:1/v1/traces"), "mine")
+    with pytest.raises(CannotSendSpans, match=r"pip install '.\[tracing\]'"):
+        otel_spans(Settings(otlp_endpoint="http://127.0.0.1:1/v1/traces"), "mine")
 
 
-def test_opentelemetry_is_not_imported_before_a_tracer_is_made() -> None:
+def test_opentelemetry_is_not_imported_before_spans_are_asked_for() -> None:
     seen = "any(m.startswith('opentelemetry') for m in sys.modules)"
     code = f"import sys, gnomon.http.observe.access; raise SystemExit({seen})"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

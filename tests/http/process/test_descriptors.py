@@ -22,17 +22,11 @@ from gnomon.http.process import accept as acceptor
 from gnomon.http.process.descriptors import COLLECTOR, OURS, ours
 from gnomon.http.settings import AuthMode, AuthSettings, Settings
 from gnomon.http.wire import REFUSED_AT_ONCE
+from helpers.command import CODE
 from helpers.fake import EOT
 from helpers.live import eventually
-from helpers.models import tiny_llama
 
-COMMAND = "from gnomon.http.cli.main import main; main()"
 BODY: dict[str, Any] = {"model": "tiny", "prompt": "a", "max_tokens": 4000, "logit_bias": {EOT: -100}}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=4096)
 
 
 class Served(NamedTuple):
@@ -53,7 +47,7 @@ def started(hard: int, log: Path, model: Path, code: str, *options: str) -> subp
 
 
 @contextmanager
-def serving(hard: int, tmp_path: Path, model: Path, *options: str, code: str = COMMAND) -> Iterator[Served]:
+def serving(hard: int, tmp_path: Path, model: Path, *options: str, code: str = CODE) -> Iterator[Served]:
     """A server that may have so many open files, and no more."""
     log = tmp_path / "log.txt"
     with started(hard, log, model, code, *options) as process:
@@ -139,7 +133,7 @@ def test_the_bound_is_what_the_system_gives_less_what_the_server_needs(
 
 
 def test_a_process_that_can_serve_nobody_does_not_start(tmp_path: Path, model: Path) -> None:
-    with started(OURS + 1, tmp_path / "log.txt", model, COMMAND) as process:
+    with started(OURS + 1, tmp_path / "log.txt", model, CODE) as process:
         assert process.wait(60) == 1
     line = f"gnomon: this process may have {OURS + 1} open files (ulimit -Hn), and the server itself needs {OURS}: "
     assert (tmp_path / "log.txt").read_text() == f"{line}allow {OURS + 2} at least\n"
@@ -180,7 +174,7 @@ def test_a_flood_of_silent_connections_stops_no_stream_and_fills_no_log(tmp_path
 
 TAKES_ALL = """
 import errno, os, signal, threading
-import gnomon.http.cli.commands as cli
+import gnomon.http.cli.serve as cli
 announce, held = cli.announce, []
 def take(sig, frame):
     "All descriptors that are left, or gives them back."
@@ -199,7 +193,7 @@ signal.signal(signal.SIGWINCH, take)
 
 
 def test_without_a_descriptor_accepting_pauses_in_one_line_and_goes_on_later(tmp_path: Path, model: Path) -> None:
-    with serving(128, tmp_path, model, code=TAKES_ALL + COMMAND) as server, ExitStack() as stack:
+    with serving(128, tmp_path, model, code=TAKES_ALL + CODE) as server, ExitStack() as stack:
         stream = Stream(server.base)
         assert stream.goes_on()
         with httpx.Client(base_url=server.base, timeout=60) as client:
@@ -253,7 +247,7 @@ def test_keys_that_cannot_be_read_again_for_want_of_a_descriptor_stay_in_force(t
     keys = tmp_path / "keys"
     keys.write_text("a-key-of-sixteen-characters\n")
     options = ("--auth-mode", "api-key", "--auth-api-key-file", str(keys))
-    with serving(128, tmp_path, model, *options, code=TAKES_ALL + COMMAND) as server:
+    with serving(128, tmp_path, model, *options, code=TAKES_ALL + CODE) as server:
         headers = {"Authorization": "Bearer a-key-of-sixteen-characters"}
         with httpx.Client(base_url=server.base, timeout=60, headers=headers) as client:
             assert client.get("/version").status_code == 200
@@ -278,7 +272,7 @@ def test_an_identity_service_that_no_socket_is_left_for_is_away_and_comes_back(t
         issuer = f"http://localhost:{nobody.getsockname()[1]}"
         options = ("--auth-mode", "userinfo", "--auth-issuer", issuer, "--auth-userinfo-url", f"{issuer}/me")
         with serving(
-            160, tmp_path, model, *options, "--auth-allow-http-issuer", code=TAKES_ALL + COMMAND
+            160, tmp_path, model, *options, "--auth-allow-http-issuer", code=TAKES_ALL + CODE
         ) as server, httpx.Client(base_url=server.base, timeout=60) as client:  # fmt: skip
             assert client.get("/livez").status_code == 200
             server.process.send_signal(signal.SIGWINCH)
@@ -296,7 +290,7 @@ JWE = (
 
 IMPORTS_NOTHING = """
 import sys
-import gnomon.http.cli.commands as cli
+import gnomon.http.cli.serve as cli
 announce = cli.announce
 class Forbidden:
     def find_spec(self, name, path=None, target=None):
@@ -331,7 +325,7 @@ def test_nothing_is_imported_once_the_server_answers(tmp_path: Path, model: Path
         ),
         "userinfo": (*away, "--auth-allow-http-issuer", "--otlp-endpoint", "http://localhost:1/v1/traces"),
     }[mode]
-    with serving(400, tmp_path, model, "--auth-mode", mode, *options, code=IMPORTS_NOTHING + COMMAND) as server:
+    with serving(400, tmp_path, model, "--auth-mode", mode, *options, code=IMPORTS_NOTHING + CODE) as server:
         key = JWE if mode == "userinfo" else "a-key-of-sixteen-characters"
         with httpx.Client(base_url=server.base, timeout=60, headers={"Authorization": f"Bearer {key}"}) as client:
             assert client.get("/livez").status_code == 200

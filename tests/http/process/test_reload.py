@@ -21,15 +21,14 @@ import httpx
 import pytest
 
 from gnomon.http.settings import AuthMode, AuthSettings
+from helpers.auth_app import auth_app
 from helpers.certificate import certificate
-from helpers.door import door
+from helpers.command import CODE
 from helpers.fake import EOT
-from helpers.identity import FakeIdentity, FakeTime
+from helpers.identity import FakeTime, served_identity
 from helpers.live import eventually
-from helpers.loopback import loopback
 from helpers.models import tiny_llama
 
-CODE = "from gnomon.http.cli.commands import main; main()"
 OLD, KEPT, NEW = (letter * 20 for letter in "okn")
 LONG = {"model": "tiny", "prompt": "a", "max_tokens": 4000, "stream": True, "logit_bias": {EOT: -100}}
 
@@ -53,11 +52,6 @@ class Served(NamedTuple):
     def status(self, key: str = "", path: str = "/v1/models") -> int:
         headers = {"authorization": f"Bearer {key}"} if key else {}
         return httpx.get(self.url + path, headers=headers, verify=False).status_code
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=4096)
 
 
 @contextmanager
@@ -154,7 +148,7 @@ def test_a_hangup_reads_keys_and_certificate_again_and_a_stream_goes_on(model: P
         assert at.process.wait(20) == 0
 
 
-@pytest.mark.parametrize("source", ["variable", "pipe"])
+@pytest.mark.parametrize("source", ["variable", pytest.param("pipe", marks=pytest.mark.slow)])
 def test_keys_that_came_from_a_variable_or_a_pipe_stay(model: Path, tmp_path: Path, source: str) -> None:
     environment, read = dict(os.environ), -1
     arguments = ["--auth-mode", "api-key"]
@@ -197,7 +191,7 @@ def test_a_hangup_without_files_says_so_and_neither_it_nor_user_signals_end_a_dr
 def test_a_hangup_while_it_starts_and_loads_waits_and_does_no_harm(tmp_path: Path) -> None:
     """Its loading waits for ever."""
     model = tiny_llama(tmp_path / "slow")
-    waits = "import threading, gnomon.http.cli.commands as cli; cli.open_model = lambda *_: threading.Event().wait()\n"
+    waits = "import threading, gnomon.http.cli.serve as cli; cli.open_model = lambda *_: threading.Event().wait()\n"
     keys, err = tmp_path / "keys.txt", tmp_path / "err.txt"
     keys.write_text(f"{OLD}\n")
     with socket.socket() as free:
@@ -266,6 +260,7 @@ def test_a_server_whose_terminal_goes_away_drains_and_ends(model: Path, tmp_path
     assert done == "data: [DONE]"
 
 
+@pytest.mark.slow
 def test_quit_ends_it_at_once_as_the_system_has_it(model: Path, tmp_path: Path) -> None:
     no_core = "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))"
     with served(model, tmp_path, before=no_core) as at:
@@ -278,13 +273,12 @@ def test_the_authority_of_the_identity_service_is_read_again(tmp_path: Path) -> 
     ours, others, mine = (certificate(tmp_path, name, "127.0.0.1") for name in ("ours", "others", "mine"))
     trusted = Path(shutil.copy(others.certificate, tmp_path / "trusted.pem"))
     clock = FakeTime()
-    with loopback(ours) as at_home:
-        at_home.app = identity = FakeIdentity(at_home.base, clock)
+    with served_identity(clock, tls=ours) as identity:
         settings = AuthSettings(
-            mode=AuthMode.userinfo, issuer=at_home.base, ca_file=trusted, http_seconds=10,
+            mode=AuthMode.userinfo, issuer=identity.issuer, ca_file=trusted, http_seconds=10,
             client_certificate=mine.certificate, client_key=mine.key,
         )  # fmt: skip
-        with door(settings, clock, ready=False) as at:
+        with auth_app(settings, clock, ready=False) as at:
             at.until(lambda: len(clock.slept) > 1)
             assert at.outcome(identity.service_token()) == "unavailable"
             trusted.write_bytes(ours.certificate.read_bytes())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import sys
 import time
@@ -16,13 +15,14 @@ from numpy.typing import NDArray
 
 from gnomon.http.app import create_app
 from gnomon.http.settings import Settings
+from gnomon.http.verify.ask import client, reply
 from gnomon.http.verify.ask.exchange import Arrived, Exchange
 from gnomon.http.verify.cases import arrival
 from gnomon.http.verify.cases.arrival import Timed, timed
 from gnomon.http.verify.verdict import Verdict
 from helpers.fake import FakeEngine
+from helpers.faults import InProcessServer, Model, StreamedBody, judged, logits_of
 from helpers.live import serving
-from helpers.saboteurs import Model, Wire, Wireless, judged, logits_of, small_model
 
 BUSY = "while True: pass"
 
@@ -38,31 +38,42 @@ def paced(model: Model) -> Model:
     return Model(FakeEngine(slow_logits, context=128), model.tokenizer)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return small_model(tmp_path_factory.mktemp("tokenizer"))
-
-
 class Buffering(httpx.AsyncHTTPTransport):
     """A proxy that reads a whole answer before it passes any of it on."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         response = await super().handle_async_request(request)
         content = await response.aread()
-        return httpx.Response(response.status_code, headers=response.headers, stream=Wire([content]))
+        return httpx.Response(response.status_code, headers=response.headers, stream=StreamedBody([content]))
 
 
-class Queued(Wireless):
+class QueueingClock:
+    """The clock of whoever asks a server with a queue: while a request waits, so much time goes by for it."""
+
+    WAIT = 0.3
+
+    def __init__(self) -> None:
+        self.waited = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.waited
+
+
+class Queued(InProcessServer):
     """A server that lets every request wait, and then answers in no time."""
 
+    def __init__(self, model: Model, clock: QueueingClock) -> None:
+        super().__init__(model)
+        self.clock = clock
+
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        await asyncio.sleep(0.3)
+        self.clock.waited += self.clock.WAIT
         return await super().handle_async_request(request)
 
 
 def found(transport: httpx.AsyncBaseTransport, base: str = "http://gnomon") -> tuple[Verdict, str]:
-    outcome = judged(transport, arrival.CASES, base)["stream.as_it_is_made"].outcome
-    return outcome.verdict, outcome.reason
+    judgement = judged(transport, arrival.CASES, base)["stream.as_it_is_made"].judgement
+    return judgement.verdict, judgement.reason
 
 
 @contextmanager
@@ -86,10 +97,11 @@ def test_a_proxy_that_buffers_whole_answers_is_found_and_named(paced: Model) -> 
 
 def test_in_process_a_server_that_holds_back_is_told_from_one_that_does_not(model: Model, paced: Model) -> None:
     """Httpx's own in-process transport hands over an answer when it is whole."""
-    assert found(Wireless(model))[0] is Verdict.honoured
+    assert found(InProcessServer(model))[0] is Verdict.honoured
     assert found(httpx.ASGITransport(create_app(*paced, Settings())))[0] is Verdict.wrong
 
 
+@pytest.mark.slow
 def test_a_sound_server_on_a_busy_machine_is_not_blamed_and_a_buffering_one_not_praised(paced: Model) -> None:
     with serving(create_app(*paced, Settings())) as base, a_busy_machine():
         sound = [found(httpx.AsyncHTTPTransport(), base) for _ in range(3)]
@@ -98,11 +110,17 @@ def test_a_sound_server_on_a_busy_machine_is_not_blamed_and_a_buffering_one_not_
     assert held[0] in (Verdict.wrong, Verdict.unclear), held
 
 
-def test_a_server_whose_answers_wait_long_before_they_begin_is_not_blamed(model: Model) -> None:
+def test_a_server_whose_answers_wait_long_before_they_begin_is_not_blamed(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A queue delays streams of every length: 0.3 s before an answer of some milliseconds."""
-    verdict, reason = found(Queued(model))
+    clock = QueueingClock()
+    for module in (client, reply):
+        monkeypatch.setattr(module, "time", clock)
+    verdict, reason = found(Queued(model, clock))
     assert verdict is Verdict.unclear, reason
     assert "too fast, or too busy, to tell" in reason
+    assert clock.waited > 10
 
 
 def exchange(pieces: list[tuple[float, bytes]]) -> Exchange:

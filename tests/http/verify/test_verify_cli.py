@@ -22,14 +22,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gnomon.http.app import create_app
-from gnomon.http.cli.commands import main
+from gnomon.http.cli.main import main
 from gnomon.http.settings import Settings
-from gnomon.http.verify.ask.exchange import Busy, CannotReach, OutOfBudget
+from gnomon.http.verify.ask.answer import Unclear
+from gnomon.http.verify.ask.client import Busy, CannotReach, OutOfBudget
 from gnomon.http.verify.ask.probe import Probe, Subject
-from gnomon.http.verify.command import CannotRun, Options, bases, verify
+from gnomon.http.verify.command import CannotRun, bases, run_verify
+from gnomon.http.verify.options import Options
 from gnomon.http.verify.report.profiles import ProfileName
 from gnomon.http.verify.report.report import Section
-from gnomon.http.verify.verdict import Case, Finding, Outcome, Unclear, case, honoured, ignored, wrong
+from gnomon.http.verify.verdict import Case, Finding, Judgement, case, honoured, ignored, wrong
 from helpers.fake import FakeEngine, fake_tokenizer, hashed_logits
 from helpers.raw import Asked, RawServer, http, raw_server
 
@@ -37,7 +39,7 @@ COMMAND = (
     sys.executable,
     "-c",
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    "from gnomon.http.cli.commands import main; main()",
+    "from gnomon.http.cli.main import main; main()",
 )
 
 
@@ -104,17 +106,17 @@ class Small:
 
 
 @case("good.answers", "prompt", law="3", says="a prompt is continued")
-async def answers(p: Probe) -> Outcome:
+async def answers(p: Probe) -> Judgement:
     return honoured((await p.complete(max_tokens=2)).text)
 
 
 @case("good.again", "seed", law="10", says="and again", needs=("good.answers",))
-async def again(p: Probe) -> Outcome:
+async def again(p: Probe) -> Judgement:
     return honoured((await p.complete(max_tokens=3)).text)
 
 
 @case("best_of.returns_the_best", "best_of", law="8", says="the best comes back", needs=("good.answers",))
-async def bad(p: Probe) -> Outcome:
+async def bad(p: Probe) -> Judgement:
     await p.complete(best_of=2)
     return ignored("it is the first")
 
@@ -134,7 +136,7 @@ def judged(capfd: pytest.CaptureFixture[str]) -> Callable[..., Judged]:
 
     def run(small: Small, cases: Sequence[Case] = CASES, sections: Sequence[Any] = (), **options: Any) -> Judged:
         given = {"url": "http://small", **options}
-        status = verify(Options(**given), cases, sections, httpx.ASGITransport(small.app))
+        status = run_verify(Options(**given), cases, sections, httpx.ASGITransport(small.app))
         return Judged(status, *capfd.readouterr())
 
     return run
@@ -453,6 +455,7 @@ def test_our_own_server_is_judged_through_the_command(
     assert "sk-the-key" not in (tmp_path / "r.json").read_text() + result.out + result.err
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_what_was_found_and_no_traceback(tmp_path: Path) -> None:
     """After the plain request and one more, the server answers nothing; then the signal comes."""
     reached = threading.Event()
@@ -486,6 +489,7 @@ def test_ctrl_c_ends_with_what_was_found_and_no_traceback(tmp_path: Path) -> Non
     assert value["totals"]["not_run"] > 100
 
 
+@pytest.mark.slow
 def test_ctrl_c_before_the_first_answer_is_one_line(tmp_path: Path) -> None:
     reached = threading.Event()
 

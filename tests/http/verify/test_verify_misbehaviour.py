@@ -22,11 +22,14 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from gnomon.http.verify.ask.exchange import MOST_BYTES, PIECE_BYTES, Budget, CannotReach, Client, Exchange, Streamed
+from gnomon.http.verify.ask.client import Budget, CannotReach, Client
+from gnomon.http.verify.ask.exchange import MOST_ANSWER_BYTES, Exchange, Streamed
 from gnomon.http.verify.ask.probe import Probe, Subject
-from gnomon.http.verify.command import Options, verify
-from gnomon.http.verify.run import judge
-from gnomon.http.verify.verdict import Case, Outcome, Verdict, case, honoured
+from gnomon.http.verify.ask.reply import PIECE_BYTES
+from gnomon.http.verify.command import run_verify
+from gnomon.http.verify.options import Options
+from gnomon.http.verify.run import judge_case
+from gnomon.http.verify.verdict import Case, Judgement, Verdict, case, honoured
 from helpers.certificate import certificate
 from helpers.loopback import Tls, closed_port
 from helpers.raw import Asked, RawServer, http, raw_server
@@ -54,13 +57,13 @@ SECONDS = 40
 
 
 @case("plain.whole", "prompt", law="3", says="a prompt is continued")
-async def plain_whole(p: Probe) -> Outcome:
+async def plain_whole(p: Probe) -> Judgement:
     await p.complete(max_tokens=2)
     return honoured("it is")
 
 
 @case("plain.streamed", "stream", law="11", says="a stream is an answer")
-async def plain_streamed(p: Probe) -> Outcome:
+async def plain_streamed(p: Probe) -> Judgement:
     await p.stream(max_tokens=2)
     return honoured("it is")
 
@@ -99,7 +102,7 @@ def run(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.M
         file = tmp_path / "report.json"
         more = {"html": str(tmp_path / "report.html"), "junit": str(tmp_path / "report.xml")}
         began = time.monotonic()
-        status = verify(Options(url, json=str(file), **{**more, **options}), cases)
+        status = run_verify(Options(url, json=str(file), **{**more, **options}), cases)
         assert time.monotonic() - began < SECONDS
         out, err = capfd.readouterr()
         assert "Traceback" not in out + err
@@ -174,7 +177,7 @@ def closes(server: RawServer, client: socket.socket, asked: Asked) -> None:
 @cache
 def bomb(levels: int) -> bytes:
     """Spaces that unpack to more than is read, packed so many times."""
-    return gzip.compress(bomb(levels - 1)) if levels else b"{" + b" " * (3 * MOST_BYTES)
+    return gzip.compress(bomb(levels - 1)) if levels else b"{" + b" " * (3 * MOST_ANSWER_BYTES)
 
 
 def packed(levels: int, coding: str) -> Misdeed:
@@ -307,7 +310,7 @@ def test_thousands_of_choices_are_an_answer(run: Run) -> None:
 
 def test_a_bomb_is_not_unpacked_beyond_the_bound() -> None:
     exchange = asked_once(packed(1, "gzip"))
-    assert MOST_BYTES < len(exchange.content) <= MOST_BYTES + PIECE_BYTES
+    assert MOST_ANSWER_BYTES < len(exchange.content) <= MOST_ANSWER_BYTES + PIECE_BYTES
 
 
 def test_packed_answers_of_a_sound_size_are_read() -> None:
@@ -382,12 +385,12 @@ def test_http_to_a_server_of_tls_is_one_line(run: Run, tmp_path: Path) -> None:
 
 def test_a_server_that_dies_midway_leaves_what_was_found(run: Run) -> None:
     @case("late.first", "prompt", law="3", says="the first is answered")
-    async def first(p: Probe) -> Outcome:
+    async def first(p: Probe) -> Judgement:
         await p.complete()
         return honoured("it is")
 
     @case("late.second", "prompt", law="3", says="the second is answered", needs=("late.first",))
-    async def second(p: Probe) -> Outcome:
+    async def second(p: Probe) -> Judgement:
         stack.close()
         await p.complete()
         return honoured("it is")
@@ -437,7 +440,7 @@ def test_silence_for_some_requests_alone_does_not_end_the_run(run: Run) -> None:
 
 def test_a_server_that_answers_between_two_silences_is_not_asked_whether_it_is_there(run: Run) -> None:
     @case("mixed.all", "prompt", law="3", says="twenty are answered, and twenty are not")
-    async def mixed(p: Probe) -> Outcome:
+    async def mixed(p: Probe) -> Judgement:
         for _ in range(20):
             await p.send(p.body(max_tokens=2))
             await p.complete(max_tokens=3)
@@ -456,7 +459,7 @@ def test_what_is_still_being_found_out_ends_before_the_connections_do(run: Run) 
     closed: list[bool] = []
 
     @case("fact.first", "prompt", law="3", says="a fact is waited for")
-    async def first(p: Probe) -> Outcome:
+    async def first(p: Probe) -> Judgement:
         async def find() -> None:
             try:
                 await asyncio.sleep(60)
@@ -467,7 +470,7 @@ def test_what_is_still_being_found_out_ends_before_the_connections_do(run: Run) 
         return honoured("it is known")
 
     @case("fact.second", "prompt", law="3", says="the server is there")
-    async def second(p: Probe) -> Outcome:
+    async def second(p: Probe) -> Judgement:
         await asyncio.sleep(0.01)
         raise CannotReach("it is gone")
 
@@ -551,12 +554,12 @@ def test_a_key_that_the_server_sends_back_is_in_no_output(cut: int, run: Run, tm
     """Wherever a message is cut, and where the key is in a text, a header or the place of a redirect too."""
 
     @case("key.text", "prompt", law="3", says="a text has no key in it")
-    async def in_a_text(p: Probe) -> Outcome:
+    async def in_a_text(p: Probe) -> Judgement:
         answer = await p.complete()
-        return Outcome(Verdict.wrong, f"{answer.text!r:.60}", {"text": answer.text, answer.text: [answer.text]})
+        return Judgement(Verdict.wrong, f"{answer.text!r:.60}", {"text": answer.text, answer.text: [answer.text]})
 
     @case("key.sent_on", "prompt", law="3", says="a redirect has no key in it")
-    async def sent_on(p: Probe) -> Outcome:
+    async def sent_on(p: Probe) -> Judgement:
         await p.complete(max_tokens=7)
         return honoured("it has none")
 
@@ -653,8 +656,8 @@ async def findings(value: Any, stream: bytes) -> list[tuple[str, Verdict, str]]:
     client = Client("http://odd/v1", None, Budget(10**9), timeout=5, transport=answering(value, stream))
     subject = Subject(client, "m")
     try:
-        found = await asyncio.gather(*(judge(one, subject) for one in ALL))
-        return [(finding.case.name, finding.outcome.verdict, finding.outcome.reason) for finding in found]
+        found = await asyncio.gather(*(judge_case(one, subject) for one in ALL))
+        return [(finding.case.name, finding.judgement.verdict, finding.judgement.reason) for finding in found]
     finally:
         await subject.close()
         await client.close()
@@ -678,29 +681,29 @@ def test_no_case_falls_over_odd_events(name: str) -> None:
 
 def test_a_fault_within_a_case_is_unclear_and_names_its_place() -> None:
     @case("odd.fault", "prompt", law="3", says="a text is a text")
-    async def fault(p: Probe) -> Outcome:
+    async def fault(p: Probe) -> Judgement:
         answer = await p.complete()
         return honoured(answer.usage["prompt_tokens"] + 1)
 
-    async def go() -> Outcome:
+    async def go() -> Judgement:
         value = {"choices": [{"text": "a"}], "usage": {"prompt_tokens": "3"}}
         client = Client("http://odd/v1", None, Budget(1000), transport=answering(value, b""))
         try:
-            return (await judge(fault, Subject(client, "m"))).outcome
+            return (await judge_case(fault, Subject(client, "m"))).judgement
         finally:
             await client.close()
 
-    outcome = asyncio.run(go())
-    assert outcome.verdict is Verdict.unclear
-    assert "TypeError" in outcome.reason
-    assert outcome.evidence["place"].startswith("test_verify_misbehaviour.py:")
+    judgement = asyncio.run(go())
+    assert judgement.verdict is Verdict.unclear
+    assert "TypeError" in judgement.reason
+    assert judgement.evidence["place"].startswith("test_verify_misbehaviour.py:")
 
 
 def test_a_server_that_is_gone_is_no_fault_of_a_case() -> None:
     async def go() -> None:
         client = Client(f"{closed_port()}/v1", None, Budget(1000))
         try:
-            await judge(plain_whole, Subject(client, "m"))
+            await judge_case(plain_whole, Subject(client, "m"))
         finally:
             await client.close()
 

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx
 import pytest
-import test_verify_cases
-import test_verify_logprobs
-from test_verify_cases import closure
 
 from gnomon.http.app import create_app
 from gnomon.http.settings import Settings
 from gnomon.http.verify.cases import CASES
 from gnomon.http.verify.verdict import Verdict
+from helpers.fault_table import FAULTS, closure, label
+from helpers.faults import Fault, InProcessServer, judged
 from helpers.live import serving
 from helpers.odd_models import ODD
-from helpers.saboteurs import Break, Wireless, judged
 
 QUICK = ("ends at once", "no text", "half of a character, whatever the bias", "SentencePiece")
-"""Of each kind one; of the others every sixth is a slow one, and all of them a long run."""
+"""Of each kind one; of the others every sixth is a slow one, and all of them a weekly run."""
 
 NOTHING_TO_SEE = "form that this case cannot read"
 
@@ -34,60 +33,61 @@ def _models() -> list[object]:
 
 @pytest.mark.parametrize("name", _models())
 def test_no_case_accuses_a_sound_server_of_its_model(tmp_path: Path, name: str) -> None:
-    findings = judged(Wireless(ODD[name].serve(tmp_path)))
+    findings = judged(InProcessServer(ODD[name].serve(tmp_path)))
     assert len(findings) == len(CASES)
-    accused = {case: found.outcome.reason for case, found in findings.items() if found.outcome.verdict.is_finding}
+    accused = {case: found.judgement.reason for case, found in findings.items() if found.judgement.verdict.is_finding}
     assert accused == {}
-    refused = [case for case, found in findings.items() if found.outcome.verdict is Verdict.refused]
+    refused = [case for case, found in findings.items() if found.judgement.verdict is Verdict.refused]
     assert refused == (["prompt.empty"] if "without an end of text" in name else [])
-    odd = {case: found.outcome.reason for case, found in findings.items() if NOTHING_TO_SEE in found.outcome.reason}
+    odd = {case: found.judgement.reason for case, found in findings.items() if NOTHING_TO_SEE in found.judgement.reason}
     assert odd == {}
-    honoured = sum(found.outcome.verdict is Verdict.honoured for found in findings.values())
-    assert honoured >= ODD[name].least, {case: found.outcome.reason for case, found in findings.items()}
+    honoured = sum(found.judgement.verdict is Verdict.honoured for found in findings.values())
+    assert honoured >= ODD[name].least, {case: found.judgement.reason for case, found in findings.items()}
 
 
 @pytest.mark.weekly
 @pytest.mark.parametrize("salt", [1, 2, 3])
 @pytest.mark.parametrize("name", ODD)
 def test_no_case_accuses_a_sound_server_of_other_weights(tmp_path: Path, name: str, salt: int) -> None:
-    findings = judged(Wireless(ODD[name].of(salt).serve(tmp_path)))
-    assert {case: found.outcome.reason for case, found in findings.items() if found.outcome.verdict.is_finding} == {}
+    findings = judged(InProcessServer(ODD[name].of(salt).serve(tmp_path)))
+    assert {
+        case: found.judgement.reason for case, found in findings.items() if found.judgement.verdict.is_finding
+    } == {}
 
 
 @pytest.mark.slow
 def test_no_case_accuses_our_own_server_of_a_model_that_ends_at_once(tmp_path: Path) -> None:
     """Over the wire, as whoever asks about such a server does."""
     with serving(create_app(*ODD["ends at once"].serve(tmp_path), Settings())) as base:
-        import httpx
-
         findings = judged(httpx.AsyncHTTPTransport(), base=base)
-    assert {case: found.outcome.reason for case, found in findings.items() if found.outcome.verdict.is_finding} == {}
+    assert {
+        case: found.judgement.reason for case, found in findings.items() if found.judgement.verdict.is_finding
+    } == {}
 
 
 # ---- a fault is not acquitted
 
-BREAKS = (*test_verify_cases.BREAKS, *test_verify_logprobs.BREAKS)
-EVERY = 12  # of the breaks, in the default run; the others are a long one
+EVERY = 12  # of the faults, in the default run; the others are a weekly one
 UNSEEN = (
     "values of the place before",  # texts of one token have one place: `echo.scores` sees it
     "another completion with echo",  # a fault that a request with a bias does not have
 )
 
 
-def _broken() -> list[object]:
-    rows = []
+def _faults() -> list[object]:
+    rows: list[object] = []
     for name in ("ends at once", "no text", "one token"):
-        for i, broken in enumerate(broken for broken in BREAKS if broken.name not in UNSEEN):
+        for i, fault in enumerate(fault for fault in FAULTS if fault.name not in UNSEEN):
             marks = [pytest.mark.weekly] if i % EVERY else []
-            rows.append(pytest.param(name, broken, id=f"{name}: {broken.red}: {broken.name}", marks=marks))
-    return list(rows)
+            rows.append(pytest.param(name, fault, id=f"{name}: {label(fault)}", marks=marks))
+    return rows
 
 
-@pytest.mark.parametrize(("name", "broken"), _broken())
+@pytest.mark.parametrize(("name", "fault"), _faults())
 def test_a_fault_is_not_acquitted_on_such_a_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, broken: Break
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, fault: Fault
 ) -> None:
     model = ODD[name].serve(tmp_path)
-    broken.make(monkeypatch)
-    outcome = judged(Wireless(model), closure(broken.red))[broken.red].outcome
-    assert outcome.verdict is not Verdict.honoured, outcome.reason
+    fault.apply(monkeypatch)
+    judgement = judged(InProcessServer(model), closure(fault.case))[fault.case].judgement
+    assert judgement.verdict is not Verdict.honoured, judgement.reason

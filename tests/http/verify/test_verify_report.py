@@ -18,31 +18,32 @@ from rich.console import Console
 
 from gnomon.http.verify.ask.exchange import Exchange
 from gnomon.http.verify.ask.probe import Probe
-from gnomon.http.verify.ask.safe import HIDDEN, Secret, line, plain, visible
+from gnomon.http.verify.ask.safe import KEY_PLACEHOLDER, Secret, escaped, line, plain
 from gnomon.http.verify.report import baseline
+from gnomon.http.verify.report.changes import TITLES
 from gnomon.http.verify.report.junit import junit
 from gnomon.http.verify.report.page import page
 from gnomon.http.verify.report.profiles import PROFILES, Documented, ProfileName, documented
 from gnomon.http.verify.report.report import (
     Cost,
-    Entry,
     Law,
     NoSuchCase,
     Report,
+    ReportedFinding,
     Section,
     Table,
     chosen,
     part,
     with_needs,
 )
-from gnomon.http.verify.report.terminal import list_cases, show
-from gnomon.http.verify.verdict import Case, Finding, Outcome, Verdict
+from gnomon.http.verify.report.terminal import list_cases, show_report
+from gnomon.http.verify.verdict import Case, Finding, Judgement, Verdict
 
 README = Path(__file__).resolve().parents[3] / "http" / "verify" / "README.md"
 NASTY = "a \x1b[31m\x00\ud800\u202e <b>&amp;\"'] ]]> \ufffe end"
 
 
-async def never(p: Probe) -> Outcome:
+async def never(p: Probe) -> Judgement:
     raise AssertionError("no case is judged here")
 
 
@@ -58,7 +59,7 @@ def sent(body: Mapping[str, Any] | bytes, with_key: bool = False) -> Exchange:
 
 def finding(name: str, verdict: Verdict, reason: str = "so it was", **evidence: Any) -> Finding:
     exchanges = () if verdict is Verdict.unclear else (sent({"prompt": name}), sent({"prompt": name, "seed": 1}))
-    return Finding(made_case(name, odds="1 in 10,000"), Outcome(verdict, reason, evidence), exchanges, 1.25)
+    return Finding(made_case(name, odds="1 in 10,000"), Judgement(verdict, reason, evidence), exchanges, 1.25)
 
 
 ONE_OF_EACH = tuple(finding(f"{verdict}.case", verdict) for verdict in Verdict)
@@ -84,7 +85,7 @@ def made_report(
         "2026-11-26T12:00:00Z",
         Law.read(),
         {**options, **more.pop("options", {})},
-        tuple(Entry.of(one, secret, profile) for one in findings),
+        tuple(ReportedFinding.of(one, secret, profile) for one in findings),
         tuple(part(section, secret, profile) for section in sections),
         Cost(12, 3456, 7.8),
         **more,
@@ -93,7 +94,7 @@ def made_report(
 
 def printed(report: Report, width: int = 80, verbose: bool = False, **how: Any) -> str:
     out = io.StringIO()
-    show(report, Console(file=out, width=width, **how), verbose)
+    show_report(report, Console(file=out, width=width, **how), verbose)
     return out.getvalue()
 
 
@@ -183,23 +184,24 @@ def test_every_entry_of_a_profile_is_for_a_case_that_exists_and_no_case_has_two(
 def test_a_key_is_hidden_whole_cut_and_escaped() -> None:
     secret = Secret("sk-ab/cd+ef'gh0123456789")
     for form in ("sk-ab/cd+ef'gh0123456789", "sk-ab\\/cd+ef'gh0123456789", "sk-ab%2Fcd%2Bef%27gh0123456789"):
-        assert secret.out_of(f"Bearer {form}!") == f"Bearer {HIDDEN}!"
-    assert secret.out_of("key sk-ab/cd+e…") == f"key {HIDDEN}…"
-    assert secret.out_of("…f'gh0123456789 is wrong") == f"…{HIDDEN} is wrong"
+        assert secret.out_of(f"Bearer {form}!") == f"Bearer {KEY_PLACEHOLDER}!"
+    assert secret.out_of("key sk-ab/cd+e…") == f"key {KEY_PLACEHOLDER}…"
+    assert secret.out_of("…f'gh0123456789 is wrong") == f"…{KEY_PLACEHOLDER} is wrong"
     assert secret.out_of_bytes(b"\xff sk-ab/cd+ef'gh0123456789") == b"\xff [key]"
 
 
 def test_a_short_key_is_hidden_as_a_word_and_in_no_other() -> None:
     assert (
-        Secret("none").out_of("none of the two, nonetheless: 'none'") == f"{HIDDEN} of the two, nonetheless: '{HIDDEN}'"
+        Secret("none").out_of("none of the two, nonetheless: 'none'")
+        == f"{KEY_PLACEHOLDER} of the two, nonetheless: '{KEY_PLACEHOLDER}'"
     )
     assert Secret(None).out_of("none") == "none"
     assert Secret("").out_of("none") == "none"
 
 
 def test_what_a_terminal_would_obey_is_written_as_an_escape() -> None:
-    assert visible("a\x1b[2J\x07\x9b\u202e\ud800\u2028é😀") == "a\\x1b[2J\\x07\\x9b\\u202e\\ud800\\u2028é😀"
-    assert visible("a\tb\nc", keep="\n") == "a\\tb\nc"
+    assert escaped("a\x1b[2J\x07\x9b\u202e\ud800\u2028é😀") == "a\\x1b[2J\\x07\\x9b\\u202e\\ud800\\u2028é😀"
+    assert escaped("a\tb\nc", keep="\n") == "a\\tb\nc"
     assert line("  two \r\n lines\x1b ", Secret(None)) == "two lines\\x1b"
     assert line("x" * 700, Secret(None)) == "x" * 599 + "…"
 
@@ -275,7 +277,7 @@ def test_the_json_is_ascii_and_sound_whatever_a_server_said() -> None:
 
 def test_the_last_different_requests_are_kept_in_their_order() -> None:
     bodies = [{"n": k % 20} for k in range(40)]
-    many = Finding(made_case("a.b"), Outcome(Verdict.wrong, "so"), tuple(sent(body) for body in bodies), 1)
+    many = Finding(made_case("a.b"), Judgement(Verdict.wrong, "so"), tuple(sent(body) for body in bodies), 1)
     [entry] = made_report(many).entries
     assert [re.findall(r'"n": (\d+)', command) for command in entry.curl] == [[str(k)] for k in range(8, 20)]
     assert entry.requests == 40
@@ -287,17 +289,17 @@ def test_the_last_different_requests_are_kept_in_their_order() -> None:
 def test_a_curl_line_sends_the_same_bytes_and_has_no_key(tmp_path: Path) -> None:
     for body in (b'{"a": "it\'s $HOME `x` \\\\ !"}', b'{"a": "\xff\x00%s\\"}', '{"a": "é\u202e\x1b"}'.encode()):
         command = sent(body, with_key=True).curl()
-        assert visible(command) == command
+        assert escaped(command) == command
         assert command.count("$GNOMON_KEY") == 1
         assert played(command, tmp_path) == body
 
 
 def test_a_key_that_a_case_sent_on_is_in_no_command() -> None:
     key = "sk-0123456789abcdef"
-    judged = Finding(made_case("a.b"), Outcome(Verdict.wrong, "so"), (sent({"prompt": f"said {key}"}),), 1)
+    judged = Finding(made_case("a.b"), Judgement(Verdict.wrong, "so"), (sent({"prompt": f"said {key}"}),), 1)
     report = made_report(judged, key=key)
     assert key not in report.text() + printed(report) + page(report)
-    assert f"said {HIDDEN}" in report.entries[0].curl[0]
+    assert f"said {KEY_PLACEHOLDER}" in report.entries[0].curl[0]
 
 
 def played(command: str, directory: Path) -> bytes:
@@ -405,8 +407,8 @@ def test_the_list_of_cases_has_sentence_law_needs_and_odds() -> None:
 
 def test_junit_fails_findings_skips_the_unclear_and_passes_refusals() -> None:
     root = ElementTree.fromstring(junit(made_report(*ONE_OF_EACH)))
-    outcomes = {case.get("name", "").split(":")[0]: [child.tag for child in case] for case in root.iter("testcase")}
-    assert outcomes == {
+    judgements = {case.get("name", "").split(":")[0]: [child.tag for child in case] for case in root.iter("testcase")}
+    assert judgements == {
         "honoured.case": [],
         "refused.case": ["system-out"],
         "ignored.case": ["failure"],
@@ -558,7 +560,7 @@ def test_what_a_case_needs_is_run_too_and_what_that_needs() -> None:
 
 def kept(report: Report, path: Path) -> baseline.Earlier:
     path.write_text(report.text())
-    return baseline.read(str(path))
+    return baseline.read_report(str(path))
 
 
 def test_a_baseline_tells_new_findings_from_mended_ones_and_other_changes(tmp_path: Path) -> None:
@@ -581,8 +583,8 @@ def test_a_baseline_tells_new_findings_from_mended_ones_and_other_changes(tmp_pa
         finding("g.ignored_then_wrong", wrong),
         finding("h.added", wrong),
     )
-    changes = baseline.compare(kept(before, tmp_path / "r.json"), now, [entry.case for entry in now.entries])
-    names = {kind: [change.case for change in getattr(changes, kind)] for kind in baseline.TITLES}
+    changes = baseline.changes_since(kept(before, tmp_path / "r.json"), now, [entry.case for entry in now.entries])
+    names = {kind: [change.case for change in getattr(changes, kind)] for kind in TITLES}
     assert names == {
         "new_findings": ["a.broke"],
         "mended": ["b.mended"],
@@ -601,7 +603,7 @@ def test_a_baseline_tells_new_findings_from_mended_ones_and_other_changes(tmp_pa
 
 def test_a_report_of_a_report_with_itself_says_that_nothing_changed(tmp_path: Path) -> None:
     report = made_report(*ONE_OF_EACH)
-    changes = baseline.compare(kept(report, tmp_path / "r.json"), report, [])
+    changes = baseline.changes_since(kept(report, tmp_path / "r.json"), report, [])
     assert not changes.any
     assert "no verdict has changed" in printed(replace(report, changes=changes))
 
@@ -609,15 +611,15 @@ def test_a_report_of_a_report_with_itself_says_that_nothing_changed(tmp_path: Pa
 def test_a_restricted_run_does_not_miss_what_it_was_not_to_judge(tmp_path: Path) -> None:
     earlier = kept(made_report(finding("a.b", Verdict.wrong), finding("c.d", Verdict.wrong)), tmp_path / "r.json")
     now = made_report(finding("a.b", Verdict.wrong), options={"only": ["a"]})
-    assert not baseline.compare(earlier, now, ["a.b"]).any
+    assert not baseline.changes_since(earlier, now, ["a.b"]).any
     lost = made_report(options={"only": ["a"]}, ended="gone", not_run=1)
-    assert [change.case for change in baseline.compare(earlier, lost, ["a.b"]).gone] == ["a.b"]
+    assert [change.case for change in baseline.changes_since(earlier, lost, ["a.b"]).gone] == ["a.b"]
 
 
 def test_a_comparison_says_what_else_differs(tmp_path: Path) -> None:
     report = made_report(*ONE_OF_EACH)
     earlier = kept(replace(report, url="http://other/v1", model="b", ended="interrupted"), tmp_path / "r.json")
-    notes = baseline.compare(earlier, report, []).notes
+    notes = baseline.changes_since(earlier, report, []).notes
     assert notes == (
         "the server's address was http://other/v1, and is http://server/v1",
         "the model was b, and is a-model",
@@ -647,11 +649,11 @@ def test_a_file_that_is_no_report_is_refused_with_the_reason(content: bytes, wor
     path = tmp_path / "r.json"
     path.write_bytes(content)
     with pytest.raises(baseline.NoReport, match=re.escape(words)):
-        baseline.read(str(path))
+        baseline.read_report(str(path))
 
 
 def test_a_baseline_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(baseline.NoReport, match="No such file"):
-        baseline.read(str(tmp_path / "none.json"))
+        baseline.read_report(str(tmp_path / "none.json"))
     with pytest.raises(baseline.NoReport, match="Is a directory"):
-        baseline.read(str(tmp_path))
+        baseline.read_report(str(tmp_path))

@@ -16,20 +16,20 @@ from gnomon.http.verify.ask.safe import Secret
 from gnomon.http.verify.cases import CASES
 from gnomon.http.verify.report.junit import junit
 from gnomon.http.verify.report.page import page
-from gnomon.http.verify.report.report import Cost, Entry, Law, Report, Section, Table, part
-from gnomon.http.verify.report.terminal import show
+from gnomon.http.verify.report.report import Cost, Law, Report, ReportedFinding, Section, Table, part, with_needs
+from gnomon.http.verify.report.terminal import show_report
 from gnomon.http.verify.roots import rooted
-from gnomon.http.verify.verdict import Case, Fault, Finding, Outcome, Verdict
+from gnomon.http.verify.verdict import Case, Finding, Judgement, SharedFault, Verdict
 from helpers.browser import chromium
-from helpers.saboteurs import Model, Patch, Wireless, body, judged, small_model
+from helpers.faults import InProcessServer, Model, Patch, body, judged
 
 BY_NAME = {case.name: case for case in CASES}
 IGNORED, WRONG, UNCLEAR, HONOURED = Verdict.ignored, Verdict.wrong, Verdict.unclear, Verdict.honoured
 
 
-def one(name: str, verdict: Verdict, fault: Fault | None = None, lacks: str | None = None) -> Finding:
+def one(name: str, verdict: Verdict, fault: SharedFault | None = None, lacks: str | None = None) -> Finding:
     case = BY_NAME.get(name) or Case(name, "a", "1", f"the sentence of {name}", None)  # type: ignore[arg-type]
-    return Finding(case, Outcome(verdict, f"reason of {name}", {}, fault), (), 0.0, lacks)
+    return Finding(case, Judgement(verdict, f"reason of {name}", {}, fault), (), 0.0, lacks)
 
 
 def roots(*findings: Finding) -> dict[str, str | None]:
@@ -38,14 +38,14 @@ def roots(*findings: Finding) -> dict[str, str | None]:
 
 def made_report(findings: Sequence[Finding], sections: Sequence[Section] = ()) -> Report:
     secret = Secret(None)
-    entries = tuple(Entry.of(found, secret, None) for found in rooted(findings))
+    entries = tuple(ReportedFinding.of(found, secret, None) for found in rooted(findings))
     parts = tuple(part(section, secret, None) for section in sections)
     return Report("http://server/v1", "m", "2026-11-29T12:00:00Z", Law.read(), {}, entries, parts, Cost(1, 2, 3.0))
 
 
 def printed(report: Report, width: int = 80, **how: bool) -> str:
     out = io.StringIO()
-    show(report, Console(file=out, width=width), **how)
+    show_report(report, Console(file=out, width=width), **how)
     return out.getvalue()
 
 
@@ -60,7 +60,7 @@ def test_what_a_case_follows_exists_and_follows_nothing_itself() -> None:
 
 
 def test_a_field_that_is_ignored_explains_that_it_takes_any_value() -> None:
-    found = roots(one("n.count", IGNORED), one("n.range", IGNORED, Fault.no_bounds), one("n.type", WRONG))
+    found = roots(one("n.count", IGNORED), one("n.range", IGNORED, SharedFault.no_bounds), one("n.type", WRONG))
     assert found == {"n.count": None, "n.range": "n.count", "n.type": None}
 
 
@@ -69,8 +69,8 @@ def test_nothing_is_folded_under_a_case_that_does_not_say_ignored(verdict: Verdi
     assert roots(one("n.count", verdict), one("n.range", IGNORED))["n.range"] is None
 
 
-@pytest.mark.parametrize("fault", Fault)
-def test_a_fault_is_folded_only_where_as_many_cases_see_it_as_it_takes(fault: Fault) -> None:
+@pytest.mark.parametrize("fault", SharedFault)
+def test_a_fault_is_folded_only_where_as_many_cases_see_it_as_it_takes(fault: SharedFault) -> None:
     names = [f"case.{k}" for k in range(fault.least)]
     few = roots(*(one(name, WRONG, fault) for name in names[1:]))
     assert set(few.values()) == {None}
@@ -79,8 +79,8 @@ def test_a_fault_is_folded_only_where_as_many_cases_see_it_as_it_takes(fault: Fa
 
 
 def test_findings_of_two_faults_are_not_mixed() -> None:
-    lax = [one(f"lax.{k}", IGNORED, Fault.lax_types) for k in range(4)]
-    server = [one(f"server.{k}", WRONG, Fault.server_error) for k in range(3)]
+    lax = [one(f"lax.{k}", IGNORED, SharedFault.lax_types) for k in range(4)]
+    server = [one(f"server.{k}", WRONG, SharedFault.server_error) for k in range(3)]
     other = [one("other.a", WRONG)]
     found = roots(*lax, *server, *other)
     assert [name for name, root in found.items() if root is None] == ["lax.0", "server.0", "other.a"]
@@ -98,14 +98,11 @@ def test_a_case_that_cannot_be_told_follows_the_last_of_what_it_needs() -> None:
 # ---- on a server
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return small_model(tmp_path_factory.mktemp("tokenizer"))
-
-
 def test_a_server_that_ignores_echo_has_one_root_and_all_else_follows(model: Model, monkeypatch: Patch) -> None:
     body(lambda sent: {name: value for name, value in sent.items() if name != "echo"})(monkeypatch)
-    findings = list(judged(Wireless(model)).values())
+    about_echo = [case for case in CASES if "echo.text" in {needed.name for needed in with_needs([case], CASES)}]
+    about_echo += [case for case in CASES if case.follows == "echo.text"]
+    findings = list(judged(InProcessServer(model), with_needs(about_echo, CASES)).values())
     report = made_report(findings)
     [root] = report.roots
     assert root.entry.case == "echo.text"
@@ -119,7 +116,7 @@ def test_a_server_that_ignores_echo_has_one_root_and_all_else_follows(model: Mod
 
 MIXED = (
     one("n.count", IGNORED), one("n.range", IGNORED), one("n.type", IGNORED),
-    *(one(f"lax.{k}", IGNORED, Fault.lax_types) for k in range(5)),
+    *(one(f"lax.{k}", IGNORED, SharedFault.lax_types) for k in range(5)),
     *(one(f"needs.{k}", UNCLEAR, lacks="n.count") for k in range(7)),
     one("own.reason", UNCLEAR), one("kept.a", HONOURED), one("alone.a", WRONG),
 )  # fmt: skip

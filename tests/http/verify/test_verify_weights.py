@@ -1,4 +1,4 @@
-"""`gnomon verify --reference`: our own server is exact; each saboteur is explained rightly; labels of any style."""
+"""`gnomon verify --reference`: our own server is exact; each fault is explained rightly; labels of any style."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gnomon.http.verify.ask.exchange import Budget, Client
+from gnomon.http.verify.ask.client import Budget, Client
 from gnomon.http.verify.ask.probe import Subject
 from gnomon.http.verify.verdict import Verdict
-from gnomon.http.verify.weights.explain import Kind
+from gnomon.http.verify.weights.compare import compare_weights
+from gnomon.http.verify.weights.comparison import Comparison
+from gnomon.http.verify.weights.labels import LabelledPlace, Style, TokenNames, places_of, trace_ids
 from gnomon.http.verify.weights.labels import Listed as Named
-from gnomon.http.verify.weights.labels import Names, Place, Style, places_of, trace_ids
-from gnomon.http.verify.weights.weights import STORY, Comparison, compare, grain
+from gnomon.http.verify.weights.questions import STORY
+from gnomon.http.verify.weights.readings import Kind
+from gnomon.http.verify.weights.resolved import grain
 from gnomon.reference import engine as engine_module
 from gnomon.reference import load, load_checkpoint, load_tokenizer
 from gnomon.reference.completion import prepare
@@ -31,9 +34,9 @@ from gnomon.reference.response import json_bytes
 from gnomon.reference.sampler import add_bias, penalize, report, sample
 from gnomon.reference.tokenizer import Tokenizer
 from helpers.fake import EOT, MERGES, tokenizer_files
+from helpers.faults import answer
 from helpers.live import MODEL
 from helpers.models import tiny_llama
-from helpers.saboteurs import answer
 
 Body = dict[str, Any]
 KINDS = {kind for kind in Kind if kind is not Kind.rounding}
@@ -107,7 +110,7 @@ def compared(server: httpx.AsyncBaseTransport, model: Model, budget: int = 5000)
     async def run() -> Comparison:
         client = Client("http://gnomon/v1", None, Budget(budget), transport=server)
         try:
-            return await compare(Subject(client, MODEL), *model)
+            return await compare_weights(Subject(client, MODEL), *model)
         finally:
             await client.close()
 
@@ -144,7 +147,7 @@ def test_our_own_server_is_exact_and_every_sentence_is_honoured(model: Model) ->
     comparison = compared(Server(model), model)
     assert kinds(comparison) == dict.fromkeys(ALL, Kind.rounding)
     assert max(group.fit.worst for group in comparison.groups) < 1e-12
-    assert {finding.outcome.verdict for finding in comparison.findings()} == {Verdict.honoured}
+    assert {finding.judgement.verdict for finding in comparison.findings()} == {Verdict.honoured}
     assert {finding.case.name.split(".")[1] for finding in comparison.findings()} == ALL | {"choices"}
     assert comparison.unresolved == 0
     assert not comparison.departs
@@ -170,7 +173,7 @@ def test_float32_values_of_the_embedded_model_are_rounding_and_say_how_much() ->
     assert set(kinds(comparison).values()) == {Kind.rounding}
     assert comparison.sentence.startswith("float32 rounding: ")
     assert "off by 5.0e-05 at most" in comparison.sentence
-    assert {finding.outcome.verdict for finding in comparison.findings()} == {Verdict.honoured}
+    assert {finding.judgement.verdict for finding in comparison.findings()} == {Verdict.honoured}
 
 
 def test_the_worst_place_is_named_with_both_values(model: Model) -> None:
@@ -207,7 +210,7 @@ def test_weights_of_fewer_bits_are_recognized_and_not_accused(
     comparison = compared(Server(with_weights(model, change)), model)
     assert set(kinds(comparison).values()) == {Kind.precision}, comparison.sentence
     assert said in words(comparison, "greedy")
-    verdicts = {finding.case.name: finding.outcome.verdict for finding in comparison.findings()}
+    verdicts = {finding.case.name: finding.judgement.verdict for finding in comparison.findings()}
     assert verdicts.pop("weights.choices") is Verdict.honoured  # near-ties are excused
     assert set(verdicts.values()) == {Verdict.unclear}
     assert not comparison.departs
@@ -260,9 +263,9 @@ def test_values_taken_after_a_stage_are_told_from_raw_ones(
     comparison = compared(Server(model), model)
     assert kinds(comparison) == {**dict.fromkeys(ALL, Kind.rounding), group: Kind.processed}
     assert words(comparison, group) == said
-    (finding,) = (one for one in comparison.findings() if one.outcome.verdict.is_finding)
+    (finding,) = (one for one in comparison.findings() if one.judgement.verdict.is_finding)
     assert finding.case.name == f"weights.{group}"
-    assert f"consistent with {said}, which leaves at most" in finding.outcome.reason
+    assert f"consistent with {said}, which leaves at most" in finding.judgement.reason
 
 
 def test_a_temperature_that_nobody_asked_for_is_found(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,9 +323,9 @@ def test_a_begin_token_that_the_server_puts_before_prompts_is_told(model: Model)
     assert words(comparison, "greedy") == words(comparison, "temperature") == expected
     assert kinds(comparison)["ids"] is kinds(comparison)["empty"] is Kind.rounding
     greedy = next(finding for finding in comparison.findings() if finding.case.name == "weights.greedy")
-    assert greedy.outcome.verdict is Verdict.wrong
+    assert greedy.judgement.verdict is Verdict.wrong
     n = len(model.tokenizer.encode(STORY).ids)
-    assert f"the prompt of “a story” is billed as {n + 1} tokens, and has {n} here" in greedy.outcome.reason
+    assert f"the prompt of “a story” is billed as {n + 1} tokens, and has {n} here" in greedy.judgement.reason
 
 
 def test_a_begin_token_that_the_server_leaves_out_is_told(model: Model) -> None:
@@ -349,7 +352,7 @@ def test_other_weights_are_another_model(model: Model, tmp_path: Path) -> None:
     assert "another model or vocabulary" in words(comparison, "greedy")
     assert comparison.departs
     choices = next(finding for finding in comparison.findings() if finding.case.name == "weights.choices")
-    assert choices.outcome.verdict is Verdict.unclear  # said once, where it is
+    assert choices.judgement.verdict is Verdict.unclear  # said once, where it is
 
 
 def test_what_nothing_explains_is_said_to_be_unexplained(model: Model) -> None:
@@ -380,9 +383,9 @@ def test_a_greedy_choice_against_the_servers_own_values_is_found(model: Model, m
     loops = with_weights(model, lambda array: array)
     comparison = compared(Server(loops), model)
     assert set(kinds(comparison).values()) == {Kind.rounding}
-    (finding,) = (one for one in comparison.findings() if one.outcome.verdict.is_finding)
+    (finding,) = (one for one in comparison.findings() if one.judgement.verdict.is_finding)
     assert finding.case.name == "weights.choices"
-    assert "consistent with a penalty on repetition" in finding.outcome.reason
+    assert "consistent with a penalty on repetition" in finding.judgement.reason
 
 
 # ---- labels of other servers
@@ -447,18 +450,18 @@ def test_ids_and_bytes_beside_labels_are_taken_as_they_are(with_id: bool, model:
 
 def test_bytes_of_one_character_are_told_by_the_text_they_make(model: Model) -> None:
     """A server that decodes while it goes calls the first byte "" and the last one the character."""
-    names = Names(model.tokenizer)
-    places = [Place(Named(label, -1.0), ()) for label in ("o", "", "é", "n")]
+    names = TokenNames(model.tokenizer)
+    places = [LabelledPlace(Named(label, -1.0), ()) for label in ("o", "", "é", "n")]
     ids = trace_ids(names, places, "oén", Style.text, frozenset())
     assert b"".join(model.tokenizer.token_bytes[v] for v in ids if v is not None) == "oén".encode()
     assert None not in ids
-    ends = trace_ids(names, [*places, Place(Named("", -1.0), ())], "oén", Style.text, frozenset({EOT}))
+    ends = trace_ids(names, [*places, LabelledPlace(Named("", -1.0), ())], "oén", Style.text, frozenset({EOT}))
     assert ends == (*ids, EOT)
 
 
 def test_a_space_that_labels_lack_is_told_by_the_text(model: Model) -> None:
-    names, the = Names(model.tokenizer), 256 + MERGES.index("Ġt he")
-    places = [Place(Named("the", -1.0), ()), Place(Named("n", -1.0), ())]
+    names, the = TokenNames(model.tokenizer), 256 + MERGES.index("Ġt he")
+    places = [LabelledPlace(Named("the", -1.0), ()), LabelledPlace(Named("n", -1.0), ())]
     assert trace_ids(names, places, " then", Style.stripped, frozenset())[0] == the
     assert names.style([(places, " then")]) is Style.stripped
 
@@ -472,7 +475,7 @@ def test_a_text_that_is_a_byte_of_the_fallback_too_is_the_ordinary_token(tmp_pat
     decoder = {"type": "Sequence", "decoders": [bars, {"type": "ByteFallback"}, {"type": "Fuse"}]}
     spec = {"version": "1.0", "added_tokens": specials, "decoder": decoder, "model": bpe}
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
-    names = Names(load_tokenizer(tmp_path, len(vocabulary)))
+    names = TokenNames(load_tokenizer(tmp_path, len(vocabulary)))
     assert names.ids(Named("A", -1.0), Style.text) == (2,)
     assert names.ids(Named("<0x41>", -1.0), Style.piece) == (1,)
     assert names.ids(Named("?", -1.0, data=b"A"), Style.text) == (2,)
@@ -509,7 +512,7 @@ def test_a_server_without_echo_is_compared_in_the_rest(model: Model) -> None:
 def test_without_log_probabilities_it_says_that_it_cannot_compare(model: Model) -> None:
     comparison = compared(Server(model, asked=lambda body: {**body, "logprobs": None}), model)
     assert comparison.sentence == "cannot compare: the server gives no log-probabilities"
-    assert [finding.outcome.verdict for finding in comparison.findings()] == [Verdict.unclear]
+    assert [finding.judgement.verdict for finding in comparison.findings()] == [Verdict.unclear]
     assert comparison.tables() == ()
     assert comparison.rows() == ()
     assert not comparison.departs

@@ -21,7 +21,7 @@ from jax import Array
 from numpy.typing import NDArray
 
 from gnomon.jax_engine.kernels import native
-from gnomon.jax_engine.kernels.native import Native, Unavailable
+from gnomon.jax_engine.kernels.native import Native, NoNativeProduct
 from gnomon.jax_engine.runtime.checked import keep
 from helpers.damage import DAMAGES, Damage
 
@@ -43,8 +43,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Native:
-    loaded = native.load(tmp_path_factory.mktemp("cache"))
+def built(native_cache: Path) -> Native:
+    loaded = native.load_native(native_cache)
     assert isinstance(loaded, Native), loaded
     return loaded
 
@@ -172,7 +172,7 @@ def test_rounding_x_adds_no_more_than_half_a_unit_of_bfloat16(built: Native, sha
 # ---- in programs
 
 
-def test_a_compiled_program_with_many_products_and_a_donated_argument_agrees_with_single_calls(built: Native) -> None:
+def test_a_program_of_many_products_and_a_donated_argument_agrees_with_single_calls(built: Native) -> None:
     """Every product is shared by threads and read at once by the next: it is whole when it returns."""
     x, weight = operands(7, 1000, 1000, 8, "float32")
     weight, live = weight / 32, np.arange(8) < 5
@@ -236,9 +236,9 @@ def idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 def test_a_second_start_builds_nothing(
     tmp_path: Path, idle: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = native.load(tmp_path / "kept")
+    first = native.load_native(tmp_path / "kept")
     monkeypatch.setattr(native, "_registered", {})
-    assert native.load(tmp_path / "kept") == first
+    assert native.load_native(tmp_path / "kept") == first
     assert isinstance(first, Native)
     assert idle() == 1
 
@@ -247,14 +247,14 @@ def test_a_second_start_builds_nothing(
 def test_another_source_other_flags_and_another_cpu_are_built_anew(
     tmp_path: Path, idle: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = [native.load(tmp_path / "kept")]
+    loaded = [native.load_native(tmp_path / "kept")]
     native.SOURCE.write_text(native.SOURCE.read_text() + "// changed\n")
-    loaded.append(native.load(tmp_path / "kept"))
-    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-fno-unroll-loops"))
-    loaded.append(native.load(tmp_path / "kept"))
+    loaded.append(native.load_native(tmp_path / "kept"))
+    monkeypatch.setattr(native, "COMPILER_FLAGS", (*native.COMPILER_FLAGS, "-fno-unroll-loops"))
+    loaded.append(native.load_native(tmp_path / "kept"))
     run = native._run
     monkeypatch.setattr(native, "_run", lambda command: run(command) + "#define __A_CPU_OF_TOMORROW__ 1\n")
-    loaded.append(native.load(tmp_path / "kept"))
+    loaded.append(native.load_native(tmp_path / "kept"))
     assert idle() == 4
     assert len({each.description for each in loaded if isinstance(each, Native)}) == 4
     assert len(list((tmp_path / "kept").iterdir())) == 4
@@ -265,8 +265,8 @@ def test_building_prints_nothing(
     tmp_path: Path, idle: Callable[[], int], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     native.SOURCE.write_text(native.SOURCE.read_text() + '#warning "a word to the wise"\n')
-    monkeypatch.setattr(native, "FLAGS", tuple(flag for flag in native.FLAGS if flag != "-w"))
-    assert isinstance(native.load(tmp_path / "kept"), Native)
+    monkeypatch.setattr(native, "COMPILER_FLAGS", tuple(flag for flag in native.COMPILER_FLAGS if flag != "-w"))
+    assert isinstance(native.load_native(tmp_path / "kept"), Native)
     assert idle() == 1
     assert capfd.readouterr() == ("", "")
 
@@ -275,21 +275,21 @@ def test_without_a_compiler_the_reason_names_what_was_looked_for(
     tmp_path: Path, idle: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert str(native.load(tmp_path)) == "there is no C++ compiler: no-such-compiler not found"
+    assert str(native.load_native(tmp_path)) == "there is no C++ compiler: no-such-compiler not found"
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", str(tmp_path))
-    reason = native.load(tmp_path)
-    assert isinstance(reason, Unavailable)
+    reason = native.load_native(tmp_path)
+    assert isinstance(reason, NoNativeProduct)
     assert str(reason) == "there is no C++ compiler: c++, g++, clang++ not found"
     assert idle() == 0
 
 
-def test_a_source_that_does_not_compile_gives_the_compilers_error_as_reason_and_leaves_nothing(
+def test_a_source_that_does_not_compile_gives_the_compilers_error_and_leaves_nothing(
     tmp_path: Path, idle: Callable[[], int]
 ) -> None:
     native.SOURCE.write_text("this is not C++;\n")
-    reason = native.load(tmp_path / "kept")
-    assert isinstance(reason, Unavailable)
+    reason = native.load_native(tmp_path / "kept")
+    assert isinstance(reason, NoNativeProduct)
     assert "failed" in str(reason)
     assert "error" in str(reason)
     assert list((tmp_path / "kept").iterdir()) == []
@@ -301,8 +301,8 @@ def test_a_library_without_the_call_or_for_another_interface_gives_a_reason(
     tmp_path: Path, idle: Callable[[], int], source: str
 ) -> None:
     native.SOURCE.write_text(f"{source}// {tmp_path}\n")
-    reason = native.load(tmp_path / "kept")
-    assert isinstance(reason, Unavailable)
+    reason = native.load_native(tmp_path / "kept")
+    assert isinstance(reason, NoNativeProduct)
     assert str(reason).startswith("the library cannot be used: ")
 
 
@@ -313,7 +313,7 @@ def test_a_cached_file_that_is_no_library_gives_a_reason(
         return keep(cache, target, ".so", b"no library")
 
     monkeypatch.setattr(native, "_build", write_nonsense)
-    assert isinstance(native.load(tmp_path / "kept"), Unavailable)
+    assert isinstance(native.load_native(tmp_path / "kept"), NoNativeProduct)
 
 
 # in a process of its own, which loading half a library would end by a signal
@@ -322,7 +322,7 @@ import sys
 from pathlib import Path
 from gnomon.jax_engine.kernels import native
 native.SOURCE = Path(sys.argv[1])
-print(native.load(Path(sys.argv[2]), print))
+print(native.load_native(Path(sys.argv[2]), print))
 """
 
 
@@ -358,11 +358,11 @@ def test_a_damaged_library_is_built_anew_with_one_line(
 
     with monkeypatch.context() as building:
         building.setattr("ctypes.CDLL", refuse)
-        assert isinstance(native.load(tmp_path / "kept"), Unavailable)
+        assert isinstance(native.load_native(tmp_path / "kept"), NoNativeProduct)
     [library] = (tmp_path / "kept").iterdir()
     damage.do(library)
     said: list[str] = []
-    assert isinstance(native.load(tmp_path / "kept", said.append), Native)
+    assert isinstance(native.load_native(tmp_path / "kept", said.append), Native)
     assert list((tmp_path / "kept").iterdir()) == [library]
     assert [damage.wrong in line for line in said] == [True, False]
     assert said[1].startswith("building the native product with ")
@@ -371,15 +371,15 @@ def test_a_damaged_library_is_built_anew_with_one_line(
 
 def test_a_cache_directory_that_cannot_be_made_gives_a_reason(tmp_path: Path, idle: Callable[[], int]) -> None:
     (tmp_path / "file").write_text("in the way")
-    assert isinstance(native.load(tmp_path / "file" / "cache"), Unavailable)
+    assert isinstance(native.load_native(tmp_path / "file" / "cache"), NoNativeProduct)
 
 
 def test_no_cache_directory_and_no_cpu_each_have_their_reason(
     tmp_path: Path, idle: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert str(native.load(None)) == "there is no cache directory to build it in"
+    assert str(native.load_native(None)) == "there is no cache directory to build it in"
     monkeypatch.setattr(jax, "default_backend", lambda: "rocm")
-    assert str(native.load(tmp_path)) == "the device is not a CPU but rocm"
+    assert str(native.load_native(tmp_path)) == "the device is not a CPU but rocm"
     assert idle() == 0
 
 
@@ -400,7 +400,7 @@ def test_two_processes_that_build_at_once_both_get_their_library(tmp_path: Path)
     code = (
         "from pathlib import Path; from gnomon.jax_engine.kernels import native; import sys\n"
         "native.SOURCE = Path(sys.argv[1])\n"
-        "print(native.load(Path(sys.argv[2])).description)"
+        "print(native.load_native(Path(sys.argv[2])).description)"
     )
     environment = {**os.environ, "CXX": str(compiler), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", code, str(source), str(kept)]

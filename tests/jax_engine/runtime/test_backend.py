@@ -14,7 +14,7 @@ import pytest
 STARTS = "from gnomon.jax_engine.runtime.backend import NoDevice, require_devices\n"
 STARTS += "try: require_devices(lambda line: print('warned:', line)); print('has devices')\n"
 STARTS += "except NoDevice as error: print(error)"
-COMPLETE = "from gnomon.http.cli.commands import main; main()", "complete", "--engine", "jax", "a"
+COMPLETE = "from gnomon.http.cli.main import main; main()", "complete", "--engine", "jax", "a"
 HINT = "; here: cpu; to install it, in the clone: pip install"
 NO_SUCH = "jax has no platform 'nonsense'; here: cpu; with a plugin also: rocm, cuda"
 

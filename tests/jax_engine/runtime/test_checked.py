@@ -181,7 +181,7 @@ def test_what_killed_writers_left_is_swept_once_it_is_old(tmp_path: Path) -> Non
     hours_ago = time.time() - 2 * store.ABANDONED_SECONDS
     for path in (left[0], left[2], tmp_path / f".folder{PARTIAL}"):
         os.utime(path, (hours_ago, hours_ago))
-    store.prepare(tmp_path)
+    store.prepare_directory(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(left[1:])
 
 

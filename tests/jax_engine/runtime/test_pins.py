@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnomon.jax_engine.engine import EngineSettings, JaxEngine
+from gnomon.jax_engine.engine import JaxEngine
 from gnomon.jax_engine.runtime import pins
+from gnomon.jax_engine.runtime.settings import EngineSettings
 from gnomon.reference.checkpoint.load import Checkpoint, load_checkpoint
 from gnomon.reference.engine import JobRequest
 from gnomon.reference.sampler import SamplingParams
@@ -174,8 +176,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> EngineSettings:
-    return replace(SETTINGS, compilation_cache=tmp_path_factory.mktemp("cache"))
+def settings(native_cache: Path) -> EngineSettings:
+    return replace(SETTINGS, compilation_cache=native_cache)
 
 
 def answered(checkpoint: Checkpoint, settings: EngineSettings) -> tuple[str, list[str]]:

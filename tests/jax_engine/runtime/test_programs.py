@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import pytest
 
 from gnomon.jax_engine.runtime.checked import keep
-from gnomon.jax_engine.runtime.programs import Files, Programs
+from gnomon.jax_engine.runtime.programs import ProgramFiles, Programs
 from helpers.damage import DAMAGES, Damage
 
 
@@ -44,13 +44,13 @@ def compiled(directory: Path) -> list[str]:
 def compilations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The programs that XLA has compiled since."""
     made: list[str] = []
-    put = Files.put
+    put = ProgramFiles.put
 
-    def noted(self: Files, key: str, value: bytes) -> None:
+    def noted(self: ProgramFiles, key: str, value: bytes) -> None:
         made.append(key)
         put(self, key, value)
 
-    monkeypatch.setattr(Files, "put", noted)
+    monkeypatch.setattr(ProgramFiles, "put", noted)
     return made
 
 

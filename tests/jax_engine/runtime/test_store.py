@@ -19,7 +19,7 @@ from gnomon.jax_engine.runtime.checked import keep
 from helpers.damage import DAMAGES
 from helpers.models import tiny_llama
 
-GNOMON = (sys.executable, "-c", "from gnomon.http.cli.commands import main; main()")
+GNOMON = (sys.executable, "-c", "from gnomon.http.cli.main import main; main()")
 KEPT_NOT = "compiled programs and the native library are not kept for the next start: "
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user, or mount")
 
@@ -95,12 +95,12 @@ def test_a_library_that_another_user_can_write_is_not_loaded(tmp_path: Path, mon
     monkeypatch.setattr(native, "_registered", {})
     monkeypatch.setattr(native, "_build", lambda compiler, cache, target: keep(cache, target, ".so", b"built"))
     if any(shutil.which(name) for name in native.COMPILERS):
-        native.load(tmp_path)
+        native.load_native(tmp_path)
         [library] = tmp_path.iterdir()
         library.write_bytes(b"planted")
         library.chmod(0o777)
         said: list[str] = []
-        native.load(tmp_path, said.append)
+        native.load_native(tmp_path, said.append)
         assert said[0] == f"{library} is damaged: others can write to it (chmod go-w); it is removed and made anew"
         assert library.read_bytes() == b"built"
 

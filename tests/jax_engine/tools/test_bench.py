@@ -20,23 +20,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gnomon.jax_engine.tools.bench import (
-    GREEDY,
-    GROUPS,
-    LOADS,
-    QUICK,
-    Bare,
-    Bench,
-    BenchError,
-    Client,
-    NotMeasured,
-    Row,
-    Streams,
-    interleaved,
-    main,
-    make_checkpoint,
-    run,
-)
+from gnomon.jax_engine.tools.bare import BarePrograms
+from gnomon.jax_engine.tools.bench import main
+from gnomon.jax_engine.tools.clients import ClientError, CompletionsClient, Streams, run_streams
+from gnomon.jax_engine.tools.groups import GROUPS
+from gnomon.jax_engine.tools.measure import interleaved, make_checkpoint
+from gnomon.jax_engine.tools.ratios import NotMeasured, Ratio
+from gnomon.jax_engine.tools.workbench import GREEDY_PARAMS, LOADS, QUICK_PLAN, Bench
 from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.tokenizer import load_tokenizer
 
@@ -53,12 +43,12 @@ class Printed(NamedTuple):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("model") / "llama", QUICK)
+    return make_checkpoint(tmp_path_factory.mktemp("model") / "llama", QUICK_PLAN.shape, QUICK_PLAN.context)
 
 
 @pytest.fixture(scope="module")
 def bench(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    bench = Bench(QUICK, "float32", load_checkpoint(checkpoint), tmp_path_factory.mktemp("scratch"), [], set())
+    bench = Bench(QUICK_PLAN, "float32", load_checkpoint(checkpoint), tmp_path_factory.mktemp("scratch"), [], set())
     yield bench
     bench.close()
 
@@ -157,7 +147,7 @@ def test_the_random_model_is_a_model_with_a_tokenizer_for_all_of_its_ids(checkpo
 
 def test_the_bare_step_is_that_of_a_full_engine(bench: Bench) -> None:
     engine = bench.engine()
-    bare = Bare(engine, Bare.STEP, 16, lambda: bench.streams(engine, 8))
+    bare = BarePrograms(engine, BarePrograms.STEP, 16, lambda: bench.streams(engine, 8))
     [live] = [argument for argument in bare._arguments["decode"] if isinstance(argument, np.ndarray)]
     assert live.tolist() == [True] * 8
     first = bare._arguments["decode"][1]
@@ -169,9 +159,9 @@ def test_the_bare_step_is_that_of_a_full_engine(bench: Bench) -> None:
 def test_recording_leaves_the_engine_as_it_was(bench: Bench) -> None:
     engine = bench.engine()
     before = dict(engine.device.compiled)
-    Bare(engine, ["prefill"], 3, lambda: run(engine, bench.prompts(1, 300), 1, GREEDY))
-    with pytest.raises(BenchError, match="the engine did not call prefill 3 times"):
-        Bare(engine, ["prefill"], 3, lambda: run(engine, bench.prompts(1, 200), 1, GREEDY))
+    BarePrograms(engine, ["prefill"], 3, lambda: run_streams(engine, bench.prompts(1, 300), 1, GREEDY_PARAMS))
+    with pytest.raises(ClientError, match="the engine did not call prefill 3 times"):
+        BarePrograms(engine, ["prefill"], 3, lambda: run_streams(engine, bench.prompts(1, 200), 1, GREEDY_PARAMS))
     assert engine.device.compiled == before
     assert len(bench.streams(engine, 3, LOADS["greedy"]).times) == 3
 
@@ -302,22 +292,22 @@ def test_peers_are_asked_for_as_many_tokens_as_our_server(peer: str, checkpoint:
 
 
 def test_an_answer_of_too_few_tokens_is_an_error_that_names_the_server(peer: str) -> None:
-    with pytest.raises(BenchError, match=f"short at {peer} gave 30 tokens where 31 were asked for"):
-        Client.of_peer(f"short={peer},model=m").ask([1], 31)
+    with pytest.raises(ClientError, match=f"short at {peer} gave 30 tokens where 31 were asked for"):
+        CompletionsClient.of_peer(f"short={peer},model=m").ask([1], 31)
 
 
 def test_a_group_that_fails_is_a_row_and_a_status(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(bench: Bench) -> Iterator[Row | NotMeasured]:
-        yield Row("a", "ms", [1.0], [2.0], "b")
-        raise BenchError("the peer\nis gone")
+    def broken(bench: Bench) -> Iterator[Ratio | NotMeasured]:
+        yield Ratio("a", "ms", [1.0], [2.0], "b")
+        raise ClientError("the peer\nis gone")
 
     monkeypatch.setitem(GROUPS, "decode", broken)
-    monkeypatch.setitem(GROUPS, "prefill", lambda bench: iter([Row("c", "tok/s", [1.0, 5.0, 2.0], [4.0], "d", 0.5)]))
+    monkeypatch.setitem(GROUPS, "prefill", lambda bench: iter([Ratio("c", "tok/s", [1.0, 5.0, 2.0], [4.0], "d", 0.5)]))
     assert main(["--quick", "--only", "decode,prefill"]) == 1
     assert capsys.readouterr().out.splitlines()[-3:] == [
         "| a, float32 | 1 ms | 2 ms, b | 2 |  |  | 1 |",
-        "| the rest of the group decode, float32 | not measured: failed, BenchError: the peer is gone | | | | | |",
+        "| the rest of the group decode, float32 | not measured: failed, ClientError: the peer is gone | | | | | |",
         "| c, float32 | 2 tok/s (1 to 5) | 4 tok/s, d | 0.5 | ≥ 0.5 | yes | 3 |",
     ]

@@ -19,9 +19,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gnomon.http.cli.commands import main
+from gnomon.http.cli.main import main
 from gnomon.jax_engine import device, model, sampler
-from gnomon.jax_engine.tools import doctor
+from gnomon.jax_engine.tools import doctor, same_bytes, speed
+from gnomon.jax_engine.tools.examined import FULL_EXTENT, QUICK_EXTENT, Examination, ExaminedModel, SayLine
+from gnomon.jax_engine.tools.lines import without_names
 from gnomon.reference.checkpoint.load import default_model_path, load_checkpoint
 from gnomon.reference.completion import prepare
 from gnomon.reference.engine import Failed, PromptScored, ReferenceEngine, Token
@@ -64,10 +66,11 @@ Only = Callable[..., None]
 def only(monkeypatch: pytest.MonkeyPatch) -> Only:
     """Leaves out all sections but some, and sets others in."""
 
-    def choose(*names: str, **others: doctor.Section) -> None:
+    def choose(*names: str, **others: doctor.ExaminationSection) -> None:
         kept = {name: doctor.SECTIONS[name] for name in names}
         monkeypatch.setattr(doctor, "SECTIONS", {**others, **kept})
-        monkeypatch.setattr(doctor, "DTYPES", ("float32",))
+        for section in (same_bytes, speed):
+            monkeypatch.setattr(section, "DTYPES", ("float32",))
 
     return choose
 
@@ -143,20 +146,20 @@ def test_the_report_names_no_path_and_no_host(examined: Examined) -> None:
     ],
 )
 def test_names_of_paths_are_left_out(text: str, shown: str) -> None:
-    assert doctor.without_names(text) == shown
+    assert without_names(text) == shown
 
 
 def test_the_home_and_the_host_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ann of it")
     monkeypatch.setattr(socket, "gethostname", lambda: "ann-pc")
-    assert doctor.without_names("/home/ann of it/x on ann-pc:80") == "<path> on <host>:80"
+    assert without_names("/home/ann of it/x on ann-pc:80") == "<path> on <host>:80"
 
 
 def test_the_set_has_every_kind_of_request(tiny: Path) -> None:
     checkpoint = load_checkpoint(default_model_path())
-    patient = doctor.Patient(checkpoint, load_tokenizer(checkpoint.path, 2048), doctor.FULL)
-    bodies = patient.bodies(doctor.FULL.rounds)
-    assert bodies == patient.bodies(doctor.FULL.rounds)
+    examined_model = ExaminedModel(checkpoint, load_tokenizer(checkpoint.path, 2048), FULL_EXTENT)
+    bodies = examined_model.bodies(FULL_EXTENT.rounds)
+    assert bodies == examined_model.bodies(FULL_EXTENT.rounds)
     for kind in ("frequency_penalty", "presence_penalty", "logit_bias", "best_of", "stop", "echo", "suffix"):
         assert any(body.get(kind) for body in bodies), kind
     assert any(body["temperature"] == 0 for body in bodies if "temperature" in body)
@@ -319,9 +322,9 @@ def gnomon(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     return run
 
 
-def looked(patient: doctor.Patient, found: doctor.Report, say: doctor.Say) -> list[str]:
-    cache = patient.settings("float32").compilation_cache
-    found.update(embedded=patient.embedded, tokens=patient.effort.tokens, cache=str(cache))
+def looked(examined_model: ExaminedModel, found: Examination, say: SayLine) -> list[str]:
+    cache = examined_model.settings("float32").compilation_cache
+    found.update(embedded=examined_model.embedded, tokens=examined_model.extent.tokens, cache=str(cache))
     say("looked")
     return []
 
@@ -339,14 +342,14 @@ def test_the_command_prints_lines_and_writes_the_report(gnomon: Gnomon, only: On
     assert "\nverdict: sound, " in result.out
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["verdict"] == "sound"
-    assert (report["glance"]["embedded"], report["glance"]["tokens"]) == (True, doctor.QUICK.tokens)
+    assert (report["glance"]["embedded"], report["glance"]["tokens"]) == (True, QUICK_EXTENT.tokens)
 
 
 def test_the_command_examines_a_directory_in_full(gnomon: Gnomon, only: Only, tiny: Path, tmp_path: Path) -> None:
     only(glance=looked)
     assert gnomon(tiny, "--json", tmp_path / "report.json").code == 0
     report = json.loads((tmp_path / "report.json").read_text())
-    assert (report["glance"]["embedded"], report["glance"]["tokens"]) == (False, doctor.FULL.tokens)
+    assert (report["glance"]["embedded"], report["glance"]["tokens"]) == (False, FULL_EXTENT.tokens)
     assert not report["quick"]
 
 
@@ -392,8 +395,8 @@ def test_what_cannot_be_read_or_written_is_one_line_before_anything_is_examined(
 
 
 def test_the_command_examines_a_shorter_context(gnomon: Gnomon, only: Only, tiny: Path) -> None:
-    def context(patient: doctor.Patient, found: doctor.Report, say: doctor.Say) -> list[str]:
-        say(f"context {patient.config.max_position_embeddings}")
+    def context(examined_model: ExaminedModel, found: Examination, say: SayLine) -> list[str]:
+        say(f"context {examined_model.config.max_position_embeddings}")
         return []
 
     only(glance=context)
@@ -418,7 +421,7 @@ def test_weights_that_are_not_finite_are_refused_before_anything_is_examined(
 
 def test_its_help_needs_no_jax() -> None:
     script = (
-        "import sys\nfrom gnomon.http.cli.commands import main\nsys.argv[1:] = ['doctor', '--help']\n"
+        "import sys\nfrom gnomon.http.cli.main import main\nsys.argv[1:] = ['doctor', '--help']\n"
         "try: main()\nexcept SystemExit as exit: assert exit.code == 0\nprint('jax' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -21,7 +21,14 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer, pre_tokenizers
 
 from gnomon.jax_engine.training import data as d
-from gnomon.jax_engine.training import train as t
+from gnomon.jax_engine.training.__main__ import main
+from gnomon.jax_engine.training.config import ModelShape, TrainConfig
+from gnomon.jax_engine.training.export import export, load_export
+from gnomon.jax_engine.training.judges import held_out_loss, join_check, make_scorer, make_writer
+from gnomon.jax_engine.training.llama import FlaxParams, new_params
+from gnomon.jax_engine.training.loop import _forget_after, train
+from gnomon.jax_engine.training.optimizer import rate_scale
+from gnomon.jax_engine.training.state import TrainState, fresh_state, load_state, save_state
 
 pytestmark = pytest.mark.slow
 
@@ -32,8 +39,8 @@ STORIES = [
     for colour, thing in (("red", "kite"), ("blue", "boat"), ("green", "hat"))
     for place in ("park", "lake")
 ]
-TINY = t.TrainConfig(
-    model=t.ModelConfig(
+TINY = TrainConfig(
+    model=ModelShape(
         vocab_size=300,
         hidden_size=16,
         num_hidden_layers=1,
@@ -60,9 +67,9 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def trained(tokenizer: Tokenizer) -> t.State:
+def trained(tokenizer: Tokenizer) -> TrainState:
     """A whole run, without interruption or folder."""
-    return t.train(TINY, STORIES, STORIES, tokenizer, progress=False)
+    return train(TINY, STORIES, STORIES, tokenizer, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +91,7 @@ def test_the_tokenizer_has_the_promised_form(tokenizer: Tokenizer) -> None:
         assert content["pre_tokenizer"] == expected
         assert content["normalizer"] is None
         assert content["post_processor"] is None
-        assert [(a["id"], a["content"]) for a in content["added_tokens"]] == list(enumerate(d.SPECIAL_TOKENS))
+        assert [(a["id"], a["content"]) for a in content["added_tokens"]] == list(enumerate(d.MARKER_TOKENS))
         vocabulary = candidate.get_vocab()
         assert all(byte in vocabulary for byte in pre_tokenizers.ByteLevel.alphabet())
         assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
@@ -164,22 +171,22 @@ def test_an_epoch_is_a_function_of_its_seed_and_number(tokenizer: Tokenizer) -> 
 
 def test_the_rate_warms_up_stays_and_decays_to_zero() -> None:
     config = dataclasses.replace(TINY, tokens=1000, decay=0.25, warmup_steps=4)
-    assert t.rate_scale(config, 0, 0) == 0.25
-    assert t.rate_scale(config, 9, 750) == 1.0
-    assert t.rate_scale(config, 9, 875) == 0.5
-    assert t.rate_scale(config, 9, 1000) == 0.0
+    assert rate_scale(config, 0, 0) == 0.25
+    assert rate_scale(config, 9, 750) == 1.0
+    assert rate_scale(config, 9, 875) == 0.5
+    assert rate_scale(config, 9, 1000) == 0.0
 
 
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
-    tmp_path: Path, tokenizer: Tokenizer, trained: t.State
+    tmp_path: Path, tokenizer: Tokenizer, trained: TrainState
 ) -> None:
     """Weights and moments bit for bit; the run passes the ends of epochs, the ramp and the change of context."""
-    part = t.train(TINY, STORIES, STORIES, tokenizer, stop_after=37, progress=False)
-    t.save_checkpoint(tmp_path, TINY, part)
-    config, state = t.load_checkpoint(tmp_path)
+    part = train(TINY, STORIES, STORIES, tokenizer, stop_after=37, progress=False)
+    save_state(tmp_path, TINY, part)
+    config, state = load_state(tmp_path)
     assert config == TINY
     (tmp_path / "log.jsonl").write_text('{"tokens": 1}\n{"tokens": 9999}\n', encoding="utf-8")
-    resumed = t.train(config, STORIES, STORIES, tokenizer, tmp_path, state, progress=False)
+    resumed = train(config, STORIES, STORIES, tokenizer, tmp_path, state, progress=False)
     assert trained.position == resumed.position
     assert trained.position.epoch > part.position.epoch > 1
     assert trained.position.context == TINY.context > part.position.context
@@ -187,13 +194,13 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
         assert np.array_equal(one, other)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["tokens"] for line in lines] == [1, 8192, 12_288]
-    assert t.load_checkpoint(tmp_path)[1].position == trained.position
+    assert load_state(tmp_path)[1].position == trained.position
 
 
-def test_training_learns_a_small_text(tokenizer: Tokenizer, trained: t.State) -> None:
-    score = t.make_scorer(TINY.model)
+def test_training_learns_a_small_text(tokenizer: Tokenizer, trained: TrainState) -> None:
+    score = make_scorer(TINY.model)
     before, after = (
-        t.held_out_loss(score, params, tokenizer, STORIES, 64) for params in (t.start(TINY).params, trained.params)
+        held_out_loss(score, params, tokenizer, STORIES, 64) for params in (fresh_state(TINY).params, trained.params)
     )
     assert after < 0.5 * before
 
@@ -201,23 +208,23 @@ def test_training_learns_a_small_text(tokenizer: Tokenizer, trained: t.State) ->
 def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.safetensors").write_bytes(b"nothing of the kind")
     with pytest.raises(d.DataError, match="is no checkpoint of this program"):
-        t.load_checkpoint(tmp_path)
+        load_state(tmp_path)
 
 
 def test_a_checkpoint_with_one_bit_changed_is_refused(tmp_path: Path) -> None:
-    t.save_checkpoint(tmp_path, TINY, t.start(TINY))
+    save_state(tmp_path, TINY, fresh_state(TINY))
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.safetensors"]
     content = bytearray((tmp_path / "checkpoint.safetensors").read_bytes())
     content[-100] ^= 1
     (tmp_path / "checkpoint.safetensors").write_bytes(content)
     with pytest.raises(d.DataError, match="is damaged: its arrays are not those that were written"):
-        t.load_checkpoint(tmp_path)
+        load_state(tmp_path)
 
 
 def test_a_log_whose_last_line_was_cut_is_gone_on_with(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     log.write_text('{"tokens": 1}\n{"tokens": 9}\n{"tok')
-    t._forget_after(log, 5)
+    _forget_after(log, 5)
     assert log.read_text() == '{"tokens": 1}\n'
 
 
@@ -225,7 +232,7 @@ def test_a_log_that_is_damaged_elsewhere_is_named_with_the_line(tmp_path: Path) 
     log = tmp_path / "log.jsonl"
     log.write_text('{"tokens": 1}\n{"tok\n{"tokens": 2}\n')
     with pytest.raises(d.DataError, match=r"log\.jsonl, line 2: not a line of this log"):
-        t._forget_after(log, 5)
+        _forget_after(log, 5)
     assert log.read_text().startswith('{"tokens": 1}\n{"tok\n')
 
 
@@ -236,11 +243,11 @@ def test_bad_input_is_one_line_on_the_command_line(tmp_path: Path) -> None:
         (["run", "--data", str(tmp_path), "--out", str(tmp_path)], "error: no tinystories"),
     ):
         with pytest.raises(SystemExit, match=complaint):
-            t.main(command)
+            main(command)
 
 
 def test_segments_hide_the_other_documents_of_a_row() -> None:
-    graph, params = t.new_params(TINY.model, 0)
+    graph, params = new_params(TINY.model, 0)
     model = nnx.merge(graph, nnx.State(params))
     tokens = np.arange(4, 20, dtype=np.int32)[None]
     told = np.repeat([[0, 1]], 8, axis=1).astype(np.int32)
@@ -255,32 +262,32 @@ def test_segments_hide_the_other_documents_of_a_row() -> None:
 def test_a_uniform_model_scores_log_v_times_tokens_by_bytes(tokenizer: Tokenizer) -> None:
     """Also where a story is longer than the context: every token counts once."""
 
-    def uniform(params: t.Params, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    def uniform(params: FlaxParams, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
         return np.full(inputs.shape, -math.log(300.0), np.float32)
 
     stories = [*STORIES[:9], " ".join(STORIES), "é"]
     tokens = sum(len(tokenizer.encode(story).ids) for story in stories)
     size = sum(len(story.encode()) for story in stories)
-    loss = t.held_out_loss(uniform, None, tokenizer, stories, 64)
+    loss = held_out_loss(uniform, None, tokenizer, stories, 64)
     assert loss == pytest.approx(math.log(300) * tokens / size, rel=1e-6)
 
 
 def test_the_held_out_loss_follows_its_definition(tokenizer: Tokenizer) -> None:
     """One story, by hand: the first token is predicted after the end token, and the end is not scored."""
-    graph, params = t.new_params(TINY.model, 3)
+    graph, params = new_params(TINY.model, 3)
     ids = tokenizer.encode(STORIES[0]).ids
     model = nnx.merge(graph, nnx.State(params))
     inputs = np.array([[0, *ids[:-1]]], np.int32)
     logits = np.asarray(model(inputs, np.zeros_like(inputs)), np.float64)
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     by_hand = -log_p[np.arange(len(ids)), ids].sum() / len(STORIES[0].encode())
-    loss = t.held_out_loss(t.make_scorer(TINY.model), params, tokenizer, STORIES[:1], 64)
+    loss = held_out_loss(make_scorer(TINY.model), params, tokenizer, STORIES[:1], 64)
     assert loss == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_the_writer_ends_or_keeps_to_its_limit() -> None:
-    _, params = t.new_params(TINY.model, 0)
-    writer = t.make_writer(TINY.model, context=32, steps=8)
+    _, params = new_params(TINY.model, 0)
+    writer = make_writer(TINY.model, context=32, steps=8)
     written = writer(params, [[5, 6, 7], [9]], [8, 3], False)
     assert [len(ids) for ids in written] == [8, 3]
     assert all(0 not in ids for ids in written)
@@ -290,7 +297,7 @@ def test_the_writer_ends_or_keeps_to_its_limit() -> None:
 # Export
 
 
-def expected_shapes(config: t.ModelConfig) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: ModelShape) -> dict[str, tuple[int, ...]]:
     """What LlamaForCausalLM with tied embeddings stores."""
     width, queries, keys, inner = (
         config.hidden_size,
@@ -320,11 +327,11 @@ def expected_shapes(config: t.ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def test_the_export_has_the_names_and_shapes_of_a_llama(tmp_path: Path, tokenizer: Tokenizer) -> None:
     deep = dataclasses.replace(TINY.model, num_hidden_layers=12)
-    _, params = t.new_params(deep, 0)
-    t.export(deep, params, tokenizer, tmp_path)
+    _, params = new_params(deep, 0)
+    export(deep, params, tokenizer, tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
     assert {name: array.shape for name, array in stored.items()} == expected_shapes(deep)
-    config, again, vocabulary = t.load_export(tmp_path)
+    config, again, vocabulary = load_export(tmp_path)
     assert config == deep
     assert vocabulary.get_vocab() == tokenizer.get_vocab()
     for one, other in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True):
@@ -332,17 +339,17 @@ def test_the_export_has_the_names_and_shapes_of_a_llama(tmp_path: Path, tokenize
 
 
 def test_weights_of_another_shape_are_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    _, params = t.new_params(TINY.model, 0)
-    t.export(dataclasses.replace(TINY.model, intermediate_size=32), params, tokenizer, tmp_path)
+    _, params = new_params(TINY.model, 0)
+    export(dataclasses.replace(TINY.model, intermediate_size=32), params, tokenizer, tmp_path)
     with pytest.raises(d.DataError, match=r"do not fit config\.json: model\.layers\.0\.mlp\.down_proj\.weight"):
-        t.load_export(tmp_path)
+        load_export(tmp_path)
 
 
 def test_transformers_computes_the_same_logits() -> None:
     torch = pytest.importorskip("torch", reason="the extra `parity`")
     transformers = pytest.importorskip("transformers", reason="the extra `parity`")
-    config, params, _ = t.load_export(MODEL)
-    graph, _ = t.new_params(config, 0)
+    config, params, _ = load_export(MODEL)
+    graph, _ = new_params(config, 0)
     model = nnx.merge(graph, nnx.State(params))
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, 512)).astype(np.int32)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(MODEL)
@@ -356,7 +363,7 @@ def test_transformers_computes_the_same_logits() -> None:
 
 def test_the_committed_model_is_as_small_as_the_card_says(card: dict[str, Any]) -> None:
     stored = load_file(MODEL / "model.safetensors")
-    config, _, tokenizer = t.load_export(MODEL)
+    config, _, tokenizer = load_export(MODEL)
     assert {name: array.shape for name, array in stored.items()} == expected_shapes(config)
     assert sum(array.size for array in stored.values()) == card["parameters"] <= 2_200_000
     assert (MODEL / "model.safetensors").stat().st_size <= 8.9e6
@@ -372,23 +379,23 @@ def held_out_stories() -> list[str]:
 
 
 def test_the_held_out_loss_is_the_cards(card: dict[str, Any]) -> None:
-    config, params, tokenizer = t.load_export(MODEL)
-    loss = t.held_out_loss(t.make_scorer(config), params, tokenizer, held_out_stories(), 512)
+    config, params, tokenizer = load_export(MODEL)
+    loss = held_out_loss(make_scorer(config), params, tokenizer, held_out_stories(), 512)
     assert loss == pytest.approx(card["held_out_nats_per_byte"], abs=5e-4)
 
 
 def test_the_middle_it_writes_joins_the_suffix_better_than_a_blind_continuation() -> None:
-    config, params, tokenizer = t.load_export(MODEL)
-    check = t.join_check(config, params, tokenizer, held_out_stories(), most=16)
+    config, params, tokenizer = load_export(MODEL)
+    check = join_check(config, params, tokenizer, held_out_stories(), most=16)
     assert check.cuts == 16
     assert check.fim > check.blind
     assert check.ended >= 8
 
 
 def test_the_card_shows_three_samples(card: dict[str, Any]) -> None:
-    config, params, tokenizer = t.load_export(MODEL)
+    config, params, tokenizer = load_export(MODEL)
     assert len(card["samples"]) == 3
-    writer = t.make_writer(config, context=128, steps=80)
+    writer = make_writer(config, context=128, steps=80)
     prompts = [tokenizer.encode(sample["prompt"]).ids for sample in card["samples"]]
     limits = [sample["max_tokens"] for sample in card["samples"]]
     written = writer(params, prompts, limits, True)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from gnomon.http.cli.commands import main
+from gnomon.http.cli.main import main
 from gnomon.reference import ReferenceEngine, default_model_path, load_checkpoint, load_tokenizer
 
 NAMES = {

@@ -25,7 +25,7 @@ from helpers.models import tiny_llama
 
 pytestmark = pytest.mark.slow
 
-GNOMON = "from gnomon.http.cli.commands import main; main()"
+GNOMON = "from gnomon.http.cli.main import main; main()"
 LOCATE = "import sys; from gnomon.reference.checkpoint.hub import locate; print(locate(sys.argv[1], *sys.argv[2:]))"
 NOT_HERE = "gnomon: maker/tiny: no such directory on this machine, and asked of the hub: "
 COMPLETE = ("complete", "the", "--max-tokens", "2", "--model", "maker/tiny")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import httpx
 import pytest
 
-from gnomon.http.cli.commands import main
+from gnomon.http.cli.main import main
 from gnomon.reference.checkpoint.network import proxy_note, unusable
 from helpers.loopback import closed_port, loopback, status
 from helpers.raw import http, raw_server

@@ -17,8 +17,9 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from gnomon.http.cli.commands import ModelOptions, read_model
-from gnomon.jax_engine.engine import EngineSettings, JaxEngine
+from gnomon.http.cli.model import ModelOptions, read_model
+from gnomon.jax_engine.engine import JaxEngine
+from gnomon.jax_engine.runtime.settings import EngineSettings
 from gnomon.reference.checkpoint.errors import CheckpointError
 from gnomon.reference.checkpoint.load import Checkpoint, load_checkpoint, silently
 from gnomon.reference.checkpoint.tensors import ELEMENTS_AT_ONCE, TensorFiles
@@ -207,7 +208,7 @@ def test_comparing_takes_the_memory_of_pieces_and_not_of_tensors(tmp_path: Path)
     assert peak < 32 * ELEMENTS_AT_ONCE  # both pieces, in float64 too
 
 
-COMMAND = (sys.executable, "-c", "from gnomon.http.cli.commands import main; main()")
+COMMAND = (sys.executable, "-c", "from gnomon.http.cli.main import main; main()")
 TOLD = "config.json ties lm_head.weight to model.embed_tokens.weight"
 
 

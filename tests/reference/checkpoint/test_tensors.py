@@ -33,7 +33,7 @@ from gnomon.reference.checkpoint.tensors import (
 from gnomon.reference.tokenizer import load_tokenizer
 from helpers.models import tiny_llama
 
-COMMAND = (sys.executable, "-c", "from gnomon.http.cli.commands import main; main()")
+COMMAND = (sys.executable, "-c", "from gnomon.http.cli.main import main; main()")
 SMALL = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.ones(3, ml_dtypes.bfloat16)}
 
 

@@ -21,7 +21,8 @@ from starlette.applications import Starlette
 
 from gnomon.http.app import create_app
 from gnomon.http.settings import Settings
-from gnomon.jax_engine.engine import EngineSettings, JaxEngine
+from gnomon.jax_engine.engine import JaxEngine
+from gnomon.jax_engine.runtime.settings import EngineSettings
 from gnomon.reference import FIELDS, Tokenizer, default_model_path, load_checkpoint, load_tokenizer
 from gnomon.reference.golden import (
     FLOAT32_TOLERANCE,

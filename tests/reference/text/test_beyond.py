@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gnomon.jax_engine.engine import EngineSettings, JaxEngine
+from gnomon.jax_engine.engine import JaxEngine
+from gnomon.jax_engine.runtime.settings import EngineSettings
 from gnomon.reference.checkpoint.errors import CheckpointError
 from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.completion import prepare

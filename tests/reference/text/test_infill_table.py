@@ -15,7 +15,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import models, normalizers, processors
 
-from gnomon.http.cli.commands import main
+from gnomon.http.cli.main import main
 from gnomon.reference.checkpoint.errors import CheckpointError
 from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.completion import prepare

@@ -1,10 +1,14 @@
-"""GET /: the page that shows the sampler at work, one file, sent to whoever asks.
+"""GET /: the page that shows the sampler at work, one document, sent to whoever asks.
 
 It holds nothing of this server: what is served, with which limits, it asks the API like any other client, with the key
 that its user gives it. So it is open in every mode of authentication, and the API behind it is not.
 
-Its policy lets the browser run the one script and use the one style sheet that are in the file, by their hashes, and
-talk to the server it came from. Nothing else is loaded, sent, framed or evaluated, and no text can become markup
+Its parts are files of this folder, and index.html names them in their order. They are joined once, when the server
+starts, and sent as one answer: a proxy has one path to forward and a cache one answer to hold, so that no browser ever
+has the parts of two versions, and authentication has one path to open.
+
+Its policy lets the browser run the one script and use the one style sheet that are in the document, by their hashes,
+and talk to the server it came from. Nothing else is loaded, sent, framed or evaluated, and no text can become markup
 (Trusted Types; the one policy is for the traces' pictures, which the page strips before it shows them).
 """
 
@@ -18,17 +22,38 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import Response
 
-FILE = Path(__file__).with_name("index.html")
+FOLDER = Path(__file__).parent
+_SHEET = re.compile(r'<link rel="stylesheet" href="(\w+\.css)">\n')
+_SCRIPTS = re.compile(r'(?:<script src="\w+\.js"></script>\n)+')
+
+
+def assemble(folder: Path = FOLDER) -> bytes:
+    """index.html with its style sheet and its scripts in it. The scripts are one module: they share one scope."""
+
+    def part(name: str) -> str:
+        text = (folder / name).read_text(encoding="utf-8")
+        assert not re.search(r"</(script|style)", text, re.IGNORECASE), f"{name} would end its element"
+        return text
+
+    def sheet(link: re.Match[str]) -> str:
+        return f"<style>\n{part(link[1])}</style>\n"
+
+    def script(elements: re.Match[str]) -> str:
+        names = re.findall(r'src="(\w+\.js)"', elements[0])
+        return '<script type="module">\n' + "\n".join(part(name) for name in names) + "</script>\n"
+
+    html = (folder / "index.html").read_text(encoding="utf-8")
+    return _SCRIPTS.sub(script, _SHEET.sub(sheet, html)).encode()
 
 
 class Page:
-    """The endpoint. Read once: the policy's hashes belong to these bytes."""
+    """The endpoint. Joined once: the policy's hashes belong to these bytes."""
 
-    def __init__(self, html: bytes) -> None:
-        self.html = html
+    def __init__(self) -> None:
+        self.html = assemble()
         self.headers = {
             "cache-control": "no-cache",  # a server that was renewed must not meet the page of the old one
-            "content-security-policy": policy(html),
+            "content-security-policy": policy(self.html),
             "cross-origin-opener-policy": "same-origin",
             "cross-origin-resource-policy": "same-origin",
             "referrer-policy": "no-referrer",

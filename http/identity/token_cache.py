@@ -1,9 +1,9 @@
 """What is remembered of tokens, and how many may ask about one at a time. Keys are digests; no token is ever kept.
 
-    Recall    a bounded map whose entries end; the one that was not asked for the longest makes room
-    Flights   equal questions that are asked at one time are asked once
+    ExpiringCache   a bounded map whose entries end; the one that was not asked for the longest makes room
+    SharedCalls     equal questions that are asked at one time are asked once
 
-A flight is a task of its own: it belongs to nobody who waits for it, so nobody who leaves can end it for the others.
+A call is a task of its own: it belongs to nobody who waits for it, so nobody who leaves can end it for the others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gnomon.http.identity.clock import Clock
 T = TypeVar("T")
 
 
-class Recall(Generic[T]):
+class ExpiringCache(Generic[T]):
     def __init__(self, size: int, clock: Clock) -> None:
         self._size = size
         self._clock = clock
@@ -50,7 +50,7 @@ class Recall(Generic[T]):
             self._entries.popitem(last=False)
 
 
-class Flights(Generic[T]):
+class SharedCalls(Generic[T]):
     def __init__(self) -> None:
         self._under_way: dict[bytes, asyncio.Task[T]] = {}
 
@@ -59,10 +59,10 @@ class Flights(Generic[T]):
         task = self._under_way.get(key)
         if task is None:
             task = self._under_way[key] = asyncio.create_task(ask())
-            task.add_done_callback(lambda done: self._landed(key, done))
+            task.add_done_callback(lambda done: self._ended(key, done))
         return await asyncio.shield(task)
 
-    def _landed(self, key: bytes, task: asyncio.Task[T]) -> None:
+    def _ended(self, key: bytes, task: asyncio.Task[T]) -> None:
         del self._under_way[key]
         if not task.cancelled():
             task.exception()  # looked at, or asyncio would complain when everybody has left

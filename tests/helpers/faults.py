@@ -1,7 +1,8 @@
-"""Saboteurs: our own server with one mistake in it, to see that `gnomon verify` finds it and blames nothing else.
+"""Our own server with one fault in it, to see that `gnomon verify` finds it and blames nothing else.
 
-`Wireless` is the server, in process; a `Break` patches the one place that the mistake would be in. The functions below
-make such patches: `request` reads another request, `choice` shows another choice, `draw` reports another token, …
+`InProcessServer` is the server; a `Fault` patches the one place that the mistake would be in. Faults are rows of the
+tables in request_faults.py and answer_faults.py, together in fault_table.py. The functions below make such patches:
+`request` reads another request, `choice` shows another choice, `draw` reports another token, …
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from starlette.datastructures import Headers
 from gnomon.http import sse
 from gnomon.http.completions import check_content_type
 from gnomon.http.errors import NotFound
-from gnomon.http.verify.ask.exchange import Budget, Client
+from gnomon.http.verify.ask.client import Budget, Client
 from gnomon.http.verify.ask.probe import Subject
 from gnomon.http.verify.cases import CASES
 from gnomon.http.verify.run import judge_all
@@ -65,7 +66,7 @@ def small_model(directory: Path) -> Model:
     return Model(fake, fake_tokenizer(directory))
 
 
-class Wire(httpx.AsyncByteStream):
+class StreamedBody(httpx.AsyncByteStream):
     """A body that is yet to be read, as one that comes over a wire is; each piece is made when it is read."""
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
@@ -84,10 +85,10 @@ def slowly(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def answer(status: int, kind: str, content: bytes) -> httpx.Response:
-    return httpx.Response(status, headers={"content-type": kind}, stream=Wire([content]))
+    return httpx.Response(status, headers={"content-type": kind}, stream=StreamedBody([content]))
 
 
-class Wireless(httpx.AsyncBaseTransport):
+class InProcessServer(httpx.AsyncBaseTransport):
     """Answers as our server does, in its own thread and with nothing between: a hundred breaks are tried on it."""
 
     last = sse.DONE
@@ -118,7 +119,7 @@ class Wireless(httpx.AsyncBaseTransport):
 
     def events(self, lines: Iterable[bytes]) -> httpx.Response:
         pieces: Iterable[bytes] = chain(map(sse.event, lines), [self.last])
-        stream = Wire([b"".join(slowly(pieces))] if self.holds_back else pieces)
+        stream = StreamedBody([b"".join(slowly(pieces))] if self.holds_back else pieces)
         return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=stream)
 
 
@@ -152,21 +153,21 @@ def judged(
 
 
 Patch = pytest.MonkeyPatch
-Make = Callable[[Patch], None]
+Apply = Callable[[Patch], None]
 
 
-class Break(NamedTuple):
+class Fault(NamedTuple):
     """A mistake in a server, and the case that must find it."""
 
-    red: str
+    case: str
     name: str
-    make: Make
+    apply: Apply
 
 
-def request(change: Callable[[CompletionRequest], CompletionRequest]) -> Make:
+def request(change: Callable[[CompletionRequest], CompletionRequest]) -> Apply:
     """Reads another request than the one that was sent."""
 
-    def make(patch: Patch) -> None:
+    def apply(patch: Patch) -> None:
         read = CompletionRequest.from_json
 
         def from_json(body: bytes, limits: Limits | None = None) -> CompletionRequest:
@@ -174,13 +175,13 @@ def request(change: Callable[[CompletionRequest], CompletionRequest]) -> Make:
 
         patch.setattr(CompletionRequest, "from_json", from_json)
 
-    return make
+    return apply
 
 
-def body(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Make:
+def body(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Apply:
     """Reads another body than the one that was sent."""
 
-    def make(patch: Patch) -> None:
+    def apply(patch: Patch) -> None:
         read = CompletionRequest.from_json
 
         def from_json(body: bytes, limits: Limits | None = None) -> CompletionRequest:
@@ -194,27 +195,27 @@ def body(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Make:
 
         patch.setattr(CompletionRequest, "from_json", from_json)
 
-    return make
+    return apply
 
 
-def choice(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Make:
+def choice(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Apply:
     """Shows another choice, whole or in chunks."""
 
-    def make(patch: Patch) -> None:
+    def apply(patch: Patch) -> None:
         to_json = Choice.to_json
         patch.setattr(Choice, "to_json", lambda self: change(to_json(self)))
 
-    return make
+    return apply
 
 
-def lists(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Make:
+def lists(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Apply:
     """Shows other lists, whole or in chunks."""
 
-    def make(patch: Patch) -> None:
+    def apply(patch: Patch) -> None:
         to_json = Logprobs.to_json
         patch.setattr(Logprobs, "to_json", lambda self: change(to_json(self)))
 
-    return make
+    return apply
 
 
 class Listed(NamedTuple):
@@ -235,10 +236,10 @@ class Listed(NamedTuple):
         return self.candidate.finish_reason is not None and self.tokens.stop == len(self.candidate.ids)
 
 
-def made_of(change: Callable[[Listed], Listed]) -> Make:
+def made_of(change: Callable[[Listed], Listed]) -> Apply:
     """Makes the lists of something else."""
 
-    def make(patch: Patch) -> None:
+    def apply(patch: Patch) -> None:
         original = Run._logprobs
 
         def _logprobs(self: Run, j: int, candidate: Candidate, tokens: range, echo: bool) -> Logprobs:
@@ -246,13 +247,13 @@ def made_of(change: Callable[[Listed], Listed]) -> Make:
 
         patch.setattr(Run, "_logprobs", _logprobs)
 
-    return make
+    return apply
 
 
-def sliced(part: Callable[[Listed], slice]) -> Make:
+def sliced(part: Callable[[Listed], slice]) -> Apply:
     """Leaves places out of the lists."""
 
-    def make(patch: Patch) -> None:
+    def apply(patch: Patch) -> None:
         original = Run._logprobs
 
         def _logprobs(self: Run, j: int, candidate: Candidate, tokens: range, echo: bool) -> Logprobs:
@@ -264,13 +265,13 @@ def sliced(part: Callable[[Listed], slice]) -> Make:
 
         patch.setattr(Run, "_logprobs", _logprobs)
 
-    return make
+    return apply
 
 
-def offsets(change: Callable[[Listed, list[int]], Sequence[int]]) -> Make:
+def offsets(change: Callable[[Listed, list[int]], Sequence[int]]) -> Apply:
     """Says other offsets."""
 
-    def make(patch: Patch) -> None:
+    def apply(patch: Patch) -> None:
         original = Run._logprobs
 
         def _logprobs(self: Run, j: int, candidate: Candidate, tokens: range, echo: bool) -> Logprobs:
@@ -280,7 +281,7 @@ def offsets(change: Callable[[Listed, list[int]], Sequence[int]]) -> Make:
 
         patch.setattr(Run, "_logprobs", _logprobs)
 
-    return make
+    return apply
 
 
 class Draw(NamedTuple):
@@ -300,10 +301,10 @@ class Draw(NamedTuple):
         return self.job._engine.last_logits(self.context)
 
 
-def draw(change: Callable[[Draw], Token]) -> Make:
+def draw(change: Callable[[Draw], Token]) -> Apply:
     """Reports something else about a token."""
 
-    def make(patch: Patch) -> None:
+    def apply(patch: Patch) -> None:
         original = ReferenceJob._sample
 
         def _sample(self: ReferenceJob, j: int, c: int, prompt_ids: tuple[int, ...], sampled: list[int]) -> Token:
@@ -312,13 +313,13 @@ def draw(change: Callable[[Draw], Token]) -> Make:
 
         patch.setattr(ReferenceJob, "_sample", _sample)
 
-    return make
+    return apply
 
 
-def scored(change: Callable[[ReferenceJob, tuple[int, ...], PromptScored], PromptScored]) -> Make:
+def scored(change: Callable[[ReferenceJob, tuple[int, ...], PromptScored], PromptScored]) -> Apply:
     """Scores a prompt otherwise."""
 
-    def make(patch: Patch) -> None:
+    def apply(patch: Patch) -> None:
         original = ReferenceJob._score_prompt
 
         def _score_prompt(self: ReferenceJob, j: int, prompt_ids: tuple[int, ...]) -> PromptScored:
@@ -326,13 +327,13 @@ def scored(change: Callable[[ReferenceJob, tuple[int, ...], PromptScored], Promp
 
         patch.setattr(ReferenceJob, "_score_prompt", _score_prompt)
 
-    return make
+    return apply
 
 
-def top(change: Callable[[dict[str, float], str, float], dict[str, float]]) -> Make:
+def top(change: Callable[[dict[str, float], str, float], dict[str, float]]) -> Apply:
     """Lists other tokens at a place; the change is told the sampled one and its value."""
 
-    def make(patch: Patch) -> None:
+    def apply(patch: Patch) -> None:
         def _top_logprobs(
             v: int, lp: float | None, ranks: Ranking | None, labels: Sequence[str]
         ) -> dict[str, float] | None:
@@ -342,13 +343,13 @@ def top(change: Callable[[dict[str, float], str, float], dict[str, float]]) -> M
 
         patch.setattr(completion, "top_logprobs", _top_logprobs)
 
-    return make
+    return apply
 
 
-def echoed(change: Callable[[Run, Choice, int, str], Choice]) -> Make:
+def echoed(change: Callable[[Run, Choice, int, str], Choice]) -> Apply:
     """Shows a choice otherwise where the prompt belongs before it; the change is told the prompt's number and text."""
 
-    def make(patch: Patch) -> None:
+    def apply(patch: Patch) -> None:
         original = Run._choice
 
         def _choice(
@@ -359,29 +360,29 @@ def echoed(change: Callable[[Run, Choice, int, str], Choice]) -> Make:
 
         patch.setattr(Run, "_choice", _choice)
 
-    return make
+    return apply
 
 
-def chunks(change: Callable[[Run, Iterator[Completion]], Iterator[Completion]]) -> Make:
+def chunks(change: Callable[[Run, Iterator[Completion]], Iterator[Completion]]) -> Apply:
     """Streams otherwise."""
 
-    def make(patch: Patch) -> None:
+    def apply(patch: Patch) -> None:
         original = Run.chunks
         patch.setattr(Run, "chunks", lambda self: change(self, original(self)))
 
-    return make
+    return apply
 
 
-def pieces(change: Callable[[Choice], Choice]) -> Make:
+def pieces(change: Callable[[Choice], Choice]) -> Apply:
     """Streams other choices."""
     return chunks(lambda run, events: (replace(event, choices=tuple(map(change, event.choices))) for event in events))
 
 
-def of_streams(change: Callable[[CompletionRequest], CompletionRequest]) -> Make:
+def of_streams(change: Callable[[CompletionRequest], CompletionRequest]) -> Apply:
     return request(lambda sent: change(sent) if sent.stream else sent)
 
 
-def relabelled(change: Callable[[str], str]) -> Make:
+def relabelled(change: Callable[[str], str]) -> Apply:
     def changed(arrays: dict[str, Any]) -> dict[str, Any]:
         tops = [found and {change(label): value for label, value in found.items()} for found in arrays["top_logprobs"]]
         return {**arrays, "tokens": list(map(change, arrays["tokens"])), "top_logprobs": tops}

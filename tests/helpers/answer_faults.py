@@ -1,5 +1,4 @@
-"""The cases of log-probabilities, echo, offsets and streams: our own server honours all, and each is turned red by a
-break of its own sentence, which turns no case of another parameter red."""
+"""Faults that the cases of log-probabilities, echo, offsets and streams must find: a row each, and how it is made."""
 
 from __future__ import annotations
 
@@ -8,15 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import httpx
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 
-from gnomon.http.app import create_app
-from gnomon.http.settings import Settings
-from gnomon.http.verify.cases import arrival, logprobs, stream
-from gnomon.http.verify.verdict import Verdict
 from gnomon.reference import engine, sampler
 from gnomon.reference.completion import Candidate, Run
 from gnomon.reference.engine import PromptScored, ReferenceJob, Token, ranking
@@ -24,21 +17,18 @@ from gnomon.reference.response import Choice, Completion, Logprobs
 from gnomon.reference.sampler import add_bias, nucleus, penalize, report, temper
 from gnomon.reference.stop import StopMatcher
 from gnomon.reference.text.utf8 import Decoder
-from helpers.live import serving
-from helpers.saboteurs import (
-    Break,
+from helpers.faults import (
+    Apply,
     Draw,
+    Fault,
+    InProcessServer,
     Listed,
-    Make,
-    Model,
     Patch,
-    Wireless,
     body,
     choice,
     chunks,
     draw,
     echoed,
-    judged,
     lists,
     made_of,
     of_streams,
@@ -48,39 +38,8 @@ from helpers.saboteurs import (
     request,
     scored,
     sliced,
-    small_model,
     top,
 )
-
-CASES = (*logprobs.CASES, *stream.CASES, *arrival.CASES)
-BUDGET = 4000
-END = 0  # an id that `logprobs.end_token` tries
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return small_model(tmp_path_factory.mktemp("tokenizer"))
-
-
-def test_our_own_server_honours_every_case_within_a_small_budget(model: Model) -> None:
-    with serving(create_app(*model, Settings())) as base:
-        for findings in (judged(httpx.AsyncHTTPTransport(), CASES, base), judged(Wireless(model), CASES)):
-            outcomes = {name: found.outcome for name, found in findings.items()}
-            assert {name: one for name, one in outcomes.items() if one.verdict != Verdict.honoured} == {}
-            assert all(found.exchanges for found in findings.values())
-
-
-def test_the_cases_have_names_of_their_own_and_need_each_other_in_no_circle() -> None:
-    by_name = {case.name: case for case in CASES}
-    assert len(by_name) == len(CASES)
-    settled: set[str] = set()
-    while len(settled) < len(by_name):
-        free = {name for name in by_name.keys() - settled if settled.issuperset(by_name.keys() & by_name[name].needs)}
-        assert free, by_name.keys() - settled
-        settled |= free
-
-
-# ---- breaks: each patches the one place that a mistake would be in
 
 
 def unnormalised(patch: Patch) -> None:
@@ -231,7 +190,7 @@ def joined_lists(parts: Sequence[Logprobs]) -> Logprobs:
     )
 
 
-def none_of(unwanted: Callable[[Run], bool]) -> Make:
+def none_of(unwanted: Callable[[Run], bool]) -> Apply:
     """No chunk at all for some requests."""
     return chunks(lambda run, events: iter(()) if unwanted(run) else events)
 
@@ -274,32 +233,32 @@ def only_without(name: str, sent: dict[str, Any]) -> dict[str, Any]:
 
 USAGE = {"stream_options": {"include_usage": True}}
 
-BREAKS = (
+ANSWER_FAULTS = (
     # ---- logprobs
-    Break("logprobs.lists", "logprobs are ignored", request(lambda sent: replace(sent, logprobs=None))),
-    Break("logprobs.lists", "a list is missing", lists(lambda arrays: only_without("top_logprobs", arrays))),
-    Break(
+    Fault("logprobs.lists", "logprobs are ignored", request(lambda sent: replace(sent, logprobs=None))),
+    Fault("logprobs.lists", "a list is missing", lists(lambda arrays: only_without("top_logprobs", arrays))),
+    Fault(
         "logprobs.off",
         "logprobs are always there",
         request(lambda sent: replace(sent, logprobs=1 if sent.logprobs is None else sent.logprobs)),
     ),
-    Break("logprobs.zero", "0 is off", request(lambda sent: replace(sent, logprobs=sent.logprobs or None))),
-    Break(
+    Fault("logprobs.zero", "0 is off", request(lambda sent: replace(sent, logprobs=sent.logprobs or None))),
+    Fault(
         "logprobs.zero",
         "0 is 1",
         request(lambda sent: replace(sent, logprobs=1 if sent.logprobs == 0 else sent.logprobs)),
     ),
-    Break(
+    Fault(
         "logprobs.length",
         "the last token has no place",
         made_of(lambda of: of._replace(tokens=of.tokens[:-1]) if of.is_last and len(of.candidate.ids) > 1 else of),
     ),
-    Break(
+    Fault(
         "logprobs.empty",
         "no lists where nothing is sampled",
         choice(lambda made: made if made["logprobs"] and made["logprobs"]["tokens"] else {**made, "logprobs": None}),
     ),
-    Break(
+    Fault(
         "logprobs.end_token",
         "the end token has no place",
         made_of(
@@ -310,119 +269,119 @@ BREAKS = (
             )
         ),
     ),
-    Break("logprobs.keeps_the_cut", "the lists are cut with the text", made_of(cut_off)),
-    Break("logprobs.count", "the sampled token is not added", top(lambda found, label, lp: found)),
-    Break(
+    Fault("logprobs.keeps_the_cut", "the lists are cut with the text", made_of(cut_off)),
+    Fault("logprobs.count", "the sampled token is not added", top(lambda found, label, lp: found)),
+    Fault(
         "logprobs.count",
         "the sampled token takes a place",
         top(lambda found, label, lp: dict([*list(found.items())[: max(len(found) - 1, 0)], (label, lp)])),
     ),
-    Break(
+    Fault(
         "logprobs.count",
         "always one more",
         lambda patch: patch.setattr(engine, "ranking", lambda l, lp, k: ranking(l, lp, k and k + 1)),
     ),
-    Break(
+    Fault(
         "logprobs.order",
         "the sampled token is listed first",
         top(lambda found, label, lp: {label: lp} | found),
     ),
-    Break(
+    Fault(
         "logprobs.same_number",
         "one of the two is rounded",
         lists(lambda arrays: {**arrays, "token_logprobs": [lp and round(lp, 3) for lp in arrays["token_logprobs"]]}),
     ),
-    Break("logprobs.values", "logits are reported", unnormalised),
-    Break(
+    Fault("logprobs.values", "logits are reported", unnormalised),
+    Fault(
         "logprobs.greedy_is_first",
         "values of the place before",
         draw(lambda drawn: drawn.reported(report(drawn.job._engine.last_logits(drawn.context[:-1] or [1])))),
     ),
-    Break("logprobs.larger_k", "probabilities among the listed ones", draw(renormalised)),
-    Break(
+    Fault("logprobs.larger_k", "probabilities among the listed ones", draw(renormalised)),
+    Fault(
         "logprobs.no_effect",
         "logprobs turn greedy off",
         request(lambda sent: replace(sent, temperature=2, seed=1) if sent.logprobs and not sent.temperature else sent),
     ),
-    Break(
+    Fault(
         "logprobs.repeats",
         "the last digits are noise",
         draw(lambda drawn: drawn.reported(report(drawn.logits) - 1e-6 * random.random())),
     ),
-    Break(
+    Fault(
         "logprobs.not_of_temperature",
         "values after the temperature",
         draw(lambda drawn: drawn.reported(report(drawn.logits / (drawn.job.request.params.temperature or 1)))),
     ),
-    Break("logprobs.not_of_top_p", "values after top_p", draw(from_the_nucleus)),
-    Break(
+    Fault("logprobs.not_of_top_p", "values after top_p", draw(from_the_nucleus)),
+    Fault(
         "logprobs.not_of_logit_bias",
         "values after the bias",
         draw(lambda drawn: drawn.reported(report(add_bias(drawn.logits, drawn.job.request.params.logit_bias)))),
     ),
-    Break("logprobs.not_of_penalties", "values after the penalties", draw(with_penalties)),
-    Break(
+    Fault("logprobs.not_of_penalties", "values after the penalties", draw(with_penalties)),
+    Fault(
         "logprobs.each_choice",
         "only the first choice has lists",
         choice(lambda made: {**made, "logprobs": None} if made["index"] else made),
     ),
-    Break("logprobs.each_prompt", "every prompt has the first one's values", draw(of_the_first_prompt)),
-    Break("logprobs.labels_are_texts", "labels as the vocabulary writes them", relabelled(lambda label: f"▁{label}")),
-    Break(
+    Fault("logprobs.each_prompt", "every prompt has the first one's values", draw(of_the_first_prompt)),
+    Fault("logprobs.labels_are_texts", "labels as the vocabulary writes them", relabelled(lambda label: f"▁{label}")),
+    Fault(
         "logprobs.labels_differ",
         "pieces of characters all have one label",
         relabelled(lambda label: "\ufffd" if label.startswith("bytes:") else label),
     ),
-    Break(
+    Fault(
         "text.whole_characters",
         "every token is decoded by itself",
         lambda patch: patch.setattr(Decoder, "push", lambda self, data: data.decode(errors="replace")),
     ),
-    Break("text.keeps_spaces", "the text is trimmed at its beginning", trimmed),
+    Fault("text.keeps_spaces", "the text is trimmed at its beginning", trimmed),
     # ---- echo
-    Break("echo.text", "echo is ignored", request(lambda sent: replace(sent, echo=False))),
-    Break(
+    Fault("echo.text", "echo is ignored", request(lambda sent: replace(sent, echo=False))),
+    Fault(
         "echo.text",
         "the echo has single spaces",
         echoed(lambda run, made, j, prompt: replace(made, text=made.text.replace("  ", " "))),
     ),
-    Break(
+    Fault(
         "echo.edges",
         "the echo is trimmed",
         echoed(lambda run, made, j, prompt: replace(made, text=prompt.strip() + own_text(made, prompt).text)),
     ),
-    Break(
+    Fault(
         "echo.text",
         "another completion with echo",
         request(lambda sent: replace(sent, temperature=2, seed=1) if sent.echo and not sent.logit_bias else sent),
     ),
-    Break("echo.off", "echo is always on", request(lambda sent: replace(sent, echo=True))),
-    Break(
+    Fault("echo.off", "echo is always on", request(lambda sent: replace(sent, echo=True))),
+    Fault(
         "echo.max_tokens_zero",
         "one token in place of none",
         request(lambda sent: replace(sent, max_tokens=max(sent.max_tokens, int(sent.echo)))),
     ),
-    Break(
+    Fault(
         "echo.ids",
         "ids are not echoed",
         echoed(
             lambda run, made, j, prompt: made if isinstance(run.request.prompts[j], str) else own_text(made, prompt)
         ),
     ),
-    Break(
+    Fault(
         "echo.each_choice",
         "only the first choice is echoed to",
         echoed(lambda run, made, j, prompt: own_text(made, prompt) if made.index % run.request.n else made),
     ),
-    Break(
+    Fault(
         "echo.each_prompt",
         "the first prompt before every choice",
         echoed(lambda run, made, j, prompt: replace(made, text=run.prompts[0].text + made.text.removeprefix(prompt))),
     ),
-    Break("echo.stop", "the prompt is searched for stop strings", echoed(stopped_in_the_prompt)),
-    Break("echo.lengths", "no entries of the prompt", made_of(lambda of: of._replace(echo=False))),
-    Break("echo.lengths", "the first entry is missing", sliced(lambda of: slice(1 if of.echo else 0, None))),
-    Break(
+    Fault("echo.stop", "the prompt is searched for stop strings", echoed(stopped_in_the_prompt)),
+    Fault("echo.lengths", "no entries of the prompt", made_of(lambda of: of._replace(echo=False))),
+    Fault("echo.lengths", "the first entry is missing", sliced(lambda of: slice(1 if of.echo else 0, None))),
+    Fault(
         "echo.first_is_null",
         "0 and {} in place of null",
         lists(
@@ -433,41 +392,41 @@ BREAKS = (
             }
         ),
     ),
-    Break("echo.scores", "scores are shifted by one", scored(lambda job, ids, scores: shifted(scores))),
-    Break("echo.tops", "lists are shifted by one", scored(lambda job, ids, scores: lists_shifted(scores))),
-    Break(
+    Fault("echo.scores", "scores are shifted by one", scored(lambda job, ids, scores: shifted(scores))),
+    Fault("echo.tops", "lists are shifted by one", scored(lambda job, ids, scores: lists_shifted(scores))),
+    Fault(
         "echo.raw",
         "scores after the temperature",
         scored(rescored(lambda job, logits: logits / (job.request.params.temperature or 1))),
     ),
-    Break(
+    Fault(
         "echo.raw",
         "scores after the bias",
         scored(rescored(lambda job, logits: np.array([add_bias(z, job.request.params.logit_bias) for z in logits]))),
     ),
-    Break("echo.repeats", "a cached prompt has no scores", forgotten),
-    Break(
+    Fault("echo.repeats", "a cached prompt has no scores", forgotten),
+    Fault(
         "echo.nothing",
         "no entry for an empty prompt",
         sliced(lambda of: slice(1 if of.echo and not of.prompt.text else 0, None)),
     ),
     # ---- text_offset
-    Break("text_offset.list", "no offsets", lists(lambda arrays: {**arrays, "text_offset": None})),
-    Break(
+    Fault("text_offset.list", "no offsets", lists(lambda arrays: {**arrays, "text_offset": None})),
+    Fault(
         "text_offset.lengths",
         "it counts tokens",
         offsets(lambda of, starts: [len(of.prompt.text) + i for i in of.tokens] if not of.run.request.echo else starts),
     ),
-    Break(
+    Fault(
         "text_offset.from_the_prompt",
         "it counts from the completion's start",
         offsets(
             lambda of, starts: [start - len(of.prompt.text) for start in starts] if not of.run.request.echo else starts
         ),
     ),
-    Break("text_offset.code_points", "it counts bytes", offsets(encoded_length("utf-8", 1))),
-    Break("text_offset.code_points", "it counts UTF-16 units", offsets(encoded_length("utf-16-le", 2))),
-    Break(
+    Fault("text_offset.code_points", "it counts bytes", offsets(encoded_length("utf-8", 1))),
+    Fault("text_offset.code_points", "it counts UTF-16 units", offsets(encoded_length("utf-16-le", 2))),
+    Fault(
         "text_offset.after_ids",
         "ids count as nothing",
         offsets(
@@ -478,20 +437,20 @@ BREAKS = (
             )
         ),
     ),
-    Break(
+    Fault(
         "text_offset.each_prompt",
         "it goes on from prompt to prompt",
         offsets(lambda of, starts: [start + sum(len(one.text) for one in of.run.prompts[: of.j]) for start in starts]),
     ),
-    Break(
+    Fault(
         "text_offset.echoed",
         "with echo it counts from the completion's start",
         offsets(
             lambda of, starts: [start - len(of.prompt.text) for start in starts] if of.run.request.echo else starts
         ),
     ),
-    Break("text_offset.split_character", "the last piece stands after its character", offsets(last_piece_after)),
-    Break(
+    Fault("text_offset.split_character", "the last piece stands after its character", offsets(last_piece_after)),
+    Fault(
         "text_offset.after_the_cut",
         "0 beyond the text's end",
         offsets(
@@ -502,81 +461,66 @@ BREAKS = (
         ),
     ),
     # ---- stream
-    Break("stream.as_it_is_made", "held back", lambda patch: patch.setattr(Wireless, "holds_back", True)),
-    Break("stream.done", "no [DONE]", lambda patch: patch.setattr(Wireless, "last", b"")),
-    Break("stream.one_answer", "an id a chunk", chunks(new_ids)),
-    Break("stream.one_choice", "two choices a chunk", chunks(in_pairs)),
-    Break(
+    Fault("stream.as_it_is_made", "held back", lambda patch: patch.setattr(InProcessServer, "holds_back", True)),
+    Fault("stream.done", "no [DONE]", lambda patch: patch.setattr(InProcessServer, "last", b"")),
+    Fault("stream.one_answer", "an id a chunk", chunks(new_ids)),
+    Fault("stream.one_choice", "two choices a chunk", chunks(in_pairs)),
+    Fault(
         "stream.finish_reason",
         "finish_reason in every chunk",
         pieces(lambda made: replace(made, finish_reason=made.finish_reason or "length")),
     ),
-    Break("stream.text", "the first token is lost", chunks(without_the_first)),
-    Break("stream.text", "no finish_reason", pieces(lambda made: replace(made, finish_reason=None))),
-    Break("stream.logprobs", "no lists in streams", pieces(lambda made: replace(made, logprobs=None))),
-    Break("stream.forced", "no bias in streams", of_streams(lambda sent: replace(sent, logit_bias=None))),
-    Break("stream.seeded", "no seed in streams", of_streams(lambda sent: replace(sent, seed=None))),
-    Break("stream.each_prompt", "every index is 0", pieces(lambda made: replace(made, index=0))),
-    Break("stream.echo", "no echo in streams", of_streams(lambda sent: replace(sent, echo=False))),
-    Break(
+    Fault("stream.text", "the first token is lost", chunks(without_the_first)),
+    Fault("stream.text", "no finish_reason", pieces(lambda made: replace(made, finish_reason=None))),
+    Fault("stream.logprobs", "no lists in streams", pieces(lambda made: replace(made, logprobs=None))),
+    Fault("stream.forced", "no bias in streams", of_streams(lambda sent: replace(sent, logit_bias=None))),
+    Fault("stream.seeded", "no seed in streams", of_streams(lambda sent: replace(sent, seed=None))),
+    Fault("stream.each_prompt", "every index is 0", pieces(lambda made: replace(made, index=0))),
+    Fault("stream.echo", "no echo in streams", of_streams(lambda sent: replace(sent, echo=False))),
+    Fault(
         "stream.echo_logprobs",
         "no entries of the prompt in streams",
         made_of(lambda of: of._replace(echo=of.echo and not of.run.request.stream)),
     ),
-    Break(
+    Fault(
         "stream.echo_alone",
         "no chunk for an echo alone",
         none_of(lambda run: run.request.echo and not run.request.max_tokens),
     ),
-    Break(
+    Fault(
         "stream.nothing",
         "no chunk where nothing is sampled",
         none_of(lambda run: not run.request.echo and not run.request.max_tokens),
     ),
-    Break("stream.stop", "nothing is held back", lambda patch: patch.setattr(StopMatcher, "held", 0)),
-    Break(
+    Fault("stream.stop", "nothing is held back", lambda patch: patch.setattr(StopMatcher, "held", 0)),
+    Fault(
         "stream.stop_logprobs",
         "the lists are cut in streams",
         made_of(lambda of: cut_off(of) if of.run.request.stream else of),
     ),
-    Break("stream.tokens_with_text", "lists come a chunk late", chunks(lists_late)),
-    Break("stream.whole_characters", "tokens are decoded one by one", token_by_token),
-    Break("stream.refusal", "errors come as events", lambda patch: patch.setattr(Wireless, "streams_errors", True)),
-    Break(
+    Fault("stream.tokens_with_text", "lists come a chunk late", chunks(lists_late)),
+    Fault("stream.whole_characters", "tokens are decoded one by one", token_by_token),
+    Fault(
+        "stream.refusal", "errors come as events", lambda patch: patch.setattr(InProcessServer, "streams_errors", True)
+    ),
+    Fault(
         "stream.best_of",
         "best_of is dropped in streams",
         body(lambda sent: only_without("best_of", sent) if sent.get("stream") else sent),
     ),
     # ---- stream_options
-    Break("stream_options.off", "always a usage", of_streams(lambda sent: replace(sent, include_usage=True))),
-    Break(
+    Fault("stream_options.off", "always a usage", of_streams(lambda sent: replace(sent, include_usage=True))),
+    Fault(
         "stream_options.false",
         "any options mean a usage",
         body(lambda sent: {**sent, **USAGE} if sent.get("stream") and sent.get("stream_options") is not None else sent),
     ),
-    Break("stream_options.include_usage", "it is ignored", request(lambda sent: replace(sent, include_usage=False))),
-    Break(
+    Fault("stream_options.include_usage", "it is ignored", request(lambda sent: replace(sent, include_usage=False))),
+    Fault(
         "stream_options.include_usage",
         "no null on the chunks",
         chunks(lambda run, events: (replace(event, null_usage=False) for event in events)),
     ),
-    Break("stream_options.include_usage", "the usage has no chunk of its own", chunks(usage_with_the_last)),
-    Break("stream_options.same_usage", "a stream bills one more", chunks(billed_one_more)),
+    Fault("stream_options.include_usage", "the usage has no chunk of its own", chunks(usage_with_the_last)),
+    Fault("stream_options.same_usage", "a stream bills one more", chunks(billed_one_more)),
 )
-
-
-def test_every_case_has_a_break() -> None:
-    assert {broken.red for broken in BREAKS} == {case.name for case in CASES}
-
-
-@pytest.mark.parametrize("broken", BREAKS, ids=[f"{broken.red}: {broken.name}" for broken in BREAKS])
-def test_a_break_turns_its_case_red_and_no_other_parameter(
-    model: Model, monkeypatch: pytest.MonkeyPatch, broken: Break
-) -> None:
-    broken.make(monkeypatch)
-    findings = judged(Wireless(model), CASES)
-    found = findings[broken.red]
-    assert found.outcome.verdict.is_finding, found.outcome
-    red = {name: finding.outcome.reason for name, finding in findings.items() if finding.outcome.verdict.is_finding}
-    assert {findings[name].case.param for name in red} == {found.case.param}, red
-    assert Verdict.refused not in {finding.outcome.verdict for finding in findings.values()}

@@ -1,4 +1,4 @@
-"""A door and whoever knocks: a tiny application behind the errors' form and the authentication, as a client sees it.
+"""The auth test app: a tiny application behind the errors' form and the authentication, as a client sees it.
 
 A test drives the one event loop, so what goes on in the background goes on while a request, or `until`, is awaited.
 """
@@ -19,9 +19,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gnomon.http.auth import Authentication, Authenticator, Principal, authenticator, principal_of
+from gnomon.http.auth import Authentication, Authenticator, authenticator
 from gnomon.http.errors import ErrorForm
 from gnomon.http.identity.bearer import BearerTokens
+from gnomon.http.identity.principal import Principal, principal_of
 from gnomon.http.observe.record import Record, record_of
 from gnomon.http.settings import AuthMode, AuthSettings
 from helpers.certificate import any_authority
@@ -57,7 +58,7 @@ class Recorder:
         await self.app(scope, receive, send)
 
 
-class Door:
+class AuthApp:
     def __init__(self, authenticator: Authenticator, runner: asyncio.Runner) -> None:
         self.authenticator = authenticator
         self.runner = runner
@@ -135,10 +136,10 @@ def check_answer(response: httpx.Response, word: str) -> None:
 
 
 @contextmanager
-def door(settings: AuthSettings, time: FakeTime | None = None, ready: bool = True) -> Iterator[Door]:
-    """A door whose authenticator has begun; ready: and has seen all that it needs."""
+def auth_app(settings: AuthSettings, time: FakeTime | None = None, ready: bool = True) -> Iterator[AuthApp]:
+    """An app whose authenticator has begun; ready: and has seen all that it needs."""
     with asyncio.Runner() as runner:
-        opened = Door(authenticator(settings, (time or FakeTime()).clock()), runner)
+        opened = AuthApp(authenticator(settings, (time or FakeTime()).clock()), runner)
         runner.run(opened.authenticator.start())
         try:
             if ready:

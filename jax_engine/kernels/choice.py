@@ -1,0 +1,71 @@
+"""Which form of each operation the compiled programs call. A program uses one of them, always."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from jax import Array
+
+from gnomon.jax_engine.kernels import xla
+from gnomon.jax_engine.kernels.native import NoNativeProduct, load_native
+
+
+class LinearKernel(Protocol):
+    """x [R, in] · weight [out, in] → [R, out] in float32; only the rows that are live [R] matter."""
+
+    def __call__(self, x: Array, weight: Array, live: Array) -> Array: ...
+
+
+class AttendKernel(Protocol):
+    """See `xla.attend`."""
+
+    def __call__(
+        self,
+        q: Array,
+        keys: Array,
+        values: Array,
+        tables: Array,
+        positions: Array,
+        lengths: Array,
+        window: int | None,
+        score_cap: float | None,
+    ) -> Array: ...
+
+
+class Kernels(NamedTuple):
+    """What a program is traced with."""
+
+    linear: LinearKernel
+    attend: AttendKernel
+
+
+class ChosenKernels(NamedTuple):
+    many: Kernels  # for prefill, where arithmetic is the limit
+    few: Kernels  # for decode and the head, where reading the weights is
+    description: str  # of all that decides their bits
+
+
+XLA = Kernels(xla.linear_rows, xla.attend)
+
+
+def choose_kernels(
+    wants_native: bool,
+    devices: int,
+    cache: Path | None,
+    progress: Callable[[str], None],
+    announce: Callable[[str], None],
+) -> ChosenKernels:
+    """The native product where it is wanted and can be had for one device, else XLA's. cache, announce: see
+    `load_native`; progress: is told which it is, and why not the other."""
+    if not wants_native:
+        return ChosenKernels(XLA, XLA, "XLA")
+    native = load_native(cache, announce) if devices == 1 else NoNativeProduct("there are several devices")
+    if isinstance(native, NoNativeProduct):
+        progress(f"products by XLA, not natively: {native}")
+        return ChosenKernels(XLA, XLA, "XLA")
+    progress(f"products by {native.description}")
+    many = XLA._replace(linear=partial(native.linear, rounded=True))
+    return ChosenKernels(many, XLA._replace(linear=native.linear), native.description)

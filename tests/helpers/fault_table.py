@@ -1,0 +1,36 @@
+"""All faults of a server under `gnomon verify`, and which of them a day's run tries against every case."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from gnomon.http.verify.cases import CASES
+from gnomon.http.verify.report.report import with_needs
+from gnomon.http.verify.verdict import Case
+from helpers.answer_faults import ANSWER_FAULTS
+from helpers.faults import Fault
+from helpers.request_faults import REQUEST_FAULTS
+
+FAULTS = (*REQUEST_FAULTS, *ANSWER_FAULTS)
+BY_NAME = {case.name: case for case in CASES}
+DAYS = 10
+
+
+def label(fault: Fault) -> str:
+    return f"{fault.case}: {fault.name}"
+
+
+def closure(name: str) -> tuple[Case, ...]:
+    """A case and all that it needs, in the order of a report."""
+    return with_needs([BY_NAME[name]], CASES)
+
+
+def file_of(fault: Fault) -> str:
+    """The file, from the repository's root, of the case that must find the fault."""
+    module = BY_NAME[fault.case].judge.__module__
+    return module.removeprefix("gnomon.").replace(".", "/") + ".py"
+
+
+def chosen(day: int, touched: Collection[str]) -> list[Fault]:
+    """A tenth of the faults, another one each day, and all whose case stands in a file that was touched."""
+    return [fault for i, fault in enumerate(FAULTS) if i % DAYS == day % DAYS or file_of(fault) in touched]
