@@ -1,24 +1,120 @@
-"""What several test files share."""
+"""What several test files share; how a whole run is spread over the CPUs; which skips CI does not excuse."""
 
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from helpers.identity import FakeIdentity, FakeTime
-from helpers.loopback import Loopback, loopback
+ROOT = Path(__file__).resolve().parents[1]
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1, …; nothing in a run without workers
+
+
+def prepare_process() -> None:
+    """This process and all that it starts keep their bytecode, in a folder that git does not see: where the environment
+    forbids that, each would compile the source anew (a second each). A worker has one core of its own, and XLA, which
+    would take one thread there, two, as the tests of products that threads share need them.
+
+    It comes before the first import of anything that starts threads.
+    """
+    if sys.dont_write_bytecode and sys.pycache_prefix is None:
+        sys.dont_write_bytecode, sys.pycache_prefix = False, str(ROOT / ".pytest_cache" / "bytecode")
+        del os.environ["PYTHONDONTWRITEBYTECODE"]
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+    if not hasattr(os, "sched_getaffinity"):
+        return
+    if not WORKER:
+        os.environ["TESTS_CPUS"] = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    elif os.environ.get("TESTS_PIN", "1") == "1":
+        cpus = [int(cpu) for cpu in os.environ["TESTS_CPUS"].split(",")]
+        os.sched_setaffinity(0, {cpus[int(WORKER.removeprefix("gw")) % len(cpus)]})
+        os.environ.setdefault("NPROC", "2")
+
+
+prepare_process()
+
+from hypothesis import settings  # noqa: E402
+
+from helpers.identity import FakeIdentity, FakeTime  # noqa: E402
+from helpers.loopback import Loopback, loopback  # noqa: E402
+
+settings.register_profile("quick", deadline=None, derandomize=True, database=None, max_examples=100)
+settings.register_profile("thorough", deadline=None, database=None, max_examples=1000)
+settings.load_profile("quick")  # `--hypothesis-profile=thorough` comes after it
+
+
+# ---- a run
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--no-skips-for-extras",
+        action="store_true",
+        help="a skip for want of an extra, of chromium, nginx or a compiler is a failure: CI has them all",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Whole folders are run by a worker a CPU, file by file; `-n` says otherwise. A single file is quicker without."""
+    options = config.option
+    if not config.pluginmanager.hasplugin("xdist") or WORKER:
+        return
+    by_user = options.numprocesses is not None or options.usepdb or options.collectonly or options.tx
+    if by_user or not all(Path(argument).is_dir() for argument in config.args):
+        return
+    cpus = len(os.environ.get("TESTS_CPUS", "").split(",")) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if (cpus or 1) > 1:
+        options.numprocesses, options.dist, options.loadscopereorder = cpus, "loadfile", False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first, so that no worker is left with one at the end: those that compile models."""
+    order = [ROOT / "tests" / folder for folder in ("jax_engine", "http", "project")]
+    items.sort(key=lambda item: [item.path.is_relative_to(folder) for folder in order], reverse=True)
+
+
+# ---- skips
+
+LACKS = re.compile(r"extra|could not import|chromium|nginx|compiler", re.IGNORECASE)  # what CI installs
+
+
+def _fail_if_excused(config: pytest.Config, report: Any) -> None:
+    if config.getoption("--no-skips-for-extras") and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if LACKS.search(reason):
+            report.outcome, report.longrepr = "failed", f"{reason} (and --no-skips-for-extras was given)"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    report = yield
+    _fail_if_excused(item.config, report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Any:
+    report = yield
+    _fail_if_excused(collector.config, report)
+    return report
+
+
+# ---- fixtures
 
 
 @pytest.fixture(scope="session")
 def native_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the native product and compiled programs are kept, once a run for all of its processes."""
+    """Where native products and programs are built, once a run: the workers share it."""
     base = tmp_path_factory.getbasetemp()
-    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "native"
-    directory.mkdir(mode=0o700, exist_ok=True)
-    return directory
+    shared = (base.parent if WORKER else base) / "native"
+    shared.mkdir(mode=0o700, exist_ok=True)
+    return shared
 
 
 @pytest.fixture(scope="session")

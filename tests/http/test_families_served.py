@@ -13,14 +13,13 @@ from typing import Any
 import httpx
 import pytest
 
-needs = "the extra `parity` is not installed: pip install 'gnomon[parity]'"
-pytest.importorskip("torch", reason=needs)
-pytest.importorskip("transformers", reason=needs)
+from helpers.extras import extra
+from helpers.fake import EOT, tokenizer_files
+from helpers.families import VARIANTS, save_random
 
-from helpers.fake import EOT, tokenizer_files  # noqa: E402
-from helpers.families import VARIANTS, save_random  # noqa: E402
+extra("parity", "torch", "transformers")
 
-pytestmark = pytest.mark.families
+pytestmark = pytest.mark.weekly
 
 FAMILIES = [name for name in VARIANTS if "," not in name]  # one of each; the variants are in test_families.py
 COMMAND = (sys.executable, "-c", "from gnomon.http.cli.main import main; main()", "serve")

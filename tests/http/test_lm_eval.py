@@ -5,7 +5,7 @@ up `token_logprobs` past the context and without the last entry (the sampled tok
 each of its values *is* the largest of its `top_logprobs` (compared with `==`). So it sees a shift by one, a value that
 is not raw, a lost entry, a number written in two ways, and choices out of order; batches come as lists of prompts.
 
-    pytest -m lm_eval -rP        (needs the extra `parity`)
+    pytest -m slow -rP        (needs the extra `parity`)
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from gnomon.http.settings import Settings
 from gnomon.reference.checkpoint.load import default_model_path, load_checkpoint
 from gnomon.reference.engine import ReferenceEngine
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
+from helpers.extras import extra
 from helpers.live import MODEL, serving
 from helpers.lm_eval_task import Doc, tasks
 from helpers.models import tiny_llama
@@ -32,12 +33,11 @@ from helpers.models import tiny_llama
 for switch in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
     os.environ[switch] = "1"  # everything is local; nothing may be looked up
 os.environ["TQDM_DISABLE"] = "1"
-needs = "the extra `parity` is not installed: pip install 'gnomon[parity]'"
-torch: Any = pytest.importorskip("torch", reason=needs)
-transformers: Any = pytest.importorskip("transformers", reason=needs)
-lm_eval: Any = pytest.importorskip("lm_eval", reason=needs)
+torch = extra("parity", "torch")
+transformers = extra("parity", "transformers")
+lm_eval = extra("parity", "lm_eval")
 
-pytestmark = pytest.mark.lm_eval
+pytestmark = pytest.mark.slow
 Samples = dict[str, list[dict[str, Any]]]
 
 TOLERANCE = 1e-4  # on the log-likelihood of a continuation, in nats; transformers' RMSNorm and angles are float32

@@ -35,7 +35,7 @@ def test_under_load_no_byte_differs_and_nothing_is_left_behind(engine: str) -> N
     check(run(SLICES[engine]))
 
 
-@pytest.mark.long
+@pytest.mark.weekly
 @pytest.mark.parametrize("engine", WHOLE)
 def test_under_two_minutes_of_load_twice_no_byte_differs_and_nothing_is_left_behind(engine: str) -> None:
     check(run(WHOLE[engine]))
@@ -56,7 +56,7 @@ def test_hostile_clients_neither_change_nor_lose_nor_stop_others() -> None:
     assert list(report.failures) == [], "\n".join(f"{name}: {value}" for name, value in report.rows.items())
 
 
-@pytest.mark.long
+@pytest.mark.weekly
 def test_two_minutes_of_hostile_clients_change_lose_and_stop_nothing() -> None:
     report = hostile.run(Plan(hostile=True, **HOLDS))  # type: ignore[arg-type]
     assert list(report.failures) == [], "\n".join(f"{name}: {value}" for name, value in report.rows.items())

@@ -1,4 +1,4 @@
-"""Every family and variant against transformers, a few of them on the JAX engine; with `-m families` all of them."""
+"""Every family and variant against transformers, a few of them on the JAX engine; with `-m weekly` all of them."""
 
 from __future__ import annotations
 
@@ -15,27 +15,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from family_table import BEGIN, END, FILE, against_jax, against_transformers, text
 
-needs = "the extra `parity` is not installed: pip install 'gnomon[parity]'"
-torch = pytest.importorskip("torch", reason=needs)
-pytest.importorskip("transformers", reason=needs)
+from gnomon.jax_engine.engine import JaxEngine
+from gnomon.jax_engine.runtime.settings import EngineSettings
+from gnomon.reference.checkpoint.config import read_config
+from gnomon.reference.checkpoint.errors import CheckpointError
+from gnomon.reference.checkpoint.families import ARCHITECTURES
+from gnomon.reference.checkpoint.load import load_checkpoint, silently
+from gnomon.reference.checkpoint.tensor_table import stored_tensors
+from gnomon.reference.engine import JobRequest
+from gnomon.reference.model_config import Family
+from gnomon.reference.sampler import SamplingParams
+from gnomon.reference.transformer import forward
+from helpers.extras import extra
+from helpers.families import CONTEXT, VARIANTS, architecture_in, save_random
 
-from family_table import BEGIN, END, FILE, against_jax, against_transformers, text  # noqa: E402
+torch = extra("parity", "torch", "transformers")
 
-from gnomon.jax_engine.engine import JaxEngine  # noqa: E402
-from gnomon.jax_engine.runtime.settings import EngineSettings  # noqa: E402
-from gnomon.reference.checkpoint.config import read_config  # noqa: E402
-from gnomon.reference.checkpoint.errors import CheckpointError  # noqa: E402
-from gnomon.reference.checkpoint.families import ARCHITECTURES  # noqa: E402
-from gnomon.reference.checkpoint.load import load_checkpoint, silently  # noqa: E402
-from gnomon.reference.checkpoint.tensor_table import stored_tensors  # noqa: E402
-from gnomon.reference.engine import JobRequest  # noqa: E402
-from gnomon.reference.model_config import Family  # noqa: E402
-from gnomon.reference.sampler import SamplingParams  # noqa: E402
-from gnomon.reference.transformer import forward  # noqa: E402
-from helpers.families import CONTEXT, VARIANTS, architecture_in, save_random  # noqa: E402
-
-pytestmark = pytest.mark.parity
 
 SHORT = ("Gemma 2", "GPT-2")
 LONG_ROPE = ("Phi-3, long", "Phi-4-mini, partly rotated")  # which change their factors with the context
@@ -72,7 +69,7 @@ def test_the_references_logits_are_transformers(directories: dict[str, Path], na
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.families) for name in VARIANTS]
+    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.weekly) for name in VARIANTS]
 )
 def test_the_jax_engine_computes_what_the_reference_does(directories: dict[str, Path], name: str) -> None:
     worst, tokens_equal = against_jax(directories[name], text(seed_of(name)))
@@ -83,7 +80,7 @@ def test_the_jax_engine_computes_what_the_reference_does(directories: dict[str, 
 UNLIKE_LLAMA = ("Mixtral", "Qwen3-MoE", "Gemma 3", "Phi-3, long", "OLMo 2", "GPT-2")  # in what a row might share
 
 
-@pytest.mark.families
+@pytest.mark.weekly
 @pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("name", UNLIKE_LLAMA)
 def test_neighbours_change_no_byte(directories: dict[str, Path], native_cache: Path, name: str, native: bool) -> None:
@@ -112,7 +109,7 @@ def test_neighbours_change_no_byte(directories: dict[str, Path], native_cache: P
     engine.stop()
 
 
-@pytest.mark.families
+@pytest.mark.weekly
 def test_a_family_that_is_cut_over_two_devices_computes_the_same(directories: dict[str, Path]) -> None:
     """In a process of its own, which is told before it begins that it has two."""
     names = ("Llama, biases", *UNLIKE_LLAMA, "GPT-NeoX", "Phi-2", "StarCoder2")

@@ -288,7 +288,7 @@ def test_the_fingerprint_is_of_the_weights_as_they_are_placed(model: tuple[Check
     assert seen[0] == seen[1] != seen[2]
 
 
-@pytest.mark.long
+@pytest.mark.weekly
 def test_a_context_of_4096_is_the_references_up_to_its_last_position(tmp_path: Path) -> None:
     path = tiny_llama(tmp_path, scale=0.15, max_position_embeddings=4096)
     checkpoint = load_checkpoint(path)

@@ -62,7 +62,7 @@ def test_every_token_of_random_requests_is_the_references(tmp_path: Path, native
     assert tally.excused <= max(1, tally.tokens // 50_000)
 
 
-@pytest.mark.long
+@pytest.mark.weekly
 @pytest.mark.parametrize("products", ["XLA", "native"])
 def test_every_token_of_three_thousand_requests_is_the_references(
     tmp_path: Path, native_cache: Path, products: str

@@ -53,7 +53,7 @@ def smol(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.long
+@pytest.mark.weekly
 @pytest.mark.parametrize(("engine", "dtype"), [("reference", "float64"), ("jax", "float32"), ("jax", "bfloat16")])
 def test_the_135m_shape_is_served_in_the_memory_of_its_weights(
     smol: Path, engine: str, dtype: str, tmp_path: Path

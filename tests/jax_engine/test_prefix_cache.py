@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gnomon.jax_engine.cache import NEVER, MinTree, PagePool, PrefixCache
@@ -124,7 +124,6 @@ calls = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
 @given(calls, st.integers(1, 40))
 def test_what_is_given_up_is_what_a_look_at_every_chunk_chooses(plan: list[tuple[Any, ...]], size: int) -> None:
     both = Both.of(size)
@@ -150,7 +149,6 @@ def test_what_is_given_up_is_what_a_look_at_every_chunk_chooses(plan: list[tuple
     assert len(both.cache) == 0
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.integers(1, 20), st.lists(st.tuples(st.integers(0, 19), st.one_of(st.just(NEVER), st.integers(0, 9)))))
 def test_the_tree_knows_the_smallest_of_its_numbers(places: int, changes: list[tuple[int, int]]) -> None:
     tree, numbers = MinTree(places), [NEVER] * places

@@ -2,7 +2,7 @@
 
 tests/rocm_aot.py says what that proves, and what it does not.
 
-    pytest -m rocm        (downloads 150 MB; a minute or two)
+    pytest -m weekly        (downloads 150 MB; a minute or two)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gnomon.jax_engine.runtime.settings import EngineSettings
 from gnomon.reference.checkpoint.load import load_checkpoint
 from helpers.models import tiny_llama
 
-pytestmark = pytest.mark.rocm
+pytestmark = pytest.mark.weekly
 
 TARGET = "gfx942"
 MODELS = {("embedded", "float32"), ("llama-135m", "bfloat16")}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gnomon.jax_engine.cache import PagePool, PrefixCache
@@ -75,7 +75,6 @@ arrivals = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(arrivals, st.integers(1, 4), st.integers(0, 20))
 def test_random_arrivals_all_end_and_nothing_leaks(plan: list[tuple[Any, ...]], slots: int, spare: int) -> None:
     """Exact: after every step the state is consistent, candidates begin in order, and in the end all is free."""

@@ -1,4 +1,4 @@
-"""The course: every notebook is what it promises, and (`-m notebooks`) what it shows is what its code gives."""
+"""The course: every notebook is what it promises, and (`-m slow`) what it shows is what its code gives."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.notebooks
+@pytest.mark.slow
 def test_an_exercise_is_unsolved_as_stored_and_solved_by_its_answer_on_which_nothing_leans(tmp_path: Path) -> None:
     path = written(tmp_path / "01.ipynb", "x + 2", "2 * x")
     done = run("--write", path)
@@ -249,7 +249,7 @@ def test_an_exercise_is_unsolved_as_stored_and_solved_by_its_answer_on_which_not
     assert run(path).returncode == 0
 
 
-@pytest.mark.notebooks
+@pytest.mark.slow
 def test_a_solved_exercise_and_a_wrong_answer_are_problems(tmp_path: Path) -> None:
     done = run("--write", written(tmp_path / "01.ipynb", "2 * x", "x + 2"))
     assert done.returncode == 1
@@ -259,7 +259,7 @@ def test_a_solved_exercise_and_a_wrong_answer_are_problems(tmp_path: Path) -> No
     ]
 
 
-@pytest.mark.notebooks
+@pytest.mark.slow
 def test_an_output_that_changed_is_shown_and_fails(tmp_path: Path) -> None:
     path = written(tmp_path / "01.ipynb", "x + 2", "2 * x")
     assert run("--write", path).returncode == 0
@@ -269,7 +269,7 @@ def test_an_output_that_changed_is_shown_and_fails(tmp_path: Path) -> None:
     assert "cell 3\n    stored: [1 stdout] 7\n    now:    [1 stdout] 5\n" in done.stdout
 
 
-@pytest.mark.notebooks
+@pytest.mark.slow
 def test_a_cell_that_raises_is_shown_and_fails_and_nothing_is_stored(tmp_path: Path) -> None:
     path = written(tmp_path / "01.ipynb", "x + 2", "2 * x", after="print(twice(3))")
     before = path.read_bytes()
@@ -281,7 +281,7 @@ def test_a_cell_that_raises_is_shown_and_fails_and_nothing_is_stored(tmp_path: P
     assert path.read_bytes() == before
 
 
-@pytest.mark.notebooks
+@pytest.mark.slow
 @every_notebook
 def test_a_notebook_shows_what_its_code_gives_and_its_exercises_are_solved_by_their_answers(path: Path) -> None:
     done = run(path.name)

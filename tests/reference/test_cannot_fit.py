@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gnomon.http.app import create_app
@@ -74,7 +74,6 @@ def test_a_text_whose_bytes_may_fit_is_encoded_and_then_judged(tokenizer: Tokeni
     assert len(prepared(tokenizer, prompt="<|fim_prefix|>" * (CONTEXT - 1)).prompts[0].ids) == CONTEXT - 1
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     piece=st.sampled_from(("a", " the", "<|fim_prefix|>", "界", "\n", "ou", "<|fim_prefix|>a")),
     times=st.integers(1, 1500),

@@ -198,7 +198,6 @@ FIELDS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
 @given(fields=FIELDS)
 def test_chunks_joined_are_the_whole_and_show_nothing_that_may_be_cut(
     tokenizer: Tokenizer, fields: dict[str, Any]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -136,7 +136,6 @@ IDS = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
 @given(prompt=IDS, script=IDS, echo=st.booleans())
 def test_texts_are_one_shot_decodings_and_offsets_count_what_is_decided(
     tokenizer: Tokenizer, prompt: list[int], script: list[int], echo: bool
@@ -173,7 +172,6 @@ def test_texts_are_one_shot_decodings_and_offsets_count_what_is_decided(
 # ---- the arrays
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     fields=st.fixed_dictionaries(
         {
@@ -244,7 +242,6 @@ def test_equal_logits_are_ranked_by_id(tokenizer: Tokenizer) -> None:
     assert list(got.top_logprobs[1] or ()) == ["b", "x", "\x00", "\x01", "z"]
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from([-1.5, 0.0, 0.25, 3.0]), min_size=1, max_size=12), st.integers(0, 20))
 def test_the_ranking_is_by_falling_logit_and_rising_id(values: list[float], k: int) -> None:
     """Exact; four values on up to twelve ids, so ties are the rule. A vocabulary smaller than k is ranked whole."""

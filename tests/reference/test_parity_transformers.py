@@ -32,14 +32,13 @@ from gnomon.reference.model_config import Family
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.tokenizer import load_tokenizer
+from helpers.extras import extra
 from helpers.fake import FAKE_VOCAB, SPECIALS, tokenizer_files
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # everything is a local directory; nothing may be looked up
-needs = "the extra `parity` is not installed: pip install 'gnomon[parity]'"
-torch: Any = pytest.importorskip("torch", reason=needs)
-transformers: Any = pytest.importorskip("transformers", reason=needs)
+torch = extra("parity", "torch")
+transformers = extra("parity", "transformers")
 
-pytestmark = pytest.mark.parity
 Record = Callable[[str, object], None]
 
 VOCAB, LENGTH, CONTEXT = 300, 150, 512

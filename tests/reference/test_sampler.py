@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -287,7 +287,6 @@ def test_the_mass_is_that_of_the_tempered_probabilities() -> None:
     assert kept_ids(z, 0.71, 2) == [0, 1, 2]
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(st.lists(st.floats(-20, 20), min_size=1, max_size=12), st.floats(0, 0.999), st.floats(0.05, 2))
 def test_the_nucleus_is_the_shortest_prefix_that_reaches_top_p(logits: list[float], top_p: float, T: float) -> None:
     """Every kept set is a prefix of the ranking; without its last token the mass is below top_p, with it it is not.

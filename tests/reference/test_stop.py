@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -280,7 +280,6 @@ SCRIPTS = st.builds(lambda ids, end: ids + end, st.lists(TOKENS, min_size=1, max
 STOPS = st.lists(st.text(st.sampled_from("ab\ufffdé h"), min_size=1, max_size=4) | st.just(LITERAL), max_size=5)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
 @given(script=SCRIPTS, stops=STOPS, echo=st.booleans(), data=st.data())
 def test_a_completion_ends_where_generating_a_character_at_a_time_would_end(
     tokenizer: Tokenizer, script: list[int], stops: list[str], echo: bool, data: st.DataObject
@@ -300,7 +299,6 @@ def test_a_completion_ends_where_generating_a_character_at_a_time_would_end(
     assert written(tokenizer, script, order, echo=echo) == choice
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
 @given(text=st.text("ab", max_size=24), stops=st.lists(st.text("ab", min_size=1, max_size=6), max_size=4))
 def test_the_matcher_knows_at_every_character_what_is_complete_and_what_may_become(text: str, stops: list[str]) -> None:
     """Exact, against all suffixes and all prefixes; two letters make overlaps and repetitions the rule."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -80,7 +80,6 @@ def test_literals_of_special_tokens_are_not_parsed_in_either_text(tokenizer: Tok
     assert b"".join(tokenizer.token_bytes[v] for v in ids[gap + 1 : -1]) == b"<|fim_middle|>"
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     *[st.lists(st.sampled_from(["a", " the", "é", "<|fim_suffix|>", "<|endoftext|>", "界"]), max_size=4).map("".join)]
     * 2

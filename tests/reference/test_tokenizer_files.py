@@ -224,7 +224,6 @@ def theirs() -> Any:
     return pytest.importorskip("transformers", reason=needs).PreTrainedTokenizerFast.from_pretrained
 
 
-@pytest.mark.parity
 @pytest.mark.parametrize("kind", KINDS)
 def test_ids_of_every_kind_are_those_of_transformers(shelf: Shelf, theirs: Any, kind: str) -> None:
     """BOS included, special tokens in the text parsed."""
@@ -397,7 +396,6 @@ def test_the_bos_is_what_the_config_says_and_else_what_the_post_processor_does(
     assert tokenizer.encode("né") == ((*first, ord("n"), 0xC3, 0xA9), (0,) * len(first) + (0, 1, 1))
 
 
-@pytest.mark.parity
 @pytest.mark.parametrize(("post_processor", "config", "expected"), BOS_CASES)
 def test_the_bos_is_that_of_transformers_which_is_told_add_bos_token(
     tmp_path: Path, theirs: Any, post_processor: Any, config: dict[str, Any], expected: int | None
@@ -426,7 +424,6 @@ def test_a_named_token_that_the_file_does_not_list_as_added_is_special(tmp_path:
 # ---- what tokenizer_config.json says of a text
 
 
-@pytest.mark.parity
 @pytest.mark.parametrize(
     "config",
     [
@@ -534,7 +531,6 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path
     return open_real
 
 
-@pytest.mark.parity
 @pytest.mark.parametrize("name", list(REAL))
 def test_ids_of_real_files_are_those_of_transformers(real: Any, theirs: Any, name: str) -> None:
     directory, tokenizer = real(name)

@@ -17,7 +17,7 @@ from helpers.browser import CONTEXT, VALUES, Open, Serve
 from helpers.fake import FakeEngine, hashed_logits
 from helpers.live import MODEL
 
-pytestmark = pytest.mark.browser
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("name", [field.name for field in FIELDS])

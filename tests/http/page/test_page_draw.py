@@ -15,7 +15,7 @@ from gnomon.reference.tokenizer import Tokenizer
 from helpers.browser import CONTEXT, Open, Playground, Serve
 from helpers.fake import FakeEngine, hashed_logits
 
-pytestmark = pytest.mark.browser
+pytestmark = pytest.mark.slow
 
 
 def test_choosing_a_token_opens_the_trace_of_its_draw(open_page: Open) -> None:

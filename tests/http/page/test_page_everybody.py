@@ -12,7 +12,7 @@ from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
 from helpers.browser import CONTEXT, GUARDED, Open, Playground, Serve
 from helpers.fake import FAKE_VOCAB, MID, PRE, SUF, FakeEngine, always, hashed_logits, tokenizer_files
 
-pytestmark = pytest.mark.browser
+pytestmark = pytest.mark.slow
 
 
 def test_markup_stays_text_wherever_it_comes_from(

@@ -14,7 +14,7 @@ from gnomon.reference.tokenizer import Tokenizer
 from helpers.browser import CONTEXT, GUARDED, KEY, VALUES, Open, Serve, answer
 from helpers.fake import FakeEngine, hashed_logits
 
-pytestmark = pytest.mark.browser
+pytestmark = pytest.mark.slow
 
 
 def test_with_authentication_it_asks_for_a_key_and_keeps_it_to_itself(

@@ -16,7 +16,7 @@ from helpers.browser import CONTEXT, Open, Serve, answer, slowly
 from helpers.fake import FakeEngine, always, hashed_logits
 from helpers.live import MODEL, eventually
 
-pytestmark = pytest.mark.browser
+pytestmark = pytest.mark.slow
 
 
 def test_a_text_streams_and_is_the_one_that_the_api_gives(open_page: Open, slow_base: str) -> None:

@@ -169,7 +169,7 @@ def test_a_slice_of_drawn_cases_is_answered_as_documented(live: Live) -> None:
         assert seen[f"POST {TRACE}", status, "application/json"] >= 3, seen
 
 
-@pytest.mark.long
+@pytest.mark.weekly
 def test_thousands_of_drawn_cases_are_answered_as_documented(live: Live) -> None:
     seen = fuzz(live, LONG)
     assert seen.total() >= LONG

@@ -29,7 +29,7 @@ def test_every_engine_of_the_table_can_be_run_again() -> None:
     assert list(peer_run.ENGINES) == [peer.file for peer in peer_table.PEERS]
 
 
-@pytest.mark.peers
+@pytest.mark.weekly
 @pytest.mark.parametrize("name", peer_run.ENGINES)
 def test_the_engine_of_that_version_is_judged_as_its_stored_report_says(name: str) -> None:
     if not peer_run.SCRIPTS.is_dir():

@@ -194,7 +194,7 @@ def test_tables_of_figures_fit_80_columns_without_breaking_a_number_or_a_name() 
         assert word in text
 
 
-@pytest.mark.browser
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_does_not_scroll_sideways_at_390_pixels(scheme: Literal["light", "dark"], tmp_path: Path) -> None:
     file = tmp_path / "report.html"

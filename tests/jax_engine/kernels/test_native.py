@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax import Array
 from numpy.typing import NDArray
@@ -87,7 +87,6 @@ def test_every_row_alone_has_the_bits_it_has_among_all(
         assert same_bits(linear(built, x, weight, np.arange(len(x)) == r, rounded)[r], together[r])
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     shape=st.sampled_from(SHAPES[:5]),

@@ -215,7 +215,7 @@ def cases() -> Iterator[Any]:
     for table in (FEW, MORE, HARMLESS):
         for name, values in table.items():
             for value in values:
-                yield pytest.param(name, value, marks=() if table is FEW else pytest.mark.long)
+                yield pytest.param(name, value, marks=() if table is FEW else pytest.mark.weekly)
 
 
 @pytest.mark.parametrize(("name", "value"), list(cases()))

@@ -191,7 +191,6 @@ def test_without_transformers_the_row_says_so(bench: Bench, monkeypatch: pytest.
     }
 
 
-@pytest.mark.parity
 def test_transformers_generates_as_many_tokens_from_the_same_checkpoint(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")

@@ -345,7 +345,6 @@ def test_weights_of_another_shape_are_named(tmp_path: Path, tokenizer: Tokenizer
         load_export(tmp_path)
 
 
-@pytest.mark.parity
 def test_transformers_computes_the_same_logits() -> None:
     torch = pytest.importorskip("torch", reason="the extra `parity`")
     transformers = pytest.importorskip("transformers", reason="the extra `parity`")

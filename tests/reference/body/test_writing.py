@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message, Receive, Scope, Send
 
@@ -39,7 +39,6 @@ PROMPTS = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     prompt=PROMPTS, n=st.integers(1, 3), best_of=st.integers(0, 4), max_tokens=st.integers(0, 6),
     logprobs=st.one_of(st.none(), st.integers(0, 20)), echo=st.booleans(),

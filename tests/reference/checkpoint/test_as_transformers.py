@@ -14,18 +14,16 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-needs = "the extra `parity` is not installed: pip install 'gnomon[parity]'"
-torch = pytest.importorskip("torch", reason=needs)
-pytest.importorskip("transformers", reason=needs)
+from gnomon.reference.checkpoint.errors import UnsupportedModel
+from gnomon.reference.checkpoint.families import ARCHITECTURES, HEADLESS
+from gnomon.reference.checkpoint.load import load_checkpoint, silently
+from gnomon.reference.sampler import report
+from gnomon.reference.transformer import forward
+from helpers.extras import extra
+from helpers.families import VARIANTS, architecture_in, save_random
 
-from gnomon.reference.checkpoint.errors import UnsupportedModel  # noqa: E402
-from gnomon.reference.checkpoint.families import ARCHITECTURES, HEADLESS  # noqa: E402
-from gnomon.reference.checkpoint.load import load_checkpoint, silently  # noqa: E402
-from gnomon.reference.sampler import report  # noqa: E402
-from gnomon.reference.transformer import forward  # noqa: E402
-from helpers.families import VARIANTS, architecture_in, save_random  # noqa: E402
+torch = extra("parity", "torch", "transformers")
 
-pytestmark = pytest.mark.parity
 
 Tensors = dict[str, NDArray[Any]]
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]

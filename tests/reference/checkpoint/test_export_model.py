@@ -129,7 +129,6 @@ def test_it_is_served_from_there_with_the_same_weights(export: Gnomon, tmp_path:
     assert (ReferenceEngine(checkpoint).last_logits(ids) == ReferenceEngine(own).last_logits(ids)).all()
 
 
-@pytest.mark.parity
 def test_transformers_loads_it_and_tells_the_same_story(
     export: Gnomon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

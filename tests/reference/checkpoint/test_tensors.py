@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
@@ -217,7 +217,6 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     assert "not a sound safetensors file" in refusal(tmp_path)
 
 
-@settings(max_examples=400, deadline=None)
 @given(
     flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 7)), min_size=1, max_size=4),
     cut=st.integers(0, 3),

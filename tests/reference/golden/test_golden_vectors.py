@@ -81,7 +81,7 @@ def test_the_checked_in_files_are_what_the_reference_says_now() -> None:
         assert not found, report(name, found)
 
 
-@pytest.mark.long
+@pytest.mark.weekly
 def test_the_command_makes_the_checked_in_files(tmp_path: Path) -> None:
     assert command.main([str(tmp_path / "new")]) == 0
     for name, digits in zip(FILES, (1e-7, 1e-6, 1e-12, 0.0), strict=True):

@@ -37,9 +37,11 @@ INSTRUCTIONS = (  # what changes bits, here or on another machine
 )
 START = f"""
 import hashlib, os
+if hasattr(os, "sched_setaffinity"):  # a worker of the tests has one CPU of them
+    os.sched_setaffinity(0, map(int, os.environ["TESTS_CPUS"].split(",")))
 which = os.environ.get({ONE_CPU!r})
 if which:
-    cpus = sorted(os.sched_getaffinity(0))
+    cpus = [int(cpu) for cpu in os.environ["TESTS_CPUS"].split(",")]
     os.sched_setaffinity(0, {{cpus[0] if which == "first" else cpus[-1]}})
 from gnomon.reference.checkpoint.load import default_model_path, load_checkpoint
 from gnomon.reference.engine import JobRequest, ReferenceEngine

@@ -107,7 +107,6 @@ def theirs() -> Any:
     return pytest.importorskip("transformers", reason=needs).PreTrainedTokenizerFast.from_pretrained
 
 
-@pytest.mark.parity
 @pytest.mark.parametrize("older", OLDER, ids=range(len(OLDER)))
 @pytest.mark.parametrize("by_id", BY_ID, ids=range(len(BY_ID)))
 def test_tokens_are_merged_as_transformers_merges_them(

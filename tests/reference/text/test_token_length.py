@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
@@ -88,7 +88,6 @@ TEXT = st.lists(st.sampled_from(PIECES) | st.characters(codec="utf-8"), max_size
 
 
 @pytest.mark.parametrize("name", BOUNDED)
-@settings(max_examples=80, deadline=None, derandomize=True)
 @given(text=TEXT, times=st.integers(1, 200))
 @example(text="\u1fbe\u0308\u0301", times=100)  # what NFC shortens most
 def test_no_text_has_fewer_tokens_than_are_known_before(name: str, text: str, times: int) -> None:

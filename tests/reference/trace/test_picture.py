@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gnomon.reference import explain, picture, show
@@ -101,7 +101,6 @@ def test_a_label_is_text_and_never_markup(label: str) -> None:
 
 
 @given(label=st.text(min_size=1, max_size=40).filter(lambda text: "\ud800" not in text))
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
 def test_any_label_at_all_leaves_the_svg_sound(label: str) -> None:
     parsed(Picture(labelled(label))._repr_html_())
 

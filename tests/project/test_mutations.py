@@ -1,4 +1,4 @@
-"""The sabotage list cannot rot: its patches apply, its tests exist; and with `-m sabotage` every break is noticed."""
+"""The mutations cannot rot: their patches apply, their tests exist; and with `-m weekly` every one is noticed."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ import sys
 
 import numpy as np
 import pytest
-from sabotage import BREAKS, ROOT, Break, broken, copied, named_test_exists, patched, run
+from mutate import MUTATIONS, ROOT, copied, named_test_exists, part_of, patched
+from mutations.mutation import Mutation
 
 from gnomon.reference.engine import JobRequest, Token
 from gnomon.reference.prng import DrawKey
 from gnomon.reference.sampler import SamplingParams, sample
 from helpers.fake import FakeEngine, hashed_logits
 
-by_name = pytest.mark.parametrize("entry", BREAKS, ids=[entry.name for entry in BREAKS])
+by_name = pytest.mark.parametrize("entry", MUTATIONS, ids=[entry.name for entry in MUTATIONS])
 
 
-def test_there_are_many_breaks_and_no_two_are_alike() -> None:
-    assert len(BREAKS) >= 16
-    assert len({entry.name for entry in BREAKS}) == len(BREAKS)
-    assert len({(entry.file, entry.old, entry.new) for entry in BREAKS}) == len(BREAKS)
+def test_there_are_many_mutations_and_no_two_are_alike() -> None:
+    assert len(MUTATIONS) >= 16
+    assert len({entry.name for entry in MUTATIONS}) == len(MUTATIONS)
+    assert len({(entry.file, entry.old, entry.new) for entry in MUTATIONS}) == len(MUTATIONS)
 
 
 @by_name
-def test_its_patch_applies_exactly_once_and_leaves_python_valid(entry: Break) -> None:
+def test_its_patch_applies_exactly_once_and_leaves_python_valid(entry: Mutation) -> None:
     whole = (ROOT / entry.file).read_text(encoding="utf-8")
     result = patched(entry.name, whole, entry.old, entry.new)
     assert result != whole
@@ -34,7 +35,7 @@ def test_its_patch_applies_exactly_once_and_leaves_python_valid(entry: Break) ->
 
 
 @by_name
-def test_the_test_it_names_exists(entry: Break) -> None:
+def test_the_test_it_names_exists(entry: Mutation) -> None:
     assert named_test_exists(entry.test), entry.test
 
 
@@ -60,31 +61,38 @@ def test_the_engine_draws_with_its_prompts_seed_the_candidates_number_and_the_st
     assert [len(ids) for ids in sampled.values()] == [5] * 6
 
 
-@pytest.mark.sabotage
+def test_the_parts_of_a_rotation_are_all_of_it_and_today_has_one_of_them() -> None:
+    parts = [part_of(MUTATIONS, f"{k}/6") for k in range(1, 7)]
+    assert sorted(one.name for part in parts for one in part) == sorted(one.name for one in MUTATIONS)
+    assert part_of(MUTATIONS, "/6") in parts
+
+
+@pytest.mark.slow
 def test_only_a_failed_assertion_of_the_named_test_is_red() -> None:
     test = "reference/test_sampler.py::test_greedy_takes_the_largest_and_the_lowest_id_on_a_tie"
     old = "return int(np.argmax(z))"
     words = {}
     with copied() as copy:
         for new in ("return int(np.argmin(z))", "return 0 + int(np.argmax(z))", "return 1 / 0", "return ("):
-            with broken(copy, "trial", "reference/sampler.py", old, new):
-                words[new] = run(copy, [test])[test].word
+            with copy.mutated("trial", "reference/sampler.py", old, new):
+                words[new] = copy.run([test])[test].word
     crash = "ERROR (call: ZeroDivisionError: division by zero)"
     assert list(words.values()) == ["red", "green", crash, "ERROR (cannot be collected)"]
 
 
-@pytest.mark.sabotage
-def test_every_third_break_turns_its_test_red() -> None:
-    check("--every", "3")
+@pytest.mark.slow
+def test_a_text_of_the_same_length_is_read_anew_and_not_from_its_bytecode() -> None:
+    test = "reference/test_sampler.py::test_greedy_takes_the_largest_and_the_lowest_id_on_a_tie"
+    words = []
+    with copied() as copy:
+        for new in ("return int(np.argmax(z))", "return int(np.argmin(z))") * 2:
+            with copy.mutated("trial", "reference/sampler.py", "return int(np.argmax(z))", new):
+                words.append(copy.run([test])[test].word)
+    assert words == ["green", "red"] * 2
 
 
-@pytest.mark.long
-def test_every_break_turns_its_test_red() -> None:
-    check()
-
-
-def check(*options: str) -> None:
-    script = [sys.executable, str(ROOT / "tests" / "sabotage.py"), *options]
-    done = subprocess.run(script, capture_output=True, text=True)
+@pytest.mark.weekly
+def test_every_mutation_turns_its_test_red() -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "tests" / "mutate.py")], capture_output=True, text=True)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,63 @@
+"""How tests are run: on workers with a core each, and in CI with no skip for want of an extra."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+def run(tmp_path: Path, source: str, *options: str) -> str:
+    """What pytest says of a file with our conftest."""
+    (tmp_path / "test_it.py").write_text(f"import os, pytest\n{source}", encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "conftest",
+        "-p",
+        "no:cacheprovider",
+        "-rA",
+        *options,
+        "test_it.py",
+    ]
+    environment |= {"PYTHONPATH": str(TESTS), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
+
+
+SKIPS = """
+def test_a(): pytest.importorskip("no_such_package", reason="needs the extra `parity`")
+def test_b(): pytest.skip("only root can mount")
+"""
+
+
+def test_a_skip_for_want_of_an_extra_is_said_and_in_ci_a_failure(tmp_path: Path) -> None:
+    assert "2 skipped" in run(tmp_path, SKIPS)
+    strict = run(tmp_path, SKIPS, "--no-skips-for-extras")
+    assert "1 failed, 1 skipped" in strict
+    assert "needs the extra `parity`" in strict
+
+
+def test_a_file_that_is_skipped_for_want_of_an_extra_is_an_error_in_ci(tmp_path: Path) -> None:
+    whole = 'pytest.importorskip("no_such_package", reason="needs the extra `train`")\ndef test_a(): pass\n'
+    assert "1 skipped" in run(tmp_path, whole)
+    assert "1 error" in run(tmp_path, whole, "--no-skips-for-extras")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinities")
+def test_every_worker_has_one_core_and_all_cores_are_had(tmp_path: Path) -> None:
+    source = "def test_a(n):\n    print('core', os.sched_getaffinity(0), 'of', os.environ['TESTS_CPUS'])\n"
+    told = run(
+        tmp_path, f'@pytest.mark.parametrize("n", range(8))\n{source}', "-p", "xdist", "-n", "2", "--dist", "load"
+    )
+    assert "8 passed" in told
+    lines = {line for line in told.splitlines() if line.startswith("core ")}
+    cpus = os.environ["TESTS_CPUS"].split(",")
+    assert lines == {f"core {{{cpu}}} of {','.join(cpus)}" for cpu in cpus[:2]}
