@@ -47,6 +47,11 @@ class RequestTimeout(Unavailable):
         self.headers = {"X-Should-Retry": "false"}
 
 
+def clock_errors(settings: Settings) -> list[RequestError]:
+    """What a request's own clocks end it with (life.py)."""
+    return [QueueTimeout(settings.queue_seconds, 3), RequestTimeout(settings.request_seconds)]
+
+
 def check_alone(run: Run, most: int) -> None:
     """Raises InvalidRequest for a run that alone is more bytes than may ever wait: no waiting could cure that."""
     held = run.held_bytes
@@ -259,8 +264,7 @@ class Admission:
         """Raises QueueFull if not even the smallest request could wait. preparing: those that have come whole already,
         and wait too."""
         if len(self.waiting()) + preparing >= self._settings.max_queue:
-            message = f"the queue is full, with {self._settings.max_queue} waiting; send the request again later"
-            raise QueueFull(message, self.retry_after())
+            raise QueueFull.of_requests(self._settings.max_queue, self.retry_after())
 
     @contextmanager
     def arriving(self) -> Iterator[Arrival]:

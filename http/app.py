@@ -1,17 +1,7 @@
-"""The application on one screen: every route, every middleware and the lifespan.
+"""The application on one screen: every route with what it says of itself, every middleware and the lifespan.
 
-    GET  /                  the page for people: page/document.py
-    GET  /livez             the process answers
-    GET  /readyz, /health   it can answer completions: service.py
-    GET  /version           what is running
-    GET  /metrics           what it does and did, for Prometheus: metrics.py
-    GET  /openapi.json      all of this, for machines: openapi.py
-    GET  /v1/models         the one model, in the API's list form
-    GET  /v1/models/{model} the same by its id, which may have slashes
-    GET  /v1/capabilities   what it honours, field by field: openapi.py
-    POST /v1/completions    completions.py
-    POST /v1/completions/trace   trace.py
-    anything else           404 or 405, in the API's error form; paths.py knows what may have been meant
+The OpenAPI document, the endpoints of /v1/capabilities, the paths that are open to anybody, the routes that metrics
+tell apart and the message of a 404 are made of the list of routes: nothing else knows them.
 
 How an answer is made is decided in completions.py, how an error looks in errors.py, how the process ends in run.py.
 """
@@ -22,6 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -31,7 +22,6 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from gnomon.http.auth import Authentication, authenticator
 from gnomon.http.completions import Completions
@@ -40,14 +30,18 @@ from gnomon.http.observe.access import Observed
 from gnomon.http.observe.metrics import Metrics, ServerLoad
 from gnomon.http.observe.otel import otel_spans
 from gnomon.http.page.document import Page
-from gnomon.http.schema.openapi import VERSION, capabilities, document
-from gnomon.http.service import Service
-from gnomon.http.settings import AuthMode, AuthSettings, Settings
+from gnomon.http.schema.capabilities import capabilities
+from gnomon.http.schema.openapi import document
+from gnomon.http.schema.route import JSON, DescribedRoute, Facts, Operation
+from gnomon.http.service import SERVER_VERSION, Service, not_ready, not_serving
+from gnomon.http.settings import AuthMode, Settings
 from gnomon.http.trace import Retrace
 from gnomon.reference.engine import ServedEngine
-from gnomon.reference.errors import InvalidRequest, ModelNotFound
+from gnomon.reference.errors import InvalidRequest, ModelNotFound, RequestError
 from gnomon.reference.response import json_bytes
 from gnomon.reference.tokenizer import Tokenizer
+
+OK: dict[str, str | None] = {JSON: "Status"}
 
 
 def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, settings: Settings) -> Starlette:
@@ -59,7 +53,7 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
     mode = settings.auth.mode or AuthMode.none  # who is to be asked beyond loopback was decided in cli/serve.py
     auth = authenticator(replace(settings.auth, mode=mode))
     otel = otel_spans(settings, settings.served_model_name)
-    metrics = Metrics(settings.served_model_name, lambda: load_of(service, completions), VERSION)
+    metrics = Metrics(settings.served_model_name, lambda: load_of(service, completions), SERVER_VERSION)
     service = Service(engine, tokenizer, lambda: auth.ready, metrics.engine_fault)
     completions = Completions(service, settings)
     page = Page()
@@ -75,7 +69,7 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
         return _json({"status": "ok"})
 
     async def running_version(request: Request) -> Response:
-        about = {"name": "gnomon", "version": VERSION, "model": settings.served_model_name}
+        about = {"name": "gnomon", "version": SERVER_VERSION, "model": settings.served_model_name}
         return _json({**about, "engine": service.engine_name, "system_fingerprint": service.fingerprint()})
 
     async def numbers(request: Request) -> Response:
@@ -86,11 +80,12 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
     async def description(request: Request) -> Response:
         engine = service.engine
         context, vocab_size = (None, None) if engine is None else (engine.context, engine.vocab_size)
-        return _json(document(settings, settings.served_model_name, context, mode, vocab_size))
+        facts = Facts(settings, settings.served_model_name, context, mode, vocab_size)
+        return _json(document(request.app.routes, facts))
 
     async def capable(request: Request) -> Response:
         engine, tokenizer = service.model()
-        return _json(capabilities(engine.name, engine, tokenizer, settings, traced=retrace.offered))
+        return _json(capabilities(engine, tokenizer, settings, request.app.routes, retrace.offered))
 
     def served_model() -> dict[str, object]:
         engine, _ = service.model()
@@ -123,19 +118,57 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
         if otel is not None:
             await run_in_threadpool(otel.stop, settings.shutdown_seconds)
 
+    get, post = partial(DescribedRoute, "GET"), partial(DescribedRoute, "POST")
+    opened = settings.auth  # what the operator opened to anybody
     routes = [
-        Route("/", page.answer, methods=["GET"]),
-        Route("/livez", livez, methods=["GET"]),
-        Route("/readyz", readyz, methods=["GET"]),
-        Route("/health", readyz, methods=["GET"]),
-        Route("/version", running_version, methods=["GET"]),
-        Route("/metrics", numbers, methods=["GET"]),
-        Route("/openapi.json", description, methods=["GET"]),
-        Route("/v1/models", models, methods=["GET"]),
-        Route("/v1/models/{model:path}", model, methods=["GET"]),
-        Route("/v1/capabilities", capable, methods=["GET"]),
-        Route("/v1/completions", completions, methods=["POST"]),
-        Route("/v1/completions/trace", retrace, methods=["POST"]),
+        get(
+            "/",
+            page.answer,
+            Operation(
+                "page",
+                "The page for people: an HTML file that calls this API.",
+                {"text/html": None},
+                is_open=True,
+                can_fail=False,
+            ),
+        ),
+        get("/livez", livez, Operation("livez", "The process answers.", OK, is_open=True, can_fail=False)),
+        get(
+            "/readyz",
+            readyz,
+            Operation("readyz", "Requests would be served now.", OK, not_ready, is_open=opened.open_probes),
+        ),
+        get("/health", readyz, Operation("health", "The same as /readyz.", OK, not_ready, is_open=opened.open_probes)),
+        get("/version", running_version, Operation("version", "What runs here.", {JSON: "Version"})),
+        get(
+            "/metrics",
+            numbers,
+            Operation(
+                "metrics",
+                "Counters and gauges for Prometheus; OpenMetrics to whom accepts that.",
+                {"text/plain": None, "application/openmetrics-text": None},
+                is_open=opened.open_metrics,
+            ),
+        ),
+        get("/openapi.json", description, Operation("openapi", "This document.", {JSON: "Document"})),
+        get("/v1/models", models, Operation("models", "The one model.", {JSON: "Models"}, not_serving)),
+        get(
+            "/v1/models/{model:path}",
+            model,
+            Operation("model", "The model by its id.", {JSON: "Model"}, no_such_model),
+        ),
+        get(
+            "/v1/capabilities",
+            capable,
+            Operation(
+                "capabilities",
+                "Every parameter with its range on this server, the server's limits, and facts of the model.",
+                {JSON: "Capabilities"},
+                not_serving,
+            ),
+        ),
+        post("/v1/completions", completions, completions.operation),
+        post("/v1/completions/trace", retrace, retrace.operation),
     ]
     app = Starlette(
         routes=routes,
@@ -143,7 +176,11 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
             Middleware(Observed, metrics=metrics, routes=frozenset(route.path_format for route in routes), otel=otel),
             *cross_origin(settings),
             Middleware(ErrorForm),
-            Middleware(Authentication, authenticator=auth, open_paths=open_paths(settings.auth)),
+            Middleware(
+                Authentication,
+                authenticator=auth,
+                open_paths=frozenset(route.path for route in routes if route.operation.is_open),
+            ),
         ],
         exception_handlers={HTTPException: unknown_route},
         lifespan=lifespan,
@@ -154,10 +191,8 @@ def create_app(engine: ServedEngine | None, tokenizer: Tokenizer | None, setting
     return app
 
 
-def open_paths(auth: AuthSettings) -> frozenset[str]:
-    """What is answered to anybody: the page, which knows nothing; that the process lives; what the operator opened."""
-    probes = {"/readyz", "/health"} if auth.open_probes else set()
-    return frozenset({"/", "/livez"} | probes | ({"/metrics"} if auth.open_metrics else set()))
+def no_such_model(facts: Facts) -> list[RequestError]:
+    return [*not_serving(facts), ModelNotFound("gpt-5", facts.model)]
 
 
 def load_of(service: Service, completions: Completions) -> ServerLoad:

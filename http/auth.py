@@ -22,11 +22,13 @@ from gnomon.http.identity.bearer import BearerTokens, digest_of
 from gnomon.http.identity.clock import SYSTEM, Clock
 from gnomon.http.identity.options import ConfigError, api_keys, check_settings, flag, tls_context
 from gnomon.http.identity.principal import ANYONE, PRINCIPAL_KEY, Principal, principal_of
-from gnomon.http.identity.refusals import BadToken, Refusal
+from gnomon.http.identity.refusals import Away, BadToken, Denied, Refusal
 from gnomon.http.identity.tokens import credential
 from gnomon.http.observe.record import record_of
 from gnomon.http.process.reload import Renew, Renewal, check_file
+from gnomon.http.schema.route import error_of
 from gnomon.http.settings import AuthMode, AuthSettings
+from gnomon.reference.errors import RequestError
 
 __all__ = ["Authentication", "Authenticator", "ConfigError", "Principal", "authenticator", "principal_of"]
 
@@ -56,6 +58,18 @@ def authenticator(settings: AuthSettings, clock: Clock = SYSTEM) -> Authenticato
             return KeyHolders(settings)
         case _:
             return BearerTokens(settings, tls_context(settings), clock)
+
+
+def credential_errors(mode: AuthMode, settings: AuthSettings) -> list[RequestError]:
+    """What a caller may be told of its credential, one of each kind."""
+    if mode is AuthMode.none:
+        return []
+    most = settings.max_token_bytes
+    two = Headers(raw=[(b"authorization", b"Bearer a"), (b"authorization", b"Bearer b")])
+    told = [error_of(lambda: credential(two, most)), error_of(lambda: credential(Headers(), most)), BadToken("")]
+    if mode in (AuthMode.exchange, AuthMode.userinfo):
+        told.append(Denied(""))
+    return [*told, *([] if mode is AuthMode.api_key else [Away("")])]
 
 
 class Anyone:

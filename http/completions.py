@@ -1,7 +1,6 @@
 """POST /v1/completions: bytes → CompletionRequest → Run → one JSON object, or events.
 
-    1 the body      its type, its size and its time; what is wrong with them is refused before it is parsed. Nothing of
-                    it is kept once the run is there
+    1 the body      body.py. Nothing of it is kept once the run is there
     2 prepare       read and held against the model in a thread; whatever can be refused is refused here
     3 admission     is there room for it? admission.py
     4 the answer    read from the engine in threads of our own number
@@ -19,28 +18,28 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from email.message import Message
 from functools import cached_property
 from typing import TypeVar
 
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from gnomon.http import sse
-from gnomon.http.admission import Admission, Answer, Places
+from gnomon.http.admission import Admission, Answer, Places, clock_errors
 from gnomon.http.answer import send_json
-from gnomon.http.errors import BodyTooLarge, Draining, TooSlow, UnsupportedMedia, as_request_error, let_go
-from gnomon.http.life import SHORT_BODY, Life, Lives, Preparer
+from gnomon.http.body import body_errors, check_content_type, take_body
+from gnomon.http.errors import Draining, QueueFull, as_request_error, let_go
+from gnomon.http.life import Life, Lives, Preparer
 from gnomon.http.observe.record import Record, record_of
 from gnomon.http.process.tidy import Tidy
-from gnomon.http.service import Service
+from gnomon.http.schema.route import EVENTS, JSON, Facts, Operation, error_of
+from gnomon.http.service import Service, not_serving
 from gnomon.http.settings import Settings
 from gnomon.http.threads import NoThread, Threads
-from gnomon.reference.body.shown import shown
 from gnomon.reference.body.writing import blocks
 from gnomon.reference.completion import Run, prepare
 from gnomon.reference.engine import Engine
+from gnomon.reference.errors import ContextExceeded, ModelNotFound, RequestError
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import json_bytes
 from gnomon.reference.tokenizer import Tokenizer
@@ -50,7 +49,21 @@ T = TypeVar("T")
 
 LARGE_ANSWER = 2**20  # bytes
 
-LONGEST_MEDIA = 256  # characters of a Content-Type: a longer one takes its parser a time that grows with the square
+
+def completion_errors(facts: Facts) -> list[RequestError]:
+    """What the endpoint raises, one of each kind."""
+    settings = facts.settings
+    wrong = {"model": facts.model, "prompt": "Once", "temperature": 3}
+    context = facts.context or 4096
+    return [
+        error_of(lambda: CompletionRequest.from_fields(wrong, settings.limits)),
+        ContextExceeded("the prompt", 9, context, context),
+        ModelNotFound("gpt-5", facts.model),
+        *body_errors(settings),
+        QueueFull.of_requests(settings.max_queue, 3),
+        *not_serving(facts),
+        *clock_errors(settings),
+    ]
 
 
 class Completions:
@@ -66,6 +79,25 @@ class Completions:
         self.preparer = Preparer()
         self.tidy = Tidy(self.threads)
         self.lives = Lives(settings, self.admission.retry_after)
+
+    @property
+    def operation(self) -> Operation:
+        return Operation(
+            "completions",
+            "Complete one or more prompts.",
+            {JSON: "Completion", EVENTS: "Event"},
+            completion_errors,
+            description="The whole request is judged before anything is generated or a header is sent. Nothing is "
+            "clamped and no field is ignored.",
+            answer="The completions. As application/json without `stream`, in one piece. As text/event-stream with "
+            "it: the schema is that of one event, whose `data` is a line of JSON. There is one choice in an event; "
+            "joined by index they are the answer in one piece. An error after the first event is an event with the "
+            "form of `Error`. The last event is `[DONE]`. Lines that begin with a colon are comments that keep a "
+            "silent stream open.",
+            body="CompletionRequest",
+            body_description=f"At most {self.settings.max_body_bytes} bytes of JSON in UTF-8, not compressed. No key "
+            "may occur twice, no number be NaN or infinite, no string hold half of a surrogate pair.",
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request, record = Request(scope, receive), record_of(scope)
@@ -91,19 +123,17 @@ class Completions:
                 else:
                     await self.whole(answer, record, send)
             finally:
-                account(run, record)
+                tally(run, record)
 
     async def prepared(self, life: Life, request: Request, engine: Engine, tokenizer: Tokenizer) -> Run:
-        """From the first byte of a body to its run. The body is let go here: what an answer needs of it is in its
-        run."""
-        settings = self.settings
-        with self.admission.arriving() as arrival:
-            most = min(settings.max_body_bytes, settings.max_queued_bytes)
-            body = await read_body(request, most, settings.body_seconds, arrival.grow)
+
+        def room() -> None:
             self.admission.room(self.preparing)
-            life.is_whole(request.receive)
-            life.is_small = len(body) <= SHORT_BODY
-            return await self.preparer.prepare(len(body), lambda: self.prepare(body, engine, tokenizer, life.work))
+
+        def prepared(body: bytes) -> Run:
+            return self.prepare(body, engine, tokenizer, life.work)
+
+        return await take_body(request, life, self.settings, self.admission, self.preparer, room, prepared)
 
     def prepare(self, body: bytes, engine: Engine, tokenizer: Tokenizer, work: Work) -> Run:
         settings = self.settings
@@ -216,60 +246,7 @@ def describe(run: Run, record: Record) -> None:
     run.on_token = record.token
 
 
-def account(run: Run, record: Record) -> None:
+def tally(run: Run, record: Record) -> None:
     """What the record can know at the end."""
     record.completion_tokens, record.cached_tokens = run.usage.completion_tokens, run.usage.cached_tokens
     record.finish_reasons, record.started = tuple(run.finish_reasons), run.started
-
-
-def check_content_type(headers: Headers) -> None:
-    """application/json in UTF-8, said once, and not compressed. Parameters other than charset say nothing of a JSON
-    text (RFC 8259, section 11) and are passed over. application/vnd.api+json and its like are other formats."""
-    sent = headers.getlist("content-type")
-    trouble = media_trouble(sent[0]) if len(sent) == 1 else "send it once" if sent else ""
-    if trouble is not None:
-        was = " and ".join(shown(value) for value in sent) or "missing"
-        allowed = "it must be application/json, with charset=utf-8 or none"
-        raise UnsupportedMedia("; ".join(filter(None, (f"the header Content-Type is {was}", trouble, allowed))))
-    coding = headers.get("content-encoding", "identity")
-    if coding.lower() != "identity":
-        raise UnsupportedMedia(f"the header Content-Encoding is {shown(coding)}; send the body as it is, without one")
-
-
-def media_trouble(sent: str) -> str | None:
-    """What is wrong with one Content-Type, "" where it goes without saying; None for JSON in UTF-8."""
-    if len(sent) > LONGEST_MEDIA:
-        return f"it has {len(sent)} characters, at most {LONGEST_MEDIA} are allowed"
-    message = Message()
-    message["content-type"] = sent
-    (media, _), *parameters = message.get_params(failobj=[("", "")])
-    if media.lower() == "application/x-www-form-urlencoded":
-        return "curl sends that with -d unless it is told -H 'Content-Type: application/json'"
-    if media.lower() != "application/json":
-        return ""
-    charsets = [value for name, value in parameters if name.lower() == "charset"]
-    other = next((value for value in charsets if str(value).lower() not in ("utf-8", "utf8")), None)
-    return None if other is None else f"the charset {shown(other)} is not allowed"
-
-
-async def read_body(
-    request: Request, most: int, seconds: float, grown: Callable[[int], None] = lambda size: None
-) -> bytes:
-    """The body, if it is no longer than `most` bytes, as announced and as received, and whole within `seconds`.
-
-    grown: told the size of what has come, whenever more has; what it raises ends the reading.
-    """
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and (len(announced) > 18 or int(announced) > most):
-        raise BodyTooLarge(f"the body has {announced[:18]} bytes; at most {most} are allowed")
-    body = bytearray()
-    try:
-        async with asyncio.timeout(seconds):
-            async for piece in request.stream():
-                body += piece
-                if len(body) > most:
-                    raise BodyTooLarge(f"the body has more than the {most} bytes that are allowed")
-                grown(len(body))
-    except TimeoutError:
-        raise TooSlow(f"the body was not whole after {seconds:g} seconds; {len(body)} bytes had come") from None
-    return bytes(body)

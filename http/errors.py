@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Self
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gnomon.http.paths import meant
+from gnomon.http.schema.route import DescribedRoute
 from gnomon.http.threads import NoThread
 from gnomon.reference.body.shown import shown
 from gnomon.reference.errors import RequestError
@@ -39,16 +40,29 @@ class NotFound(HttpError):
     status = 404
 
 
+class PathNotFound(NotFound):
+    def __init__(self, path: str, instead: str) -> None:
+        super().__init__(f"no such path: {shown(path)}; {instead}")
+
+
 class MethodNotAllowed(HttpError):
     status = 405
 
-    def __init__(self, message: str, allowed: str) -> None:
-        super().__init__(message)
+    def __init__(self, method: str, path: str, allowed: str) -> None:
+        super().__init__(f"{shown(method)} is no method of {shown(path)}; it has {allowed}")
         self.headers = {"Allow": allowed}
 
 
 class BodyTooLarge(HttpError):
     status = 413
+
+    @classmethod
+    def as_announced(cls, size: str, most: int) -> Self:
+        return cls(f"the body has {size} bytes; at most {most} are allowed")
+
+    @classmethod
+    def as_received(cls, most: int) -> Self:
+        return cls(f"the body has more than the {most} bytes that are allowed")
 
 
 class UnsupportedMedia(HttpError):
@@ -86,7 +100,7 @@ class BadAuthorization(HttpError):
         self.headers = {"WWW-Authenticate": 'Bearer error="invalid_request"'}
 
 
-class Malformed(HttpError):
+class MalformedRequest(HttpError):
     """400: not HTTP, or HTTP whose end is in doubt."""
 
     status = 400
@@ -111,10 +125,26 @@ class TooSlow(HttpError):
     status = 408
     headers: Mapping[str, str] = {"Connection": "close"}
 
+    @classmethod
+    def of_head(cls, seconds: float) -> Self:
+        return cls(f"the request's headers were not whole within {seconds:g} seconds")
+
+    @classmethod
+    def of_body(cls, seconds: float, size: int) -> Self:
+        return cls(f"the body was not whole after {seconds:g} seconds; {size} bytes had come")
+
 
 class HeadersTooLarge(HttpError):
     status = 431
     headers: Mapping[str, str] = {"Connection": "close"}
+
+    @classmethod
+    def in_bytes(cls, size: int, most: int) -> Self:
+        return cls(f"the request line and headers have {size} bytes or more; at most {most} are allowed")
+
+    @classmethod
+    def in_fields(cls, fields: int, most: int) -> Self:
+        return cls(f"the request has {fields} header fields; at most {most} are allowed")
 
 
 class QueueFull(HttpError):
@@ -125,6 +155,14 @@ class QueueFull(HttpError):
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message, code="queue_full")
         self.headers = {"Retry-After": str(retry_after)}
+
+    @classmethod
+    def of_requests(cls, most: int, retry_after: int) -> Self:
+        return cls(f"the queue is full, with {most} waiting; send the request again later", retry_after)
+
+    @classmethod
+    def of_traces(cls, under_way: int, retry_after: int) -> Self:
+        return cls(f"{under_way} traces are under way; send the request again later", retry_after)
 
 
 class Unavailable(HttpError):
@@ -143,6 +181,13 @@ class Draining(Unavailable):
         super().__init__("the server is draining, since it is to end; send the request again", "draining")
 
 
+class ServerFailed(RequestError):
+    """500: a fault of ours, of which the client is told nothing; the log has its cause."""
+
+    def __init__(self) -> None:
+        super().__init__("the server failed to answer this request; its log has the cause")
+
+
 def as_request_error(error: Exception) -> RequestError:
     """The error to answer with. A fault of ours goes to the log, with its cause unless it has a message of its own."""
     if isinstance(error, NoThread):
@@ -153,7 +198,7 @@ def as_request_error(error: Exception) -> RequestError:
             logger.error("%s", error.message)
         return error
     logger.error("a request failed", exc_info=error)
-    return RequestError("the server failed to answer this request; its log has the cause")
+    return ServerFailed()
 
 
 def let_go(error: Exception) -> None:
@@ -199,22 +244,15 @@ class ErrorForm:
 async def unknown_route(request: Request, error: Exception) -> Response:
     """The router's 404 and 405, in the API's form. The path is the scope's: a URL would need a sound Host header."""
     assert isinstance(error, HTTPException)
-    path = shown(request.scope["path"])
     allowed = (error.headers or {}).get("Allow")
     if allowed is not None:
         allowed = ", ".join(sorted(allowed.split(", ")))
-        return response(MethodNotAllowed(f"{shown(request.method)} is no method of {path}; it has {allowed}", allowed))
+        return response(MethodNotAllowed(request.method, request.scope["path"], allowed))
     return response(no_such_path(request))
 
 
 def no_such_path(request: Request) -> NotFound:
-    routes = {
-        route.path_format: f"{method} {route.path_format}"
-        for route in request.app.routes
-        if isinstance(route, Route)
-        for method in route.methods or ()
-        if method != "HEAD"
-    }
+    routes = {route.path_format: str(route) for route in request.app.routes if isinstance(route, DescribedRoute)}
     path = request.scope["path"]
     instead = meant(path, routes) or f"this server has {', '.join(routes.values())}"
-    return NotFound(f"no such path: {shown(path)}; {instead}")
+    return PathNotFound(path, instead)

@@ -128,7 +128,7 @@ class Life:
         try:
             await asyncio.wait((task, self._over), return_when=asyncio.FIRST_COMPLETED)
             if self.answer is not None and not task.done() and not self.is_alone:
-                await self._last_words(task)
+                await self._tell_the_end(task)
             is_done = task.done()
         finally:
             await self._clear(task)
@@ -139,7 +139,7 @@ class Life:
         elif self.error is not None and self.record.status is None:
             raise self.error
 
-    async def _last_words(self, task: asyncio.Task[None]) -> None:
+    async def _tell_the_end(self, task: asyncio.Task[None]) -> None:
         """An answer that was ended has yet to say so to its client."""
         assert self._leaving is not None  # it is whole
         of = (task, self._leaving)

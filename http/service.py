@@ -18,15 +18,20 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import version
 
 from gnomon.http.errors import Draining, Unavailable
+from gnomon.http.schema.route import Facts
+from gnomon.http.settings import AuthMode
 from gnomon.http.threads import NoThread, start
 from gnomon.reference.checkpoint.load import Checkpoint
 from gnomon.reference.completion import system_fingerprint
 from gnomon.reference.engine import Failed, JobRequest, Load, ServedEngine
+from gnomon.reference.errors import RequestError
 from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.tokenizer import Tokenizer
 
+SERVER_VERSION = version("gnomon")  # once: it is read from a file
 FAULTS = 3
 PROBE_SECONDS = 5.0
 
@@ -36,6 +41,30 @@ log = logging.getLogger("gnomon.http")
 class Loading(Unavailable):
     def __init__(self) -> None:
         super().__init__("the model is still being loaded; send the request again", "loading", retry_after=5)
+
+
+class IdentityAway(Unavailable):
+    """Its code is that of identity/refusals.py: what a caller is told who asks for a completion meanwhile."""
+
+    def __init__(self) -> None:
+        message = "the identity service has not answered yet, so nobody can be told apart"
+        super().__init__(message, "identity_unavailable", retry_after=5)
+
+
+class Failing(Unavailable):
+    def __init__(self, faults: int) -> None:
+        super().__init__(f"the engine failed {faults} times in a row", "failing", retry_after=int(PROBE_SECONDS))
+
+
+def not_serving(facts: Facts) -> list[RequestError]:
+    """What `model` raises, one of each kind."""
+    return [Loading(), Draining()]
+
+
+def not_ready(facts: Facts) -> list[RequestError]:
+    """What `trouble` gives, one of each kind."""
+    vouched_for = facts.auth not in (AuthMode.none, AuthMode.api_key)
+    return [Loading(), Draining(), Failing(FAULTS), *([IdentityAway()] if vouched_for else [])]
 
 
 class Service:
@@ -115,12 +144,10 @@ class Service:
         if self._engine is None:
             return Loading()
         if not self._identity_ready():
-            message = "the identity service has not answered yet, so nobody can be told apart"
-            return Unavailable(message, "identity_unavailable", retry_after=5)
+            return IdentityAway()
         if self._faults >= FAULTS:
             self._probe(self._engine)
-            message = f"the engine failed {self._faults} times in a row"
-            return Unavailable(message, "failing", retry_after=int(PROBE_SECONDS))
+            return Failing(self._faults)
         return None
 
     def _probe(self, engine: ServedEngine) -> None:

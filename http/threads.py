@@ -1,7 +1,9 @@
 """Threads for what blocks: reading an engine, preparing a request. As many as are at work, and after a while no more.
 
-A `concurrent.futures.ThreadPoolExecutor` keeps every thread that its busiest moment needed until the process ends, and
-asyncio's and Starlette's pools do the same; here a thread that has had nothing to do for `idle_seconds` ends.
+Tried in the place of this (anyio 4.16, with a limiter of infinity): a thread that dies before its first line, as where
+there is no memory for it, hangs the event loop for ever; a SystemExit that a call raises is raised in the loop's own
+task; and the threads of the busiest moment stay until another call comes. A ThreadPoolExecutor, like asyncio's, keeps
+them until the process ends.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+ThreadCall = tuple[Future[Any], Callable[[], Any]]
 
 IDLE_SECONDS = 2.0
 START_SECONDS = 1.0
@@ -22,14 +25,13 @@ class NoThread(Exception):
     """The system starts no further thread: there are too many, or there is too little memory."""
 
 
-class Broken(Exception):
+class Panic(Exception):
     """A call raised what is no Exception (a library in Rust that panicked, a SystemExit). An event loop that is handed
     such a thing ends, or passes it by everything that makes an answer of an error."""
 
 
 class Started(threading.Event):
-    """What `Thread.start` waits for, but not for ever: a thread that has no memory left dies before it says that it has
-    started, and the event loop would wait for it until the process is killed. (Thread._started is a private name.)"""
+    """What `Thread.start` waits for, but not for ever. (Thread._started is a private name.)"""
 
     def wait(self, timeout: float | None = None) -> bool:
         return super().wait(START_SECONDS if timeout is None else timeout)
@@ -42,7 +44,7 @@ class Threads:
     def __init__(self, name: str, idle_seconds: float = IDLE_SECONDS) -> None:
         self._name = name
         self._idle_seconds = idle_seconds
-        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()  # each for one of the waiting threads
+        self._calls: deque[ThreadCall] = deque()  # each for one of the waiting threads
         # Not a SimpleQueue: its `get` with a timeout may wait for ever when another thread takes the item it woke for.
         self._changed = threading.Condition(threading.Lock())
         self._spare = 0  # threads that wait for a call, less the calls that wait for a thread
@@ -71,14 +73,14 @@ class Threads:
             self._closed = True
             self._changed.notify_all()
 
-    def _work(self, first: list[tuple[Future[Any], Callable[[], Any]]]) -> None:
-        item: tuple[Future[Any], Callable[[], Any]] | None = first.pop()  # or the thread would keep it until it ends
+    def _work(self, first: list[ThreadCall]) -> None:
+        item: ThreadCall | None = first.pop()  # or the thread would keep it until it ends
         while item is not None:
             _carry_out(*item)
             item = None  # or an answer would live on while its thread waits
             item = self._next()
 
-    def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+    def _next(self) -> ThreadCall | None:
         """What a thread that has done its work is to do next; None: it is to end."""
         with self._changed:
             self._spare += 1
@@ -108,7 +110,7 @@ def _carry_out(future: Future[T], call: Callable[[], T]) -> None:
     except Exception as error:
         future.set_exception(error)
     except BaseException as error:
-        broken = Broken(f"{type(error).__name__}: {error}")
+        broken = Panic(f"{type(error).__name__}: {error}")
         broken.__cause__ = error
         future.set_exception(broken)
         del broken

@@ -24,21 +24,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gnomon.http.admission import LONGEST_RETRY, Admission
-from gnomon.http.completions import check_content_type, read_body
+from gnomon.http.admission import LONGEST_RETRY, Admission, clock_errors
+from gnomon.http.body import body_errors, check_content_type, take_body
 from gnomon.http.errors import Draining, NotFound, QueueFull, Unavailable
 from gnomon.http.life import Life, Lives, Preparer
 from gnomon.http.observe.record import record_of
-from gnomon.http.service import Service
+from gnomon.http.schema.route import JSON, Facts, Operation, error_of
+from gnomon.http.service import Service, not_serving
 from gnomon.http.settings import Settings
 from gnomon.http.threads import Threads
 from gnomon.reference.body.reading import parse_json
 from gnomon.reference.checkpoint.errors import CheckpointError
 from gnomon.reference.completion import EngineFailed
 from gnomon.reference.engine import Engine, NonFiniteLogits, ReferenceEngine
+from gnomon.reference.errors import ContextExceeded, ModelNotFound, RequestError
 from gnomon.reference.response import json_bytes
 from gnomon.reference.tokenizer import Tokenizer
-from gnomon.reference.trace.replay import Retracer, Task, TraceRequest, prepare_trace
+from gnomon.reference.trace.replay import Retracer, Task, TraceRequest, inside, no_label, prepare_trace
 from gnomon.reference.work import Stopped, Work
 
 log = logging.getLogger("gnomon.http")
@@ -51,9 +53,39 @@ class NoLonger(Unavailable):
     """Traces were offered, and cannot be made any more. Which file it is for is a line of the log, and no client's
     business."""
 
-    def __init__(self, why: str) -> None:
+    def __init__(self) -> None:
+        why = "the model's files cannot be read as they were when the server started"
         message = f"traces are no longer offered here: {why}; completions go on"
         super().__init__(message, "trace_not_offered", LONGEST_RETRY)
+
+
+class NotOffered(NotFound):
+    def __init__(self, why: str) -> None:
+        super().__init__(f"traces are not offered here: {why}", code="trace_not_offered")
+
+
+def trace_errors(facts: Facts) -> list[RequestError]:
+    """What the endpoint raises, one of each kind."""
+    settings = facts.settings
+    wrong = {"request": {"model": facts.model, "prompt": "Once", "temperature": 3}, "tokens": []}
+    context = facts.context or 4096
+
+    def too_long() -> None:
+        with inside("request"):
+            raise ContextExceeded("the prompt", 9, context, context)
+
+    return [
+        error_of(lambda: TraceRequest.from_fields(wrong, settings.limits)),
+        no_label(0, "nope"),
+        error_of(too_long),
+        ModelNotFound("gpt-5", facts.model),
+        NotOffered("--trace-memory is 0"),
+        *body_errors(settings),
+        QueueFull.of_traces(LINE, 3),
+        NoLonger(),
+        *not_serving(facts),
+        *clock_errors(settings),
+    ]
 
 
 class Retrace:
@@ -70,6 +102,22 @@ class Retrace:
         self.seconds = 1.0  # that the last one took
         self._retracer: Retracer | None = None  # set in the thread alone
         self._told = False  # whether the log has why there are no traces any more
+
+    @property
+    def operation(self) -> Operation:
+        return Operation(
+            "trace",
+            "Recompute how the tokens of a finished choice were drawn.",
+            {JSON: "Trace"},
+            trace_errors,
+            description="The reference, in float64, evaluates the prompt and the given tokens, and draws every token "
+            "again as the law has it; one step is shown in full if it is asked for. Traces are made one at a time, "
+            "beside the engine's work. Offered where the reference's weights fit this server's memory for them: else "
+            "it is not among the endpoints of /v1/capabilities, and a 404 says why.",
+            answer="The draws.",
+            body="TraceRequest",
+            body_description=f"At most {self.settings.max_body_bytes} bytes of JSON, as for /v1/completions.",
+        )
 
     def refusal(self) -> str | None:
         """Why there are no traces here; None if there are. Asked of a service that has its model."""
@@ -102,7 +150,7 @@ class Retrace:
         if not self._told:
             log.error("traces are no longer offered: %s", why)
         self._told = True
-        return NoLonger("the model's files cannot be read as they were when the server started")
+        return NoLonger()
 
     def loaded(self) -> None:
         """The model is there. Its files are closed if no reference is made from them later."""
@@ -116,7 +164,7 @@ class Retrace:
         engine, tokenizer = self.service.model()
         refusal = self.refusal()
         if refusal is not None:
-            raise NotFound(f"traces are not offered here: {refusal}", code="trace_not_offered")
+            raise NotOffered(refusal)
         lost = self.lost()
         if lost is not None:
             raise self.no_longer(lost)
@@ -132,18 +180,15 @@ class Retrace:
         await Response(answer, media_type="application/json")(request.scope, request.receive, send)
 
     async def prepared(self, life: Life, request: Request, engine: Engine, tokenizer: Tokenizer) -> Task:
-        settings = self.settings
-        with self.admission.arriving() as arrival:
-            most = min(settings.max_body_bytes, settings.max_queued_bytes)
-            body = await read_body(request, most, settings.body_seconds, arrival.grow)
-            self.room()
-            life.is_whole(request.receive)
-            return await self.preparer.prepare(len(body), lambda: self.prepare(body, engine, tokenizer, life.work))
+        def prepared(body: bytes) -> Task:
+            return self.prepare(body, engine, tokenizer, life.work)
+
+        return await take_body(request, life, self.settings, self.admission, self.preparer, self.room, prepared)
 
     def room(self) -> None:
         """Raises QueueFull if the line is. Who is still sending a body is not in it."""
         if self.unfinished >= LINE:
-            raise QueueFull(f"{self.unfinished} traces are under way; send the request again later", self.retry_after())
+            raise QueueFull.of_traces(self.unfinished, self.retry_after())
 
     def prepare(self, body: bytes, engine: Engine, tokenizer: Tokenizer, work: Work) -> Task:
         settings = self.settings

@@ -32,7 +32,7 @@ from gnomon.http.identity.options import flag, tls_context
 from gnomon.http.identity.principal import Account, Policy, Principal
 from gnomon.http.identity.refusals import Away, BadToken, Denied
 from gnomon.http.identity.token_cache import ExpiringCache, SharedCalls
-from gnomon.http.identity.tokens import ParsedToken, Rules, check_header, credential, parse, time_of, verify
+from gnomon.http.identity.tokens import ParsedToken, Rules, check_header, credential, parse, time_of, verify_token
 from gnomon.http.process.reload import Renew, Renewal, check_file, owner
 from gnomon.http.settings import AuthMode, AuthSettings
 
@@ -217,7 +217,7 @@ class BearerTokens:
 
     async def verified(self, token: ParsedToken) -> dict[str, Any]:
         key = await self.keys.find(check_header(token, self.rules))
-        return verify(token, key, self.rules, self.clock.wall())
+        return verify_token(token, key, self.rules, self.clock.wall())
 
     async def let_in(self, token: ParsedToken, found: Account) -> tuple[str, ...]:
         """The organizations for which the account is let in; Denied if it is not."""

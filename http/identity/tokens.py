@@ -150,7 +150,7 @@ def check_header(token: ParsedToken, rules: Rules) -> str:
     return kid
 
 
-def verify(token: ParsedToken, key: Key, rules: Rules, now: float) -> dict[str, Any]:
+def verify_token(token: ParsedToken, key: Key, rules: Rules, now: float) -> dict[str, Any]:
     """The claims of a token whose header was checked, if `key` signed it and every claim is as it must be."""
     algorithm = token.header["alg"]
     if algorithm not in key.algorithms:

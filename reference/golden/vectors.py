@@ -305,14 +305,14 @@ def stages(drawn: Trace, ids: NDArray[np.int64]) -> Document:
 
 
 def outcome(drawn: Trace) -> Document:
-    return {"token": drawn.token, "margin": or_null(drawn.margin)}
+    return {"token": drawn.token, "margin": null_if_infinite(drawn.margin)}
 
 
 def each_or_null(values: F64) -> list[float | None]:
-    return [or_null(float(value)) for value in values]
+    return [null_if_infinite(float(value)) for value in values]
 
 
-def or_null(value: float) -> float | None:
+def null_if_infinite(value: float) -> float | None:
     """JSON has no infinity: it is null."""
     return value if math.isfinite(value) else None
 

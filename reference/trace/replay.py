@@ -140,15 +140,17 @@ def prepare_trace(
     ids = []
     for i, label in enumerate(asked.tokens):
         if label not in tokenizer.ids:
-            raise InvalidRequest(
-                f"tokens[{i}]",
-                f"tokens[{i}]: {shown(label)} is no label of this model; give them as logprobs.tokens has them",
-            )
+            raise no_label(i, label)
         ids.append(tokenizer.ids[label])
     # greedy candidates are all alike, and so are ranked by their numbers
     is_known = request.candidates == request.n or request.temperature == 0
     candidates = range(rank, rank + 1) if is_known else range(request.candidates)
     return Task(model, prompt, tuple(ids), run.params, request.seed or 0, candidates, asked.step)
+
+
+def no_label(i: int, label: str) -> InvalidRequest:
+    place, allowed = f"tokens[{i}]", "give them as logprobs.tokens has them"
+    return InvalidRequest(place, f"{place}: {shown(label)} is no label of this model; {allowed}")
 
 
 # ---- 3. the model, once

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from starlette.datastructures import Headers
 
 from gnomon.http import sse
-from gnomon.http.completions import check_content_type
+from gnomon.http.body import check_content_type
 from gnomon.http.errors import NotFound
 from gnomon.http.verify.ask.client import Budget, Client
 from gnomon.http.verify.ask.probe import Subject

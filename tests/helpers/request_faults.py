@@ -19,6 +19,8 @@ from gnomon.http.verify.cases import accepted
 from gnomon.reference import completion, sampler
 from gnomon.reference import prompt as prompt_module
 from gnomon.reference import request as reading
+from gnomon.reference.body import reading as body_reading
+from gnomon.reference.body.shown import Unreadable
 from gnomon.reference.body.strict_json import Object
 from gnomon.reference.completion import Candidate, Run
 from gnomon.reference.engine import ReferenceJob
@@ -331,9 +333,9 @@ def no_check(patch: Patch) -> None:
 def parsed(**loose: Any) -> Apply:
     """Bodies are read by json.loads, with one of its hooks as it comes."""
     strict: dict[str, Any] = {
-        "parse_int": reading._parse_int,
-        "parse_float": reading._parse_float,
-        "parse_constant": reading._Unreadable,
+        "parse_int": body_reading._parse_int,
+        "parse_float": body_reading._parse_float,
+        "parse_constant": Unreadable,
         "object_pairs_hook": reading_twice,
     }
 
@@ -344,7 +346,7 @@ def parsed(**loose: Any) -> Apply:
         def document(self) -> Any:
             return json.loads(self.text, **strict | loose)
 
-    return lambda patch: patch.setattr(reading, "Reader", Lax)
+    return lambda patch: patch.setattr(body_reading, "JsonReader", Lax)
 
 
 def reading_twice(members: list[tuple[str, Any]]) -> Object:

@@ -31,13 +31,8 @@ from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import Usage
 from gnomon.reference.tokenizer import Tokenizer
 from gnomon.reference.work import Work
-from helpers.fake import EOT, FakeEngine, always, fake_tokenizer
+from helpers.fake import EOT, FakeEngine, always
 from helpers.live import MODEL, Gate, check_error, connection, events, eventually, post, request_body, serving
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture
@@ -134,7 +129,7 @@ def test_the_tokens_that_may_wait_are_bounded_too(gate: Gate, tokenizer: Tokeniz
         assert all(answer.result(20).status_code == 200 for answer in answers)
 
 
-def test_a_request_that_alone_is_more_than_may_wait_is_a_400_since_waiting_cannot_cure_it(
+def test_a_request_that_alone_is_more_than_may_wait_is_a_400_as_waiting_is_no_cure(
     gate: Gate, tokenizer: Tokenizer
 ) -> None:
     gate.allow(5000)
@@ -347,7 +342,7 @@ def test_a_silent_stream_is_kept_alive_by_comments_and_stays_what_it_is(gate: Ga
     assert "".join(texts) == "ab"
 
 
-def test_a_stream_that_waits_for_its_turn_is_kept_alive_too_and_ends_with_an_error_event(
+def test_a_stream_that_waits_for_its_turn_is_kept_alive_and_ends_with_an_error_event(
     gate: Gate, tokenizer: Tokenizer
 ) -> None:
     app = app_of(gate, tokenizer, ping_seconds=0.05, queue_seconds=0.5)

@@ -16,16 +16,11 @@ from starlette.applications import Starlette
 from gnomon.http.app import create_app
 from gnomon.http.settings import Settings
 from gnomon.reference.tokenizer import Tokenizer
-from helpers.fake import EOT, FakeEngine, always, fake_tokenizer
+from helpers.fake import EOT, FakeEngine, always
 from helpers.live import Gate, check_error, connection, eventually, request_body, serving
 
 JSON = "Content-Type: application/json"
 CONTEXT = 10_000
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from gnomon.reference.body.shown import shown
 from gnomon.reference.completion import prepare
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.tokenizer import Tokenizer
-from helpers.fake import FAKE_VOCAB, FakeEngine, fake_tokenizer, hashed_logits
+from helpers.fake import FAKE_VOCAB, FakeEngine, hashed_logits
 from helpers.live import MODEL, call, check_error, exchange, post, request_body
 
 GETS = (
@@ -34,11 +34,6 @@ GETS = (
 )  # fmt: skip
 ROUTES = {**dict.fromkeys(GETS, "GET"), "/v1/completions": "POST", "/v1/completions/trace": "POST"}
 KNOWN = ", ".join(f"{method} {path.replace(MODEL, '{model}')}" for path, method in ROUTES.items())
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture
@@ -416,7 +411,7 @@ def test_openai_limits_and_max_candidates_are_the_servers_choice(engine: FakeEng
 # ---- faults of ours
 
 
-def test_an_unexpected_exception_is_a_500_without_its_text_and_is_logged_with_its_cause(
+def test_an_unexpected_exception_is_a_500_without_its_text_and_its_cause_is_logged(
     tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(tokens: Sequence[int]) -> NDArray[np.float64]:
@@ -492,7 +487,7 @@ def arbitrary_body(rng: random.Random) -> bytes:
     return bytes(body)
 
 
-def test_whatever_is_sent_the_answer_is_a_200_or_an_error_in_form_and_the_next_request_works(
+def test_whatever_is_sent_is_a_200_or_an_error_in_form_and_the_next_request_works(
     engine: FakeEngine, tokenizer: Tokenizer
 ) -> None:
     """600 bodies; a never-seen 500 in one of a hundred would be missed with odds of 1 in 400."""

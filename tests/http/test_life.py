@@ -32,7 +32,7 @@ from gnomon.reference import prompt as prompt_module
 from gnomon.reference import tokenizer as tokenizer_module
 from gnomon.reference.engine import Event, JobRequest, ReferenceJob, go_on
 from gnomon.reference.tokenizer import Tokenizer
-from helpers.fake import FakeEngine, always, fake_tokenizer, hashed_logits
+from helpers.fake import FakeEngine, always, hashed_logits
 from helpers.live import Gate, request_body
 
 QUEUE, REQUEST = 60.0, 600.0
@@ -307,11 +307,6 @@ CLOCK: Told = ("request_timeout", "timed_out")
 ENDS: Told = ("draining", "drained")
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
 Judge = Callable[[Client], None]
 
 
@@ -485,7 +480,7 @@ def test_a_request_that_comes_when_the_server_has_ended_is_told_so(
     refused(*ENDS)(asyncio.run(run()))
 
 
-def test_as_many_bodies_of_middle_size_are_prepared_at_a_time_as_there_are_processors() -> None:
+def test_as_many_middle_sized_bodies_are_prepared_at_a_time_as_there_are_processors() -> None:
     """Who has left meanwhile is never begun, and a short body waits for none of them."""
 
     async def run() -> tuple[int, int]:

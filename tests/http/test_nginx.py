@@ -27,7 +27,7 @@ from gnomon.http.settings import Settings
 from gnomon.http.wire import Wire
 from gnomon.reference.tokenizer import Tokenizer
 from helpers.certificate import certificate
-from helpers.fake import EOT, FakeEngine, always, fake_tokenizer
+from helpers.fake import EOT, FakeEngine, always
 from helpers.live import Gate, call, check_error, eventually, request_body, serving
 from helpers.loopback import Tls
 from helpers.readme import OPERATING
@@ -53,11 +53,6 @@ http {
 class Proxied(NamedTuple):
     client: httpx.Client  # its base is the sub-path
     log: Path
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")

@@ -24,15 +24,10 @@ from gnomon.reference.completion import Run
 from gnomon.reference.engine import Engine
 from gnomon.reference.tokenizer import Tokenizer
 from gnomon.reference.work import Work
-from helpers.fake import FakeEngine, always, fake_tokenizer
+from helpers.fake import FakeEngine, always
 from helpers.live import call, check_error, eventually, post, request_body
 
 PROBES = ("/readyz", "/health")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 class Moody:

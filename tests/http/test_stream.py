@@ -15,13 +15,8 @@ from starlette.applications import Starlette
 from gnomon.http.app import create_app
 from gnomon.http.settings import Settings
 from gnomon.reference.tokenizer import Tokenizer
-from helpers.fake import FakeEngine, always, fake_tokenizer, hashed_logits
+from helpers.fake import FakeEngine, always, hashed_logits
 from helpers.live import Gate, check_error, events, post, request_body, serving
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from gnomon.http.threads import START_SECONDS, Broken, NoThread, Threads
+from gnomon.http.threads import START_SECONDS, NoThread, Panic, Threads
 from helpers.live import eventually
 
 
@@ -82,7 +82,7 @@ def test_what_is_no_exception_reaches_no_event_loop(raised: BaseException) -> No
 
     threads = Threads("t8")
     told = asyncio.run(answer())
-    assert told == repr(Broken(f"{type(raised).__name__}: {raised}"))
+    assert told == repr(Panic(f"{type(raised).__name__}: {raised}"))
     assert threads.submit(lambda: 1).result(10) == 1
     threads.close()
 

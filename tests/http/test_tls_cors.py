@@ -13,16 +13,11 @@ from gnomon.http.app import create_app
 from gnomon.http.settings import Settings
 from gnomon.reference.tokenizer import Tokenizer
 from helpers.certificate import certificate as make_certificate
-from helpers.fake import FakeEngine, always, fake_tokenizer
+from helpers.fake import FakeEngine, always
 from helpers.live import MODEL, call, check_error, request_body, serving
 from helpers.loopback import Tls
 
 ORIGIN = "https://pages.example"
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")

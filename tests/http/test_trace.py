@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from starlette.applications import Starlette
 
 from gnomon.http.app import create_app
-from gnomon.http.schema.openapi import document
 from gnomon.http.settings import AuthMode, AuthSettings, Settings
 from gnomon.http.trace import LINE
 from gnomon.reference import load
@@ -33,8 +32,9 @@ from gnomon.reference.checkpoint.load import Checkpoint, load_checkpoint
 from gnomon.reference.engine import JobRequest, Load, ReferenceEngine, ReferenceJob, go_on
 from gnomon.reference.system.files import Opened
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
-from helpers.fake import FAKE_VOCAB, FakeEngine, fake_tokenizer, hashed_logits
-from helpers.live import MODEL, call, check_error, eventually, post, request_body, serving
+from helpers.described import description_of
+from helpers.fake import FakeEngine, hashed_logits
+from helpers.live import call, check_error, eventually, post, request_body, serving
 from helpers.models import tiny_llama
 from helpers.observed import lines, sample
 
@@ -74,11 +74,6 @@ class Held(FakeEngine):
             return super().states(tokens, check)
         finally:
             self.at_work, self.ended = self.at_work - 1, self.ended + 1
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +273,7 @@ def test_bodies_are_held_to_the_same_type_size_and_form(tokenizer: Tokenizer) ->
 
 
 def test_every_status_it_can_answer_is_documented(tokenizer: Tokenizer) -> None:
-    described = document(Settings(), MODEL, 64, AuthMode.exchange, FAKE_VOCAB)["paths"]
+    described = description_of(Settings(), AuthMode.exchange)["paths"]
     ours, theirs = (described[path]["post"]["responses"] for path in (TRACE, "/v1/completions"))
     assert ours.keys() == theirs.keys()
     assert "`trace_not_offered`" in ours["404"]["description"]

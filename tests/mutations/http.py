@@ -33,7 +33,7 @@ MUTATIONS = (
         "http/life.py",
         "if size <= SHORT_BODY:",
         "if size <= LONG_BODY:",
-        "http/test_life.py::test_as_many_bodies_of_middle_size_are_prepared_at_a_time_as_there_are_processors",
+        "http/test_life.py::test_as_many_middle_sized_bodies_are_prepared_at_a_time_as_there_are_processors",
     ),
     # ---- starts, files and descriptors
     Mutation(
@@ -109,7 +109,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a body in any charset is read",
-        "http/completions.py",
+        "http/body.py",
         "return None if other is None else",
         "return None if parameters else",
         "http/test_http.py::test_a_foreign_charset_is_named",
@@ -293,10 +293,10 @@ MUTATIONS = (
         "http/identity/test_auth_header.py::test_a_path_that_resembles_an_open_one_is_not_open",
     ),
     Mutation(
-        "page: it is behind authentication",
+        "page: it asks for a credential",
         "http/app.py",
-        'return frozenset({"/", "/livez"}',
-        'return frozenset({"/livez"}',
+        '{"text/html": None},\n                is_open=True,',
+        '{"text/html": None},\n                is_open=False,',
         "http/page/test_document.py::test_it_is_open_and_the_api_behind_it_is_not",
     ),
     Mutation(
@@ -503,7 +503,7 @@ MUTATIONS = (
         "http/sse.py",
         "                await self.write(PING)",
         "                self._since = time.monotonic()",
-        "http/test_admission.py::test_a_stream_that_waits_for_its_turn_is_kept_alive_too_and_ends_with_an_error_event",
+        "http/test_admission.py::test_a_stream_that_waits_for_its_turn_is_kept_alive_and_ends_with_an_error_event",
     ),
     # ---- one interpreter for all
     Mutation(
@@ -580,35 +580,35 @@ MUTATIONS = (
     ),
     Mutation(
         "a connection is promised for longer than it stays",
-        "http/wire.py",
+        "http/framing.py",
         'f"timeout={int(self.idle_seconds)}"',
         'f"timeout={int(self.idle_seconds) + 1}"',
         "http/test_wire.py::test_an_answer_says_for_how_long_its_connection_stays",
     ),
     Mutation(
         "a connection that closes is promised to stay",
-        "http/wire.py",
+        "http/framing.py",
         "elif self.stays and self.idle_seconds >= 1:",
         "elif self.idle_seconds >= 1:",
         "http/test_wire.py::test_where_the_connection_closes_no_time_is_promised",
     ),
     Mutation(
         "connections stay open to a server that drains",
-        "http/wire.py",
+        "http/framing.py",
         "or self.is_ending() or asks_to_close(event.headers)",
         "or asks_to_close(event.headers)",
         "http/test_wire.py::test_while_it_drains_every_answer_is_its_connections_last",
     ),
     Mutation(
         "a read full of tiny chunks is looked at in one turn",
-        "http/wire.py",
+        "http/framing.py",
         "for _ in range(SLICE):",
         "for _ in range(10**9):",
         "http/test_wire.py::test_of_a_read_full_of_tiny_chunks_a_turn_looks_at_a_bounded_part",
     ),
     Mutation(
         "a head may have any number of fields",
-        "http/wire.py",
+        "http/framing.py",
         "if fields > MOST_FIELDS:",
         "if fields > 10**9:",
         "http/test_wire.py::test_a_head_has_at_most_a_thousand_fields",

@@ -23,7 +23,6 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from gnomon.http.app import create_app
-from gnomon.http.schema.openapi import ENDPOINTS, capabilities, document
 from gnomon.http.settings import AuthMode, AuthSettings, Settings
 from gnomon.reference import sampler
 from gnomon.reference.completion import prepare
@@ -31,18 +30,13 @@ from gnomon.reference.errors import InvalidRequest, RequestError
 from gnomon.reference.request import BY_NAME, FIELDS, STAGES, CompletionRequest
 from gnomon.reference.text.infill import Infill, Order
 from gnomon.reference.tokenizer import Tokenizer
-from helpers.fake import EOT, FAKE_VOCAB, PRE, SUF, FakeEngine, fake_tokenizer, hashed_logits
+from helpers.described import CONTEXT, capabilities_of, description_of
+from helpers.fake import EOT, FAKE_VOCAB, PRE, SUF, FakeEngine, hashed_logits
 from helpers.live import MODEL, call, events, post, request_body
 
-CONTEXT = 64
 LAW, PUBLISHED = Settings(), Settings(openai_limits=True, max_candidates=2, max_prompts=1, max_body_bytes=1000)
 OPEN = Settings(auth=AuthSettings(open_probes=True, open_metrics=True))
-DOCUMENT = document(LAW, MODEL, CONTEXT, AuthMode.none, FAKE_VOCAB)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return fake_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+DOCUMENT = description_of(LAW)
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +61,9 @@ def operations(described: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[st
 @pytest.mark.parametrize("settings", [LAW, PUBLISHED, OPEN], ids=["law", "published", "open"])
 @pytest.mark.parametrize(("context", "vocab_size"), [(CONTEXT, FAKE_VOCAB), (5, 30), (None, None)])
 def test_it_is_valid_openapi(mode: AuthMode, settings: Settings, context: int | None, vocab_size: int | None) -> None:
-    described = document(settings, MODEL, context, mode, vocab_size)
     from openapi_spec_validator import OpenAPIV31SpecValidator  # four seconds, which are not to be spent on collecting
 
+    described = description_of(settings, mode, context, vocab_size)
     assert [error.message for error in OpenAPIV31SpecValidator(described).iter_errors()] == []
 
 
@@ -81,9 +75,7 @@ def test_every_route_has_a_path_and_every_path_a_route(app: Starlette) -> None:
         for method in route.methods or ()
     }
     assert len(routes) >= len(app.routes)
-    paths = {(method, path) for method, path, _ in operations(DOCUMENT)}
-    assert paths == routes
-    assert {(method, path) for method, path in paths if method != "HEAD"} == set(ENDPOINTS)
+    assert {(method, path) for method, path, _ in operations(DOCUMENT)} == routes
 
 
 def test_the_server_serves_it(app: Starlette) -> None:
@@ -113,7 +105,7 @@ def test_every_operation_but_liveness_and_what_was_opened_asks_for_a_token(
     mode: AuthMode, open_probes: bool, open_metrics: bool
 ) -> None:
     settings = Settings(auth=AuthSettings(open_probes=open_probes, open_metrics=open_metrics))
-    described = document(settings, MODEL, CONTEXT, mode)
+    described = description_of(settings, mode)
     assert described["security"] == [{"bearer": []}]
     scheme = described["components"]["securitySchemes"]["bearer"]
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
@@ -139,11 +131,11 @@ def test_with_mode_none_nothing_is_asked_for() -> None:
 
 @pytest.mark.parametrize("mode", AuthMode)
 def test_the_identity_service_is_blamed_only_where_there_is_one(mode: AuthMode) -> None:
-    described = document(LAW, MODEL, CONTEXT, mode)
+    described = description_of(LAW, mode)
     blamed = {path for _, path, operation in operations(described) if "`identity_unavailable`" in json.dumps(operation)}
     asks = mode in (AuthMode.exchange, AuthMode.userinfo, AuthMode.jwks)
     assert blamed == (set(described["paths"]) - {"/", "/livez"} if asks else set())
-    assert json.dumps(document(OPEN, MODEL, CONTEXT, mode)["paths"]["/readyz"]).count("`identity_unavailable`") == (
+    assert json.dumps(description_of(OPEN, mode)["paths"]["/readyz"]).count("`identity_unavailable`") == (
         2 if asks else 0
     )
 
@@ -187,12 +179,12 @@ def test_there_is_no_other_field() -> None:
     ],
 )  # fmt: skip
 def test_the_schema_has_this_servers_limits(fields: dict[str, Any], admitted: bool) -> None:
-    described = document(PUBLISHED, MODEL, CONTEXT, AuthMode.none, FAKE_VOCAB)
+    described = description_of(PUBLISHED)
     assert validator("CompletionRequest", described).is_valid(request_body(**fields)) == admitted
 
 
 def test_a_context_below_the_default_of_max_tokens_leaves_the_default_legal() -> None:
-    described = document(LAW, MODEL, 5, AuthMode.none)
+    described = description_of(LAW, context=5)
     assert validator("CompletionRequest", described).is_valid(request_body(max_tokens=16))
 
 
@@ -202,7 +194,7 @@ def test_a_context_below_the_default_of_max_tokens_leaves_the_default_legal() ->
 @pytest.mark.parametrize("mode", AuthMode)
 @pytest.mark.parametrize("settings", [LAW, PUBLISHED], ids=["law", "published"])
 def test_every_example_is_one_of_its_own_schema(mode: AuthMode, settings: Settings) -> None:
-    described = document(settings, MODEL, CONTEXT, mode, FAKE_VOCAB)
+    described = description_of(settings, mode)
     seen: list[str] = []
     for _, _, operation in operations(described):
         parts = [*operation["responses"].values(), *([operation["requestBody"]] if "requestBody" in operation else [])]
@@ -384,7 +376,7 @@ def kinds(of: type[RequestError]) -> set[type[RequestError]]:
 
 
 def test_every_error_there_is_is_documented_where_it_can_be_met() -> None:
-    described = document(LAW, MODEL, CONTEXT, AuthMode.exchange)
+    described = description_of(LAW, AuthMode.exchange)
     answers = described["paths"]["/v1/completions"]["post"]["responses"]
     statuses = {str(kind.status) for kind in kinds(RequestError)}
     assert {"400", "401", "403", "404", "408", "413", "415", "429", "431", "500", "503"} <= statuses
@@ -416,14 +408,14 @@ def codes(answer: Mapping[str, Any]) -> set[str | None]:
     ("status", "header"), [("401", "WWW-Authenticate"), ("403", "WWW-Authenticate"), ("429", "Retry-After")]
 )
 def test_a_header_that_always_comes_is_promised(status: str, header: str) -> None:
-    answers = document(LAW, MODEL, CONTEXT, AuthMode.exchange)["paths"]["/v1/completions"]["post"]["responses"]
+    answers = description_of(LAW, AuthMode.exchange)["paths"]["/v1/completions"]["post"]["responses"]
     assert answers[status]["headers"][header]["required"]
     assert answers["400"]["headers"]["WWW-Authenticate"]["required"] is False  # a wrong field is no matter of tokens
     assert "Retry-After" not in answers["400"]["headers"]
 
 
 def test_retry_after_is_promised_where_no_503_is_about_the_requests_own_time() -> None:
-    paths = document(LAW, MODEL, CONTEXT, AuthMode.exchange)["paths"]
+    paths = description_of(LAW, AuthMode.exchange)["paths"]
     for path, method, promised in (
         ("/readyz", "get", True),
         ("/v1/models/{model}", "get", True),
@@ -438,7 +430,7 @@ def test_retry_after_is_promised_where_no_503_is_about_the_requests_own_time() -
 # ---- the schema and the server judge alike
 
 SMALL = Settings(max_candidates=40, max_prompts=12)
-DESCRIBED = document(SMALL, MODEL, CONTEXT, AuthMode.none, FAKE_VOCAB)
+DESCRIBED = description_of(SMALL)
 quick = hypothesis_settings(
     max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
@@ -569,18 +561,18 @@ def test_schema_and_server_agree_on_every_field_with_every_value(tokenizer: Toke
 
 
 def row(name: str, settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
-    table = capabilities("reference", FakeEngine(hashed_logits), tokenizer, settings, traced=True)
+    table = capabilities_of(FakeEngine(hashed_logits), tokenizer, settings)
     return next(row for row in table["parameters"] if row["name"] == name)
 
 
 def test_the_table_has_every_parameter_with_its_default(tokenizer: Tokenizer) -> None:
-    table = capabilities("jax", FakeEngine(hashed_logits), tokenizer, LAW, traced=True)
+    table = capabilities_of(FakeEngine(hashed_logits), tokenizer, LAW)
     validator("Capabilities").validate(table)
     assert [row["name"] for row in table["parameters"]] == [field.name for field in FIELDS]
     for field, row in zip(FIELDS, table["parameters"], strict=True):
         assert row["default"] == (None if field.required else field.default)
         assert ", ".join(map(str, row["sections"])) == field.section
-    assert table["engine"] == "jax"
+    assert table["engine"] == FakeEngine.name
 
 
 def test_stages_are_those_of_the_samplers_numbered_list(tokenizer: Tokenizer) -> None:
@@ -640,7 +632,7 @@ def test_suffix_is_honoured_exactly_where_the_model_can(tokenizer: Tokenizer) ->
         assert told["reason"] == (None if able.infill else "none here")
         answer = post(create_app(FakeEngine(hashed_logits), able, LAW), suffix="b", max_tokens=1)
         assert (answer.status_code == 200) == told["honoured"]
-        facts = capabilities("reference", FakeEngine(hashed_logits), able, LAW, traced=True)
+        facts = capabilities_of(FakeEngine(hashed_logits), able, LAW)
         validator("Capabilities").validate(facts)
         assert facts["model"]["fill_in_the_middle"] == (able.infill._asdict() if able.infill else None)
 
@@ -653,29 +645,27 @@ def test_user_is_said_to_have_no_effect(tokenizer: Tokenizer) -> None:
 
 def test_limits_and_facts_are_those_of_this_server_and_model(tokenizer: Tokenizer) -> None:
     engine = FakeEngine(hashed_logits, eos_ids=frozenset({5, 3}))
-    table = capabilities(
-        "reference", engine, tokenizer, replace(PUBLISHED, max_queue=7, queue_seconds=1.5), traced=True
-    )
+    table = capabilities_of(engine, tokenizer, replace(PUBLISHED, max_queue=7, queue_seconds=1.5))
     limits, model = table["limits"], table["model"]
     assert (limits["max_queue"], limits["queue_seconds"], limits["max_body_bytes"]) == (7, 1.5, 1000)
     assert (limits["logprobs"], limits["stop"], limits["openai_limits"]) == (5, 4, True)
     assert (model["id"], model["context"], model["vocab_size"]) == (MODEL, CONTEXT, FAKE_VOCAB)
     assert model["eos_ids"] == [3, 5, EOT]  # the last one is the tokenizer's own
-    assert [(end["method"], end["path"]) for end in table["endpoints"]] == list(ENDPOINTS)
+    served = {(method, path) for method, path, _ in operations(DOCUMENT) if method != "HEAD"}
+    assert {(end["method"], end["path"]) for end in table["endpoints"]} == served
+    assert len(table["endpoints"]) == len(served)
 
 
 def test_the_server_serves_the_table(app: Starlette, tokenizer: Tokenizer) -> None:
-    expected = capabilities("reference", FakeEngine(hashed_logits), tokenizer, LAW, traced=True)
+    expected = capabilities_of(FakeEngine(hashed_logits), tokenizer, LAW)
     assert call(app, "GET", "/v1/capabilities").json() == json.loads(json.dumps(expected))
 
 
 def test_nothing_of_the_description_names_a_key_or_a_file(tokenizer: Tokenizer) -> None:
     secret = Settings(auth=AuthSettings(api_keys=("sk-secret",), api_key_file=Path("/etc/secret")))
     for mode in AuthMode:
-        assert "secret" not in json.dumps(document(secret, MODEL, CONTEXT, mode))
-    assert "secret" not in json.dumps(
-        capabilities("reference", FakeEngine(hashed_logits), tokenizer, secret, traced=True)
-    )
+        assert "secret" not in json.dumps(description_of(secret, mode))
+    assert "secret" not in json.dumps(capabilities_of(FakeEngine(hashed_logits), tokenizer, secret))
 
 
 def test_descriptions_are_served_while_the_engine_is_busy(tokenizer: Tokenizer) -> None:

@@ -25,10 +25,10 @@ from jsonschema_rs import Draft202012Validator
 from schemathesis import Case, GenerationMode
 
 from gnomon.http.app import create_app
-from gnomon.http.schema.openapi import document
-from gnomon.http.settings import AuthMode, Settings
+from gnomon.http.settings import Settings
+from helpers.described import description_of
 from helpers.fake import FAKE_VOCAB, FakeEngine, fake_tokenizer, hashed_logits
-from helpers.live import MODEL, call, serving
+from helpers.live import call, serving
 
 CONTEXT = 40
 SETTINGS = Settings(max_candidates=4, max_prompts=3)
@@ -36,7 +36,7 @@ COMPLETIONS = "/v1/completions"
 TRACE = "/v1/completions/trace"
 SLICE, LONG = 150, 3000  # cases of the default run and of the marked one
 
-DESCRIBED = document(SETTINGS, MODEL, CONTEXT, AuthMode.none, FAKE_VOCAB)
+DESCRIBED = description_of(SETTINGS, context=CONTEXT)
 ADMITTED, TRACED = (
     Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": DESCRIBED["components"]})
     for name in ("CompletionRequest", "TraceRequest")

@@ -34,9 +34,10 @@ def test_attention_over_pages_is_a_softmax_over_what_each_position_sees(
     positions, lengths = np.array([[8, 9], [1, 2]], np.int32), np.array([10, 3], np.int32)
     for pages in (keys, values):
         pages[7, 2:] = pages[3, 3:] = pages[0] = np.nan
-    y = xla.attend(*map(jnp.asarray, (q, keys, values, tables, positions, lengths)), window, score_cap)
+    inputs = (jnp.asarray(array) for array in (q, keys, values, tables, positions, lengths))
+    y = xla.attend(*inputs, window=window, score_cap=score_cap)
     for b, t, k, g in np.ndindex(2, 2, K, G):
-        last = positions[b, t]
+        last = int(positions[b, t])
         seen = range(0 if window is None else max(0, last - window + 1), last + 1)
         own_keys, own_values = (
             np.array([pages[tables[b, at // PAGE], at % PAGE, k] for at in seen], np.float64)
