@@ -164,7 +164,7 @@ class Copy:
                 "PYTHONPATH": f"{self.folder / 'path'}",
                 "PYTHONPYCACHEPREFIX": str(self.folder / "bytecode"),
                 "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # halves the time it takes to start
-                "GNOMON_FUZZ_REQUESTS": "30",
+                "TESTS_FUZZ_REQUESTS": "30",
                 "OPENBLAS_NUM_THREADS": "1",  # a mutation on each core
             }
             self._process = subprocess.Popen(

@@ -55,7 +55,7 @@ def fuzz(directory: Path, requests: int, cache: Path, native: bool) -> Tally:
 
 @pytest.mark.parametrize("products", ["XLA", "native"])
 def test_every_token_of_random_requests_is_the_references(tmp_path: Path, native_cache: Path, products: str) -> None:
-    requests = int(os.environ.get("GNOMON_FUZZ_REQUESTS", "200"))
+    requests = int(os.environ.get("TESTS_FUZZ_REQUESTS", "200"))
     tally = fuzz(tmp_path, requests, native_cache, products == "native")
     assert not tally.faults, tally.faults[:5]
     assert tally.tokens > 5 * requests

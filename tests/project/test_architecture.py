@@ -27,8 +27,9 @@ BESIDE = {  # folders beside a wing's line → who may import them, besides them
     "jax_engine/training": (),
 }
 TABLES = {"reference/checkpoint/families.py", "http/settings.py"}  # rows, and little else: as long as they need be
+MODELS = ("reference/model.py", "reference/model_config.py", "reference/transformer.py")
 MIRRORS = {  # twins: the same names on purpose
-    frozenset({"reference/model.py", "reference/transformer.py", "jax_engine/model.py"}),
+    frozenset({*MODELS, "jax_engine/model.py", "jax_engine/kernels/xla.py"}),
     frozenset({"reference/sampler.py", "jax_engine/sampler.py"}),
     frozenset({"reference/prng.py", "jax_engine/sampler.py"}),
     frozenset({"reference/engine.py", "jax_engine/engine.py"}),

@@ -1,10 +1,10 @@
 """A fault of a server turns cases of one parameter red, and no other: faults against every case.
 
-All of them are a `weekly` run (eight minutes). A tenth is a `slow` one: that of the day GNOMON_DAY, a number (0 without
-it), and always those whose case stands in a file that GNOMON_TOUCHED names (paths from the repository's root, between
+All of them are a `weekly` run (eight minutes). A tenth is a `slow` one: that of the day TESTS_DAY, a number (0 without
+it), and always those whose case stands in a file that TESTS_TOUCHED names (paths from the repository's root, between
 spaces or line ends). So CI drives it:
 
-    GNOMON_DAY=$(( $(date +%s) / 86400 )) GNOMON_TOUCHED=$(git diff --name-only HEAD~1) python -m pytest -m slow ...
+    TESTS_DAY=$(( $(date +%s) / 86400 )) TESTS_TOUCHED=$(git diff --name-only HEAD~1) python -m pytest -m slow ...
 
 That each fault is found at all is the default run's business: test_verify_cases.py.
 """
@@ -24,7 +24,7 @@ from helpers.faults import Fault, InProcessServer, Model, judged
 
 ROOT = Path(__file__).parents[3]
 PARAM = {case.name: case.param for case in CASES}
-TODAY = chosen(int(os.environ.get("GNOMON_DAY", "0")), os.environ.get("GNOMON_TOUCHED", "").split())
+TODAY = chosen(int(os.environ.get("TESTS_DAY", "0")), os.environ.get("TESTS_TOUCHED", "").split())
 
 
 def _rows() -> list[Any]:
