@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,22 +46,28 @@ def reports() -> dict[str, dict[str, Any]]:
     return {peer.file: json.loads((REPORTS / f"{peer.file}.json").read_text()) for peer in PEERS}
 
 
+def fill(text: str) -> list[str]:
+    return wrap(text, 100, break_long_words=False, break_on_hyphens=False)
+
+
 def table() -> str:
     """The document. · is "cannot be told", mostly since it needs what departs."""
     found = reports()
     lines = [
         "# Engines not written here",
         "",
-        "What `gnomon verify URL --reference default` said of four servers of the embedded model (made from the",
-        "reports in tests/peers by `python tests/peer_table.py`; gnomon's own server honours every case). A",
-        "departure from our law is not a fault in itself: most of these servers never promised it, and some say",
-        "so. The requests of all findings were sent again with the reports' curl commands (bodies of over 4,000",
-        "characters aside, which a report shortens), and showed what is said here. llama-cpp-python and",
-        "transformers were asked one request at a time: as it comes, the first breaks a stream off when the next",
-        "request arrives, and the second has no limit where `max_tokens` is left out, so that a request waits for",
-        "the one before. `python -m pytest -m weekly tests/http/verify/test_verify_peers.py` installs and",
-        "asks all four again.",
-        *([f"None of them has been asked yet: {', '.join(f'`{name}`' for name in LATER)}."] if LATER else []),
+        *fill(
+            "What `gnomon verify URL --reference default` said of four servers of the embedded model (made from the "
+            "reports in tests/peers by `python tests/peer_table.py`; gnomon's own server honours every case). A "
+            "departure from our law is not a fault in itself: most of these servers never promised it, and some say "
+            "so. The requests of all findings were sent again with the reports' curl commands (bodies of over 4,000 "
+            "characters aside, which a report shortens), and showed what is said here. llama-cpp-python and "
+            "transformers were asked one request at a time: as it comes, the first breaks a stream off when the next "
+            "request arrives, and the second has no limit where `max_tokens` is left out, so that a request waits for "
+            "the one before. `python -m pytest -m weekly tests/http/verify/test_verify_peers.py` installs and "
+            "asks all four again."
+        ),
+        *fill(f"None of them has been asked yet: {', '.join(f'`{name}`' for name in LATER)}." if LATER else ""),
         "",
         "| server | asked on | " + " | ".join(ORDER) + " | greedy log-probabilities against the reference |",
         "|---|---|" + "---|" * (len(ORDER) + 1),

@@ -95,7 +95,7 @@ def report(file: str, found: Sequence[Change]) -> str:
         "These tests know why it is as stored. Run them first; what they say is the cause:",
         f"  python -m pytest {' '.join(f'tests/{test}' for test in tests)}",
         "If they are green, the law, the model or the tokenizer has changed on purpose, or should not have:",
-        "CONTRIBUTING.md, “When a golden vector is red”.",
+        "reference/golden/README.md, “When a golden vector is red”.",
     ]
     return "\n".join(lines)
 

@@ -1,5 +1,5 @@
-"""The tables of the documents, made from the tables in the code: the request's fields in README.md, the server's
-options in http/README.md. Run this file to write them again."""
+"""The tables of the documents, made from the tables in the code: the request's fields in reference/README.md, the
+server's options in http/README.md. Run this file to write them again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from gnomon.http.cli.options import markdown_table
 from gnomon.http.cli.serve import SERVE_ROWS
 from gnomon.reference.request import FIELDS, Field
 
-README = Path(__file__).resolve().parent.parent.parent / "README.md"
+README = Path(__file__).resolve().parents[2] / "README.md"
+PARAMETERS = README.parent / "reference" / "README.md"
 OPERATING = README.parent / "http" / "README.md"
 BEGIN, END = "<!-- table: written by tests/helpers/readme.py -->", "<!-- end of table -->"
 
@@ -47,12 +48,12 @@ def fields_table() -> str:
     for field in FIELDS:
         allowed = field.allowed.replace("|", "\\|")
         file, test = TESTS[field.name].split("::")
-        link = f"[{test.removeprefix('test_').replace('_', ' ')}](tests/{file})"
+        link = f"[{test.removeprefix('test_').replace('_', ' ')}](../tests/{file})"
         rows.append(f"| `{field.name}` | {default(field)} | {allowed} | {field.meaning} | `{field.where}` | {link} |")
     return "\n".join(rows)
 
 
-DOCUMENTS: dict[Path, Callable[[], str]] = {README: fields_table, OPERATING: lambda: markdown_table(SERVE_ROWS)}
+DOCUMENTS: dict[Path, Callable[[], str]] = {PARAMETERS: fields_table, OPERATING: lambda: markdown_table(SERVE_ROWS)}
 
 
 def with_table(document: Path) -> str:

@@ -693,7 +693,7 @@ MUTATIONS = (
         "reference/system/atomic.py",
         "            os.fsync(file.fileno())\n",
         "",
-        "jax_engine/runtime/test_checked.py::test_a_name_is_on_the_disk_after_its_content_and_stays",
+        "reference/system/test_atomic.py::test_a_name_is_on_the_disk_after_its_content_and_stays",
     ),
     Mutation(
         "loading: a directory of this machine is asked of the hub",

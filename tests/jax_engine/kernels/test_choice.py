@@ -1,0 +1,47 @@
+"""Which kernels an engine is traced with, and what is said of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from gnomon.jax_engine.kernels import choice
+from gnomon.jax_engine.kernels.choice import XLA, choose_kernels
+from gnomon.jax_engine.kernels.native import NoNativeProduct
+
+
+def chosen(wants_native: bool, devices: int = 1) -> tuple[choice.ChosenKernels, list[str]]:
+    told: list[str] = []
+    return choose_kernels(wants_native, devices, None, told.append, told.append), told
+
+
+def test_who_wants_nothing_native_gets_xla_and_no_word() -> None:
+    assert chosen(False) == ((XLA, XLA, "XLA"), [])
+
+
+def test_several_devices_get_xla_and_the_reason() -> None:
+    assert chosen(True, 2) == ((XLA, XLA, "XLA"), ["products by XLA, not natively: there are several devices"])
+
+
+def test_what_cannot_be_built_is_xlas_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "load_native", lambda cache, announce: NoNativeProduct("no compiler"))
+    assert chosen(True) == ((XLA, XLA, "XLA"), ["products by XLA, not natively: no compiler"])
+
+
+def test_a_native_product_rounds_where_many_rows_are_prefilled_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    class Native:
+        description = "a library"
+
+        def linear(self, rows: object, weight: object, rounded: bool = False) -> None:
+            asked.append(rounded)
+
+    monkeypatch.setattr(choice, "load_native", lambda cache, announce: Native())
+    kernels, told = chosen(True)
+    linears: tuple[object, ...] = (kernels.many.linear, kernels.few.linear)
+    for linear in linears:
+        assert callable(linear)
+        linear(None, None)
+    assert asked == [True, False]
+    assert (kernels.description, told) == ("a library", ["products by a library"])
+    assert kernels.many.attend is kernels.few.attend is XLA.attend
