@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from gnomon.http.verify.report.profiles import ProfileName
 from gnomon.reference.system.options import option
+
+
+class ProfileName(StrEnum):
+    openai = "openai"
+    vllm = "vllm"
+    llama_cpp = "llama.cpp"
+    transformers = "transformers"
 
 
 @dataclass(frozen=True, slots=True)

@@ -464,7 +464,7 @@ def test_it_is_logged_and_counted_and_is_no_completion(app: Starlette, caplog: p
     assert (first.record.outcome, second.record.outcome) == ("answered", "refused")
     assert f'"POST {TRACE}" 200' in str(first)
     assert "completion" not in str(first).replace(TRACE, "")
-    assert "abc" not in caplog.text
+    assert "abc" not in re.sub(r"\bid=\w+", "", caplog.text)  # which is random, and may spell anything
 
 
 def test_the_settings_say_how_long_a_sequence_may_be(tokenizer: Tokenizer) -> None:

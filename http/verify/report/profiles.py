@@ -9,18 +9,11 @@ what was merely observed is in the reports. All were read in November 2026.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 from types import MappingProxyType
 from typing import NamedTuple
 
+from gnomon.http.verify.options import ProfileName
 from gnomon.http.verify.verdict import Verdict
-
-
-class ProfileName(StrEnum):
-    openai = "openai"
-    vllm = "vllm"
-    llama_cpp = "llama.cpp"
-    transformers = "transformers"
 
 
 class Documented(NamedTuple):

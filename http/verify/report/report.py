@@ -23,8 +23,9 @@ from typing import Any, NamedTuple, Protocol
 
 from gnomon.http.verify.ask.probe import Subject
 from gnomon.http.verify.ask.safe import Secret, escaped, line, plain
+from gnomon.http.verify.options import ProfileName
 from gnomon.http.verify.report.changes import Changes
-from gnomon.http.verify.report.profiles import Documented, ProfileName, documented
+from gnomon.http.verify.report.profiles import Documented, documented
 from gnomon.http.verify.verdict import Case, Finding, Verdict
 
 SCHEMA = "gnomon-verify-report"

@@ -141,7 +141,7 @@ def test_no_token_and_no_passport_leaves_in_any_other_way(
 
         for name in ("exchange", "userinfo"):
             monkeypatch.setattr(IdentityService, name, broken)
-        monkeypatch.setattr("gnomon.http.identity.bearer.verify", broken)
+        monkeypatch.setattr("gnomon.http.identity.bearer.verify_token", broken)
         said += seen(at, f"Bearer {faulty}")
         assert "ZeroDivisionError" in "".join(said), "the fault was not met"
         outcomes = {record.auth for record in at.records}

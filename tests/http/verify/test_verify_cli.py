@@ -28,8 +28,7 @@ from gnomon.http.verify.ask.answer import Unclear
 from gnomon.http.verify.ask.client import Busy, CannotReach, OutOfBudget
 from gnomon.http.verify.ask.probe import Probe, Subject
 from gnomon.http.verify.command import CannotRun, bases, run_verify
-from gnomon.http.verify.options import Options
-from gnomon.http.verify.report.profiles import ProfileName
+from gnomon.http.verify.options import Options, ProfileName
 from gnomon.http.verify.report.report import Section
 from gnomon.http.verify.verdict import Case, Finding, Judgement, case, honoured, ignored, wrong
 from helpers.fake import FakeEngine, fake_tokenizer, hashed_logits

@@ -19,11 +19,12 @@ from rich.console import Console
 from gnomon.http.verify.ask.exchange import Exchange
 from gnomon.http.verify.ask.probe import Probe
 from gnomon.http.verify.ask.safe import KEY_PLACEHOLDER, Secret, escaped, line, plain
+from gnomon.http.verify.options import ProfileName
 from gnomon.http.verify.report import baseline
 from gnomon.http.verify.report.changes import TITLES
 from gnomon.http.verify.report.junit import junit
 from gnomon.http.verify.report.page import page
-from gnomon.http.verify.report.profiles import PROFILES, Documented, ProfileName, documented
+from gnomon.http.verify.report.profiles import PROFILES, Documented, documented
 from gnomon.http.verify.report.report import (
     Cost,
     Law,
