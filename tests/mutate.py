@@ -5,6 +5,7 @@
     python tests/mutate.py --only TEXT   only those whose name contains it
     python tests/mutate.py --part 1/6    the first, seventh, … of them; `--part /6`: another sixth every day
     python tests/mutate.py --since REV   besides the part, those of every file that was touched since that commit
+    python tests/mutate.py --most 90     no more than so many: the part first; how many are left out is said
 
 How a mutation is tried:
 
@@ -328,6 +329,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only the mutations whose name contains this")
     parser.add_argument("--part", default="1/1", metavar="K/N", help="every N-th, from the K-th on; /N: from today's")
     parser.add_argument("--since", metavar="REV", help="besides, those of files that were touched since a commit")
+    parser.add_argument("--most", type=int, default=len(MUTATIONS), metavar="N", help="no more than so many of them")
     parser.add_argument("--list", action="store_true", help="what would be changed, and which test must notice")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -335,8 +337,12 @@ def main() -> None:
         return serve(options.serve, sys.stdin, sys.stdout)
     named = [one for one in MUTATIONS if options.only in one.name]
     touched = touched_since(options.since) if options.since else set()
-    part = set(part_of(named, options.part))
-    chosen = [one for one in named if one in part or one.file in touched]
+    part = part_of(named, options.part)
+    asked = [*part, *(one for one in named if one.file in touched and one not in part)]
+    kept = set(asked[: options.most])
+    chosen = [one for one in named if one in kept]
+    if len(asked) > len(chosen):
+        print(f"mutate: {len(asked) - len(chosen)} of files that were touched are left out: --most {options.most}")
     if not chosen:
         raise SystemExit(f"mutate: no mutation has {options.only!r} in its name")
     width = max(len(one.name) for one in chosen)
