@@ -19,7 +19,7 @@ import pytest
 
 from gnomon.http.verify.cases import CASES
 from gnomon.http.verify.verdict import Verdict
-from helpers.fault_table import DAYS, FAULTS, chosen, file_of, label
+from helpers.fault_table import DAYS, FAULTS, MOST, chosen, file_of, label
 from helpers.faults import Fault, InProcessServer, Model, judged
 
 ROOT = Path(__file__).parents[3]
@@ -47,6 +47,12 @@ def test_a_touched_file_of_cases_chooses_all_its_faults() -> None:
     assert {fault.case for fault in FAULTS if file_of(fault) == echo} == {
         case.name for case in CASES if case.name.startswith("echo.") and case.judge.__module__.endswith("cases.echo")
     }
+
+
+def test_a_change_of_every_file_chooses_no_more_than_a_days_run_has_time_for() -> None:
+    everything = {file_of(fault) for fault in FAULTS}
+    assert all(len(chosen(day, everything)) == MOST for day in range(DAYS))
+    assert set(map(label, chosen(4, ()))) <= set(map(label, chosen(4, everything)))
 
 
 @pytest.mark.parametrize("fault", _rows())
