@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +81,12 @@ def changes(stored: Any, made: Any, digits: float, field: str = "", vector: str 
 def knowing_tests(file: str, field: str) -> tuple[str, ...]:
     """Their paths below tests/."""
     names = next(why.tests for why in WHY if why.file == file and re.search(why.field, field))
-    return tuple(str(next(TESTS.rglob(name)).relative_to(TESTS)) for name in names)
+    return tuple(map(_place, names))
+
+
+@cache
+def _place(name: str) -> str:
+    return str(next(TESTS.rglob(name)).relative_to(TESTS))
 
 
 def report(file: str, found: Sequence[Change]) -> str:

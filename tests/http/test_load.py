@@ -30,6 +30,7 @@ def check(report: Report) -> None:
         assert report.tally.counts[kind] >= 3, (kind, report.rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["jax", pytest.param("reference", marks=pytest.mark.slow)])
 def test_under_load_no_byte_differs_and_nothing_is_left_behind(engine: str) -> None:
     check(run(SLICES[engine]))

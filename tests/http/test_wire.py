@@ -822,6 +822,7 @@ def test_a_connection_that_idles_between_requests_is_closed_without_a_word(app: 
         assert client.ended
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("request_", [HEALTH, completion(max_tokens=3, stream=True)], ids=["health", "stream"])
 def test_an_answer_says_for_how_long_its_connection_stays(app: Starlette, request_: bytes) -> None:
     with serving(app, Settings(idle_seconds=1.9)) as base, client_of(base) as client:
@@ -977,6 +978,7 @@ def is_whole(answer: bytes) -> bool:
     return end in answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0"], ids=["keep-alive", "closing"])
 def test_a_client_that_takes_nothing_is_cut_and_its_connection_is_free(
@@ -1079,6 +1081,7 @@ def test_under_tls_requests_refusals_and_slow_heads_are_answered_and_counted(app
     assert refusals == [408, 400]  # what the application answers, it knows itself
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0"], ids=["keep-alive", "closing"])
 def test_under_tls_a_client_that_takes_nothing_is_cut(

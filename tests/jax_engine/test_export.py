@@ -31,5 +31,6 @@ def test_the_program_lowers_for_every_platform_without_unexplained_custom_calls(
     assert targets <= EXPLAINED
 
 
+@pytest.mark.slow
 def test_no_program_is_forgotten(engine: JaxEngine) -> None:
     assert set(engine.programs()) == {"prefill", "decode", "sample", "score", "begin"} == set(engine.device.compiled)

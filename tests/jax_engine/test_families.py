@@ -61,6 +61,7 @@ def seed_of(name: str) -> int:
     return list(VARIANTS).index(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_references_logits_are_transformers(directories: dict[str, Path], name: str) -> None:
     difference, scale = against_transformers(directories[name], text(seed_of(name)))
@@ -68,6 +69,7 @@ def test_the_references_logits_are_transformers(directories: dict[str, Path], na
     assert difference < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.weekly) for name in VARIANTS]
 )

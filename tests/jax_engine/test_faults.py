@@ -354,6 +354,7 @@ def test_an_inconsistent_state_ends_no_thread(jax: JaxEngine, monkeypatch: pytes
 # ---- a full queue
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_full_queue_refuses_the_rest_and_answers_all_that_it_let_in(
     jax: JaxEngine, model: tuple[Checkpoint, Tokenizer], stream: bool

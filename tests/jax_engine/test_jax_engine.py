@@ -80,6 +80,7 @@ def ask(engine: Any, tokenizer: Tokenizer, **fields: Any) -> Any:
     return prepare(request, engine, tokenizer, "m")
 
 
+@pytest.mark.slow
 def test_a_prompt_up_to_the_contexts_end_is_scored_and_continued_as_by_the_reference(
     engine: JaxEngine, model: tuple[Checkpoint, Tokenizer]
 ) -> None:
@@ -226,6 +227,7 @@ def test_a_pool_larger_than_the_memory_is_refused_before_anything_is_made(
         JaxEngine(model[0], EngineSettings(pool_tokens=10**13))
 
 
+@pytest.mark.slow
 def test_the_fingerprint_changes_with_weights_and_shapes_and_not_with_time(
     engine: JaxEngine, model: tuple[Checkpoint, Tokenizer], by_xla: Shapes
 ) -> None:

@@ -53,9 +53,18 @@ def fuzz(directory: Path, requests: int, cache: Path, native: bool) -> Tally:
     return tally
 
 
-@pytest.mark.parametrize("products", ["XLA", "native"])
-def test_every_token_of_random_requests_is_the_references(tmp_path: Path, native_cache: Path, products: str) -> None:
-    requests = int(os.environ.get("TESTS_FUZZ_REQUESTS", "200"))
+@pytest.mark.parametrize(
+    ("products", "requests"),
+    [
+        ("XLA", 80),
+        pytest.param("XLA", 200, marks=pytest.mark.slow),
+        pytest.param("native", 200, marks=pytest.mark.slow),
+    ],
+)
+def test_every_token_of_random_requests_is_the_references(
+    tmp_path: Path, native_cache: Path, products: str, requests: int
+) -> None:
+    requests = int(os.environ.get("TESTS_FUZZ_REQUESTS", requests))
     tally = fuzz(tmp_path, requests, native_cache, products == "native")
     assert not tally.faults, tally.faults[:5]
     assert tally.tokens > 5 * requests

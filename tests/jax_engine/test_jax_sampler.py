@@ -88,6 +88,7 @@ def test_every_row_draws_the_laws_token_whatever_the_other_rows_are(temperature:
         assert float(drawn.logprob[i]) == pytest.approx(own.logprobs[int(drawn.token[i])], abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_only_the_row_that_is_not_finite_says_so(bad: float) -> None:
     z: Any = tied_logits(6, rows=3)

@@ -26,7 +26,14 @@ CONTEXT = 256
 SETTINGS = EngineSettings(slots=4, page_size=8, chunk=32, pool_tokens=2048)
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16", "native float32", "native bfloat16"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "float32",
+        "native float32",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("bfloat16", "native bfloat16")),
+    ],
+)
 def engine(
     request: pytest.FixtureRequest, model: tuple[Checkpoint, Tokenizer], native_cache: Path
 ) -> Iterator[JaxEngine]:
@@ -123,7 +130,7 @@ def in_threads(engine: JaxEngine, tokenizer: Tokenizer, order: list[int]) -> lis
     return [futures[i].result() for i in range(len(all_bodies))]
 
 
-@pytest.mark.parametrize("neighbours", [7, 40])
+@pytest.mark.parametrize("neighbours", [7, pytest.param(40, marks=pytest.mark.slow)])
 def test_neighbours_that_come_and_go_change_no_byte(
     engine: JaxEngine, model: tuple[Checkpoint, Tokenizer], neighbours: int
 ) -> None:
@@ -175,6 +182,7 @@ def test_nan_in_every_free_page_changes_no_byte(engine: JaxEngine, model: tuple[
     assert alone(engine, model[1]) == expected
 
 
+@pytest.mark.slow
 def test_a_pool_so_small_that_requests_wait_changes_no_byte(
     model: tuple[Checkpoint, Tokenizer], native_cache: Path
 ) -> None:

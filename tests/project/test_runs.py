@@ -51,6 +51,7 @@ def test_a_file_that_is_skipped_for_want_of_an_extra_is_an_error_in_ci(tmp_path:
     assert "1 error" in run(tmp_path, whole, "--no-skips-for-extras")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinities")
 def test_every_worker_has_one_core_and_all_cores_are_had(tmp_path: Path) -> None:
     source = "def test_a(n):\n    print('core', os.sched_getaffinity(0), 'of', os.environ['TESTS_CPUS'])\n"

@@ -514,6 +514,7 @@ def vectors(file: str) -> list[tuple[str, list[int]]]:
     return [(item["text"], entries[item["id"]]["input_ids"]) for item in inputs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(REAL_VOCAB))
 def test_bytes_of_real_tokens_join_to_multilingual_text(name: str) -> None:
     """Phi-3 prepends ▁ to every piece of text, which is a space that the text does not have."""

@@ -531,6 +531,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path
     return open_real
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(REAL))
 def test_ids_of_real_files_are_those_of_transformers(real: Any, theirs: Any, name: str) -> None:
     directory, tokenizer = real(name)
@@ -540,6 +541,7 @@ def test_ids_of_real_files_are_those_of_transformers(real: Any, theirs: Any, nam
         assert list(tokenizer.encode(text).ids) == judge(text).input_ids, text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(REAL))
 def test_no_text_has_fewer_tokens_in_a_real_file_than_are_known_before(real: Any, name: str) -> None:
     _, tokenizer = real(name)

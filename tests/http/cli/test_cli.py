@@ -337,6 +337,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["serve", pytest.param("doctor", marks=pytest.mark.slow)])
 def test_the_first_line_comes_before_jax_is_imported(command: str) -> None:
     """Importing it takes seconds. JAX_PLATFORMS ends the start there."""

@@ -63,6 +63,7 @@ COMMANDS: dict[str, tuple[Sequence[str], int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "unbuffered"),
     [("complete", "1"), ("--print-config", ""), *slowly(("complete", ""), ("complete --json", ""), ("--help", "")),
@@ -343,6 +344,7 @@ def test_a_crash_shows_pythons_own_dump_on_the_real_standard_error(model: Path) 
     assert "Fatal Python error: " in done.stderr  # what comes next may stand behind a line of the log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "status", "said"),
     [

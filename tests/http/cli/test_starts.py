@@ -98,6 +98,7 @@ READ: dict[str, tuple[str, ...]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("option", READ)
 def test_what_is_no_file_of_that_kind_is_one_line_with_its_name(
@@ -133,6 +134,7 @@ def test_what_cannot_be_written_is_one_line_before_the_work(
     assert str(tmp_path / "x") in result.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
                                   "model.safetensors", "model.safetensors.index.json"])  # fmt: skip
 @pytest.mark.parametrize("kind", KINDS)

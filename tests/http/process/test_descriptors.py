@@ -146,6 +146,7 @@ def test_what_talks_to_others_needs_descriptors_of_its_own() -> None:
     assert ours(Settings(otlp_endpoint="http://127.0.0.1:1/v1/traces")) == OURS + COLLECTOR
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "hard", [64, pytest.param(256, marks=pytest.mark.slow), pytest.param(1024, marks=pytest.mark.slow)]
 )
@@ -309,6 +310,7 @@ RAW = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["none", "api-key", "userinfo"])
 def test_nothing_is_imported_once_the_server_answers(tmp_path: Path, model: Path, mode: str) -> None:
     (tmp_path / "keys").write_text("a-key-of-sixteen-characters\n")

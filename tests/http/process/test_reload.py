@@ -104,6 +104,7 @@ def subject(base: str) -> str:
     return "two" if b"two" in shown else "one" if b"one" in shown else "?"
 
 
+@pytest.mark.slow
 def test_a_hangup_reads_keys_and_certificate_again_and_a_stream_goes_on(model: Path, tmp_path: Path) -> None:
     one, two = certificate(tmp_path, "one", "127.0.0.1"), certificate(tmp_path, "two", "127.0.0.1")
     cert = Path(shutil.copy(one.certificate, tmp_path / "cert.pem"))
@@ -167,6 +168,7 @@ def test_keys_that_came_from_a_variable_or_a_pipe_stay(model: Path, tmp_path: Pa
         os.close(one)
 
 
+@pytest.mark.slow
 def test_a_hangup_without_files_says_so_and_neither_it_nor_user_signals_end_a_drain(
     model: Path, tmp_path: Path
 ) -> None:
@@ -243,6 +245,7 @@ def test_under_nohup_a_hangup_stays_ignored(model: Path, tmp_path: Path) -> None
         assert "SIGHUP:" not in at.log()
 
 
+@pytest.mark.slow
 def test_a_server_whose_terminal_goes_away_drains_and_ends(model: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     take_it = f"import fcntl, os, termios; os.setsid(); fcntl.ioctl({theirs}, termios.TIOCSCTTY, 0)"

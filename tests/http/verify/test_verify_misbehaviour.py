@@ -383,6 +383,7 @@ def test_http_to_a_server_of_tls_is_one_line(run: Run, tmp_path: Path) -> None:
     assert "the connection broke" in ended.err
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_midway_leaves_what_was_found(run: Run) -> None:
     @case("late.first", "prompt", law="3", says="the first is answered")
     async def first(p: Probe) -> Judgement:
@@ -407,6 +408,7 @@ def test_a_server_that_dies_midway_leaves_what_was_found(run: Run) -> None:
     assert "1 not run" in ended.out
 
 
+@pytest.mark.slow
 def test_a_server_that_no_longer_answers_ends_the_run_long_before_every_case_has_waited(run: Run) -> None:
     waiting = tuple(
         case(f"wait.{k}", "prompt", law="3", says=f"number {k} is answered")(plain_whole.judge) for k in range(200)

@@ -31,6 +31,7 @@ def _models() -> list[object]:
     return [pytest.param(name, marks=marks.get(name, ())) for name in ODD]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _models())
 def test_no_case_accuses_a_sound_server_of_its_model(tmp_path: Path, name: str) -> None:
     findings = judged(InProcessServer(ODD[name].serve(tmp_path)))

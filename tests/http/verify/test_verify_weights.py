@@ -194,6 +194,7 @@ def test_the_worst_place_is_named_with_both_values(model: Model) -> None:
 # ---- weights of fewer bits: reported, not accused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -326,6 +326,7 @@ print(native.load_native(Path(sys.argv[2]), print))
 """
 
 
+@pytest.mark.slow
 def test_half_a_library_does_not_end_the_process_but_is_built_anew_with_a_line(tmp_path: Path) -> None:
     source, kept = tmp_path / "idle.cc", tmp_path / "kept"
     source.write_text(IDLE_SOURCE)

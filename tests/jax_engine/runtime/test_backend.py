@@ -51,6 +51,7 @@ def plugin(folder: Path, code: str) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_a_platform_without_its_plugin_is_one_line_and_status_1() -> None:
     code, out, err = run(*COMPLETE, JAX_PLATFORMS="rocm")
     assert (code, out) == (1, "")

@@ -218,6 +218,7 @@ def cases() -> Iterator[Any]:
                 yield pytest.param(name, value, marks=() if table is FEW else pytest.mark.weekly)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "value"), list(cases()))
 def test_the_bytes_are_the_same_whatever_jax_is_set_to(
     tiny: Checkpoint, settings: EngineSettings, plain: tuple[str, list[str]], name: str, value: Any

@@ -47,6 +47,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "a bias": {"logit_bias": {str(v): -1.5 for v in range(FAKE_VOCAB)}},
     "a user": {"user": "u" * 1024},
 }
+QUICK = ("nothing", "an echoed text with its places", "stop strings", "a bias")
 
 
 def body_of(fields: dict[str, Any]) -> bytes:
@@ -78,7 +79,9 @@ def traced() -> Iterator[Callable[[], int]]:
 # ---- what is counted
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape", [shape if shape in QUICK else pytest.param(shape, marks=pytest.mark.slow) for shape in SHAPES]
+)
 def test_what_is_counted_of_a_run_is_what_it_takes_within_a_factor_of_two(shape: str, tokenizer: Tokenizer) -> None:
     body, count = body_of(SHAPES[shape]), 3
     prepared(body, tokenizer)
@@ -198,6 +201,7 @@ LARGEST: dict[str, Callable[[], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", LARGEST)
 def test_requests_of_every_shape_that_wait_take_no_more_than_the_bound_on_bytes(
     shape: str, tokenizer: Tokenizer
@@ -235,6 +239,7 @@ def test_requests_of_every_shape_that_wait_take_no_more_than_the_bound_on_bytes(
     assert held <= 2 * counted + count * each
 
 
+@pytest.mark.slow
 def test_the_server_lets_go_of_a_request_whatever_ended_it_without_a_collection(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,6 +88,7 @@ def test_a_head_that_differs_from_the_embedding_is_served_with_a_line(contradict
     assert checkpoint.parameter_count == loaded(untied)[0].parameter_count
 
 
+@pytest.mark.slow
 def test_both_engines_the_trace_and_the_fingerprints_have_the_stored_head(
     tied: Path, contradicting: Path, untied: Path
 ) -> None:

@@ -401,7 +401,7 @@ def test_the_readme_names_every_member_of_a_case_and_every_file() -> None:
 # ---- both engines, over the wire
 
 
-@pytest.fixture(scope="module", params=["reference", "jax"])
+@pytest.fixture(scope="module", params=["reference", pytest.param("jax", marks=pytest.mark.slow)])
 def app(request: pytest.FixtureRequest, native_cache: Path) -> Iterator[Starlette]:
     if request.param == "reference":
         yield create_app(foresight(), tokenizer(), Settings())

@@ -80,6 +80,7 @@ def answers(starts: tuple[dict[str, str], ...]) -> list[tuple[str, str]]:
         return list(pool.map(started, starts))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinities")
 def test_no_affinity_and_no_number_of_threads_changes_a_byte_or_the_fingerprint(is_held: bool) -> None:
     found = answers(THREADS)
@@ -88,6 +89,7 @@ def test_no_affinity_and_no_number_of_threads_changes_a_byte_or_the_fingerprint(
         assert len(set(found)) == 1
 
 
+@pytest.mark.slow
 def test_other_instructions_never_give_other_bytes_under_one_fingerprint(plain: tuple[str, str]) -> None:
     found = {plain, *answers(INSTRUCTIONS)}
     assert len({fingerprint for fingerprint, _ in found}) == len(found)

@@ -93,6 +93,7 @@ def test_a_bias_of_a_token_beyond_the_model_is_refused(tokenizer: Tokenizer) -> 
     assert f"ids are below {V}" in message
 
 
+@pytest.mark.slow
 def test_every_engine_and_the_trace_refuse_alike(tmp_path: Path) -> None:
     path = with_added(tiny_llama(tmp_path / "m"))
     checkpoint = load_checkpoint(path)
