@@ -16,6 +16,8 @@ class _Later:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith(("_pytest", "__")):  # what pytest looks for in every global of a module
+            raise AttributeError(attribute)
         return getattr(import_module(self._name), attribute)
 
 

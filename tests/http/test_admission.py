@@ -265,6 +265,7 @@ def test_leaving_a_place_twice_frees_it_once(tokenizer: Tokenizer) -> None:
 # ---- time
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_waits_too_long_is_told_so_with_a_503(gate: Gate, tokenizer: Tokenizer, stream: bool) -> None:
     app = app_of(gate, tokenizer, queue_seconds=0.3)

@@ -108,6 +108,7 @@ def test_a_client_that_goes_away_disturbs_no_other(app: Starlette, gate: Gate) -
         assert again.json()["choices"][0]["text"] == "abcabc"
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_nothing_does_not_hold_the_engine(tokenizer: Tokenizer) -> None:
     """Its stream waits for it; others get the one place at the engine meanwhile."""
     engine = FakeEngine(always(*b"abc"), context=CONTEXT)
@@ -190,6 +191,7 @@ def test_a_server_that_ends_ends_the_answers_under_way(app: Starlette, gate: Gat
         assert int(response.headers["retry-after"]) > 0
 
 
+@pytest.mark.slow
 def test_clients_that_neither_read_nor_finish_do_not_keep_a_server_alive(
     tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 import httpx
+import pytest
 
 import gnomon.http.app
 from gnomon.http.app import create_app
@@ -39,6 +40,7 @@ class Traced:
             self.files.add(str(Path(file).relative_to(PACKAGES)))
 
 
+@pytest.mark.slow
 def test_the_files_that_work_for_a_request_are_those_that_its_life_tells_of(native_cache: Path) -> None:
     text = (ROOT / "http" / "README.md").read_text(encoding="utf-8")
     told = set(re.findall(r"`([\w/]+\.py)`", text.split("## The life of a request\n")[1].split("\n## ")[0]))

@@ -134,6 +134,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_cause(tokenizer:
     assert str(server.failure) == "no such weights"
 
 
+@pytest.mark.slow
 def test_a_request_that_is_being_prepared_when_the_server_is_to_end_is_finished(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,6 +103,7 @@ def test_a_thread_that_cannot_be_started_costs_its_own_call_and_no_later_one(mon
     assert carried_out == []
 
 
+@pytest.mark.slow
 def test_a_thread_that_dies_before_its_first_line_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where there is no memory for it: Python's own `start` waits for its word for ever."""
     threads, told, patched = Threads("t9"), [], threading.Event()

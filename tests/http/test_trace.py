@@ -334,6 +334,7 @@ def test_a_trace_does_not_wait_for_the_engine(app: Starlette) -> None:
         assert trace(app).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("waits", [False, True])
 def test_a_client_that_goes_away_ends_its_work_or_its_waiting(held: Held, tokenizer: Tokenizer, waits: bool) -> None:
     app = create_app(held, tokenizer, Settings())
@@ -351,6 +352,7 @@ def test_a_client_that_goes_away_ends_its_work_or_its_waiting(held: Held, tokeni
         assert sent(base, tokens=["c"]).status_code == 200
 
 
+@pytest.mark.slow
 def test_time_that_is_up_ends_the_waiting_and_the_work(held: Held, tokenizer: Tokenizer) -> None:
     app = create_app(held, tokenizer, Settings(queue_seconds=0.2, request_seconds=0.8))
     with serving(app) as base:

@@ -479,6 +479,7 @@ def test_the_end_of_a_head_is_found_wherever_it_is_cut(base: str) -> None:
             assert client.next().status == 200
 
 
+@pytest.mark.slow
 def test_a_long_body_in_chunks_of_one_byte_is_answered(base: str) -> None:
     """Five times as much framing as data, and more than one read gives: no attack yet."""
     head, body = completion(max_tokens=3).split(b"\r\n\r\n")
@@ -648,6 +649,7 @@ def test_pipelined_requests_are_answered_in_order_also_after_a_stream(base: str)
         assert client.next().text == "a"
 
 
+@pytest.mark.slow
 def test_300_pipelined_requests_beyond_every_buffer_are_answered_in_order(base: str) -> None:
     lengths = [i % 5 + 1 for i in range(300)]
     with client_of(base) as client:
@@ -707,6 +709,7 @@ def test_a_half_closed_client_gets_the_answers_to_all_it_has_pipelined(base: str
         assert client.ended
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [b"", b"Connection: Upgrade\r\nUpgrade: h2c\r\n"], ids=["plain", "with an upgrade"])
 @pytest.mark.parametrize("more", [b"", HEALTH], ids=["alone", "pipelined"])
 def test_the_engine_stops_when_a_client_leaves_whatever_it_offered_or_pipelined(
@@ -804,6 +807,7 @@ def test_a_pipelined_head_that_is_not_whole_in_time_is_a_408(app: Starlette) -> 
         assert client.next().status == 408
 
 
+@pytest.mark.slow
 def test_the_clock_of_the_head_does_not_strike_while_the_answer_is_made(app: Starlette, engine: FakeEngine) -> None:
     gate = engine.logits_of = Gate(engine.logits_of)
     with serving(app, Settings(header_seconds=0.3, idle_seconds=0.3)) as base, client_of(base) as client:
@@ -839,6 +843,7 @@ def test_by_default_a_connection_stays_longer_than_a_proxy_keeps_it() -> None:
     assert Settings().idle_seconds >= 60 + 15  # nginx and ALB let go after 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("request_", "idle_seconds"),
     [
@@ -888,6 +893,7 @@ def refused_for_now(answer: Answer) -> bool:
     return answer.status == 503 and int(answer.headers["retry-after"]) > 0 and "3 connections" in answer.error
 
 
+@pytest.mark.slow
 def test_one_connection_beyond_the_bound_is_a_503_and_disturbs_no_other(app: Starlette) -> None:
     with serving(app, Settings(max_connections=3)) as base, ExitStack() as stack:
         clients = [stack.enter_context(client_of(base)) for _ in range(3)]
@@ -915,6 +921,7 @@ def test_one_connection_beyond_the_bound_is_a_503_and_disturbs_no_other(app: Sta
         assert eventually(lambda: ask(base, HEALTH).status == 200)
 
 
+@pytest.mark.slow
 def test_a_flood_of_connections_is_refused_or_cut_and_disturbs_no_other(app: Starlette) -> None:
     with serving(app, Settings(max_connections=3)) as base, ExitStack() as stack:
         clients = [stack.enter_context(client_of(base)) for _ in range(3)]
@@ -1120,6 +1127,7 @@ def test_under_tls_a_client_that_reads_slowly_is_not_cut(
             data += some_of(slow, 2**16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [b"", HEALTH, bytes(100), bytes.fromhex("1603010005010000")], ids=repr)
 def test_a_broken_handshake_disturbs_nobody(app: Starlette, certificate: Tls, sent: bytes) -> None:
     with ExitStack() as stack:

@@ -240,6 +240,7 @@ def costs_of_admission(size: int) -> dict[str, int]:
     }
 
 
+@pytest.mark.slow
 def test_admission_costs_the_same_whoever_waits() -> None:
     few, more, many = map(costs_of_admission, SIZES)
     assert few == more == many

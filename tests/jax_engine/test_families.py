@@ -125,6 +125,7 @@ def test_a_family_that_is_cut_over_two_devices_computes_the_same(directories: di
     assert all(float(worst) < JAX_TOLERANCE and equal == "True" for _, worst, equal in rows), done.stdout
 
 
+@pytest.mark.slow
 def test_every_architecture_of_the_table_has_a_variant(directories: dict[str, Path]) -> None:
     assert {architecture_in(path) for path in directories.values()} == set(ARCHITECTURES)
 
@@ -135,6 +136,7 @@ DECLARED = ("norm", "activation", "score_cap", "logit_cap", "embedding_scale", "
             "score_scale", "layers", "query_key_norm")  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_what_a_variant_declares_matters(directories: dict[str, Path], name: str) -> None:
     """Each declaration, dropped, changes the logits by far more than the tolerance: it would be found."""

@@ -109,6 +109,7 @@ class Sometimes:
 # ---- a system that has no thread left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("missing", ["prepare", "completions"])
 def test_without_a_thread_left_a_request_is_a_503_and_the_engine_is_not_blamed(
@@ -211,6 +212,7 @@ def texts(response: httpx.Response) -> str | None:
     return choices_of(Received(200, response.headers, response.content, 0.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("part", [*PART])
 def test_a_fault_is_a_500_with_its_cause_in_the_log_and_changes_no_later_byte(
@@ -260,6 +262,7 @@ def test_a_fault_in_the_middle_of_a_stream_is_an_error_event_after_what_was_made
     assert error["error"]["type"] == "server_error"
 
 
+@pytest.mark.slow
 def test_a_fault_that_repeats_turns_readiness_off_and_an_answer_turns_it_on(
     breakable: Breakable, model: tuple[Checkpoint, Tokenizer]
 ) -> None:

@@ -93,6 +93,7 @@ def test_a_prompt_up_to_the_contexts_end_is_scored_and_continued_as_by_the_refer
     np.testing.assert_allclose(mine.logprobs.token_logprobs[1:], theirs.logprobs.token_logprobs[1:], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_500_queued_requests_are_all_answered(engine: JaxEngine, model: tuple[Checkpoint, Tokenizer]) -> None:
     runs = [ask(engine, model[1], prompt=[i % 200], max_tokens=1 + i % 3, seed=i) for i in range(500)]
     with ThreadPoolExecutor(500) as pool:
@@ -242,6 +243,7 @@ def test_the_fingerprint_changes_with_weights_and_shapes_and_not_with_time(
     assert len(prints) == 3
 
 
+@pytest.mark.slow
 def test_stopping_ends_jobs_with_failed(model: tuple[Checkpoint, Tokenizer], by_xla: Shapes) -> None:
     engine = JaxEngine(model[0], by_xla(slots=2))
     job = engine.submit(JobRequest([[1]], [0], SamplingParams(max_tokens=100), 4, 0, False))
@@ -453,6 +455,7 @@ def test_the_load_is_that_of_what_runs_and_not_of_what_is_cached(engine: JaxEngi
     assert engine.load()[1::2] == (0, 0)
 
 
+@pytest.mark.slow
 def test_stopping_fails_what_is_under_way_and_what_comes_later(
     model: tuple[Checkpoint, Tokenizer], by_xla: Shapes
 ) -> None:
@@ -484,6 +487,7 @@ print("leaves in the middle of a request")
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_while_the_engine_works_ends_with_0(
     model: tuple[Checkpoint, Tokenizer], native_cache: Path
 ) -> None:

@@ -53,14 +53,10 @@ def fuzz(directory: Path, requests: int, cache: Path, native: bool) -> Tally:
     return tally
 
 
-@pytest.mark.parametrize(
-    ("products", "requests"),
-    [
-        ("XLA", 80),
-        pytest.param("XLA", 200, marks=pytest.mark.slow),
-        pytest.param("native", 200, marks=pytest.mark.slow),
-    ],
-)
+SLOWER = [pytest.param(products, 200, marks=pytest.mark.slow) for products in ("XLA", "native")]
+
+
+@pytest.mark.parametrize(("products", "requests"), [("XLA", 80), *SLOWER])
 def test_every_token_of_random_requests_is_the_references(
     tmp_path: Path, native_cache: Path, products: str, requests: int
 ) -> None:

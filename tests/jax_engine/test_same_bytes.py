@@ -26,14 +26,10 @@ CONTEXT = 256
 SETTINGS = EngineSettings(slots=4, page_size=8, chunk=32, pool_tokens=2048)
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        "float32",
-        "native float32",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("bfloat16", "native bfloat16")),
-    ],
-)
+SLOWER = [pytest.param(name, marks=pytest.mark.slow) for name in ("bfloat16", "native float32", "native bfloat16")]
+
+
+@pytest.fixture(scope="module", params=["float32", *SLOWER])
 def engine(
     request: pytest.FixtureRequest, model: tuple[Checkpoint, Tokenizer], native_cache: Path
 ) -> Iterator[JaxEngine]:

@@ -154,6 +154,7 @@ def test_the_packages_list_is_the_folders_on_disk() -> None:
     assert set(setuptools["packages"]) == on_disk
 
 
+@pytest.mark.slow
 def test_no_test_imports_the_source_folders_under_a_second_name() -> None:
     for file in ROOT.glob("tests/**/*.py"):
         firsts = {name.split(".")[0] for name in imported(file)}

@@ -38,6 +38,7 @@ def test_b(): pytest.skip("only root can mount")
 """
 
 
+@pytest.mark.slow
 def test_a_skip_for_want_of_an_extra_is_said_and_in_ci_a_failure(tmp_path: Path) -> None:
     assert "2 skipped" in run(tmp_path, SKIPS)
     strict = run(tmp_path, SKIPS, "--no-skips-for-extras")
@@ -45,6 +46,7 @@ def test_a_skip_for_want_of_an_extra_is_said_and_in_ci_a_failure(tmp_path: Path)
     assert "needs the extra `parity`" in strict
 
 
+@pytest.mark.slow
 def test_a_file_that_is_skipped_for_want_of_an_extra_is_an_error_in_ci(tmp_path: Path) -> None:
     whole = 'pytest.importorskip("no_such_package", reason="needs the extra `train`")\ndef test_a(): pass\n'
     assert "1 skipped" in run(tmp_path, whole)

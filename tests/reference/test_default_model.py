@@ -32,6 +32,7 @@ def test_the_card_shows_three_samples() -> None:
     assert len(samples()) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(3))
 def test_the_reference_writes_the_cards_greedy_samples(number: int) -> None:
     sample = samples()[number]

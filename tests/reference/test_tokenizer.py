@@ -528,6 +528,7 @@ def test_bytes_of_real_tokens_join_to_multilingual_text(name: str) -> None:
         assert joined == ((space + text) if text else "").replace("▁" if space else "\0\0", " ").encode(), text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(REAL_VOCAB))
 def test_labels_of_real_tokenizers_are_injective(name: str) -> None:
     labels = real(name).labels

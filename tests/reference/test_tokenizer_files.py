@@ -245,6 +245,7 @@ def check_least(tokenizer: Tokenizer, literals: Sequence[str]) -> int:
     return known
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_text_has_fewer_tokens_than_are_known_before(shelf: Shelf, kind: str) -> None:
     tokenizer = shelf.open(kind)
@@ -548,6 +549,7 @@ def test_no_text_has_fewer_tokens_in_a_real_file_than_are_known_before(real: Any
     assert check_least(tokenizer, list(tokenizer.special.values())[:40]) > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(REAL))
 def test_bytes_and_spans_of_real_files_are_those_of_the_text(real: Any, name: str) -> None:
     _, tokenizer = real(name)

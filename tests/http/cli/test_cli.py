@@ -436,6 +436,7 @@ def test_a_shorter_context_is_served_and_its_pool_is_smaller(
     assert "key/value pool: 768 tokens, " in log  # 4 contexts for each of 2 slots
 
 
+@pytest.mark.slow
 def test_the_servers_options_are_carried_out(model: Path) -> None:
     arguments = ("--served-model-name", "it's", "--openai-limits", "--max-candidates", 3, "--max-body-bytes", 200)
     with serve(model, "--port", 0, "--host", "localhost", "--engine", "reference", *arguments) as server:
@@ -453,6 +454,7 @@ def test_the_servers_options_are_carried_out(model: Path) -> None:
 LONG = {"model": "tiny", "prompt": "a", "max_tokens": 4000, "stream": True, "logit_bias": {EOT: -100}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sig", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_second_signal_ends_a_stream_now_and_properly(model: Path, sig: signal.Signals) -> None:
     with serve(model, "--port", 0, "--engine", "reference") as server:
@@ -490,6 +492,7 @@ def test_a_signal_lets_what_was_begun_finish_and_then_the_process_ends_with_0(mo
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_what_is_not_finished_when_the_draining_is_over_ends_with_an_error(model: Path) -> None:
     with serve(model, "--port", 0, "--engine", "reference", "--drain-seconds", 0.5) as server:
         with httpx.stream("POST", f"{server.url}/v1/completions", json=LONG, timeout=60) as response:
@@ -506,6 +509,7 @@ def test_what_is_not_finished_when_the_draining_is_over_ends_with_an_error(model
     assert done == "data: [DONE]"
 
 
+@pytest.mark.slow
 def test_a_signal_while_it_loads_ends_it_at_once(tmp_path: Path) -> None:
     """Its loading waits for ever."""
     model = tiny_llama(tmp_path / "slow")
@@ -590,6 +594,7 @@ def test_a_host_in_another_servers_form_says_what_to_write(
     assert instead or ";" not in result.err
 
 
+@pytest.mark.slow
 def test_another_address_is_served_when_a_mode_is_chosen(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GNOMON_AUTH_API_KEYS", "a-key-of-the-operator")
     with serve(model, "--port", 0, "--host", "0.0.0.0", "--engine", "reference", "--auth-mode", "api-key") as server:
@@ -714,6 +719,7 @@ def test_a_misspelt_variable_is_told_and_refused_where_it_was_to_keep_somebody_o
     check_one_line(gnomon("serve", "--print-config"), 2, "GNOMON_AUTH_ORGANISATIONS is no option's variable")
 
 
+@pytest.mark.slow
 def test_keys_can_come_from_a_pipe_and_are_asked_for(model: Path) -> None:
     read, write = os.pipe()
     os.write(write, b"a-key-of-sixteen-characters\n")
@@ -827,6 +833,7 @@ def test_the_jax_engines_own_defaults_are_those_of_its_options() -> None:
         assert getattr(chosen, name) == getattr(own, name), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", JAX_OPTIONS)
 def test_options_of_the_jax_engine_reach_it(
     gnomon: Gnomon, monkeypatch: pytest.MonkeyPatch, model: Path, options: list[str], tmp_path: Path

@@ -83,6 +83,7 @@ def test_an_export_whose_list_cannot_be_shown_is_one_line(tmp_path: Path) -> Non
     assert (done.returncode, done.stderr) == (1, "gnomon: standard output fails: No space left on device\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("redirection", ["2>&-", *slowly(("2>/dev/full",))])
 def test_an_error_that_nobody_can_be_told_keeps_its_status_and_standard_output_clean(redirection: str) -> None:
     done = shell(redirection, "complete", "a", "--max-tokens", "-1")
@@ -96,6 +97,7 @@ def test_a_prompt_from_a_closed_standard_input_is_one_line() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "gnomon: prompt: standard input: closed\n")
 
 
+@pytest.mark.slow
 def test_a_server_whose_greeting_is_not_taken_ends_with_0_all_the_same(model: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -144,6 +146,7 @@ MISSING = {
 FIRST = ("jax", "typer")  # the others are slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", [*FIRST, *slowly(*((name,) for name in MISSING if name not in FIRST))])
 def test_a_package_that_is_missing_is_one_line_with_its_name_and_cure(package: str, tmp_path: Path) -> None:
     shadow = f"raise ModuleNotFoundError(\"No module named '{package}'\", name='{package}')\n"
@@ -243,6 +246,7 @@ def serve(model: Path, code: str, *options: str) -> tuple[subprocess.Popen[str],
     return process, record(line)
 
 
+@pytest.mark.slow
 def test_every_line_of_a_server_is_json_from_its_start_to_the_end_of_its_draining(model: Path) -> None:
     process, greeting = serve(model, STRAY, "--log-format", "json", "--drain-seconds", "0.3")
     url = greeting["url"]
@@ -275,6 +279,7 @@ def test_every_line_of_a_server_is_json_from_its_start_to_the_end_of_its_drainin
     assert sorted(outcomes) == ["answered", "answered", "cancelled", "drained", "refused"]
 
 
+@pytest.mark.slow
 def test_a_fault_of_the_engine_is_one_record_with_its_traceback_in_it(tmp_path: Path) -> None:
     broken = tiny_llama(tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
@@ -304,6 +309,7 @@ def starts(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["no option", "no directory", "a bug",
                                   *slowly(("no number",), ("out of range",), ("a word too many",), ("no host",),
                                           ("no keys",), ("TLS",))])  # fmt: skip
@@ -323,6 +329,7 @@ def test_a_start_that_fails_is_one_record_too(tmp_path: Path, what: str) -> None
     assert ("ZeroDivisionError" in line.get("exception", "")) == (what == "a bug")
 
 
+@pytest.mark.slow
 def test_warnings_and_a_missing_package_are_records_too(tmp_path: Path) -> None:
     done = shell("", "serve", "--print-config", GNOMON_LOG_FORMAT="json", GNOMON_MAX_QEUE="3")
     [line] = records(done.stderr)

@@ -39,6 +39,7 @@ NUMERIC = {  # one of each kind: options.py makes all of a kind alike
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", NUMERIC.values(), ids=[row.name for row in NUMERIC.values()])
 def test_a_number_of_the_server_is_taken_as_it_is_or_refused_by_its_flag(gnomon: Gnomon, row: Any) -> None:
     flag = "--" + row.name.replace("_", "-")
@@ -52,6 +53,7 @@ def test_a_number_of_the_server_is_taken_as_it_is_or_refused_by_its_flag(gnomon:
             assert (result.code, flag in result.err, result.out) == (2, True, ""), (text, result)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "flags"),
     [("verify http://127.0.0.1:1", ("--concurrency", "--budget-tokens", "--timeout")),
@@ -151,6 +153,7 @@ def test_a_file_of_a_model_that_is_none_is_one_line_with_its_name(
     assert str(directory / name) in result.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[31mb", "\udcff", "x" * 300, "é"])
 @pytest.mark.parametrize("option", READ)
 def test_a_name_of_any_characters_is_one_printable_line(gnomon: Gnomon, tmp_path: Path, option: str, name: str) -> None:
@@ -209,6 +212,7 @@ def test_every_command_says_what_it_lacks_where_the_directory_was_removed(
 # ---- an ASCII locale
 
 
+@pytest.mark.slow
 def test_texts_of_an_ascii_locale_are_read_as_utf8(model: Path) -> None:
     """The prompt, a stop string and the user; the same bytes as in a locale of UTF-8."""
     arguments = ("complete", "é the", "--stop", "ü", "--user", "ö", "--seed", "1", "--echo", "--json", "--model", model)
@@ -227,6 +231,7 @@ def test_bytes_that_are_no_utf8_are_refused_in_any_locale(model: Path) -> None:
         assert result.err.startswith('gnomon: prompt: "a\\udcff" is not allowed')
 
 
+@pytest.mark.slow
 def test_a_name_in_an_ascii_locale_is_the_models_and_shown_in_escapes_that_toml_has(tmp_path: Path) -> None:
     tiny_llama(tmp_path / "modèle")
     result = process("serve", "modèle", "--print-config", cwd=tmp_path, GNOMON_FIM_PREFIX="«", GNOMON_FIM_SUFFIX="»",
@@ -252,6 +257,7 @@ def slowly(*names: str) -> list[Any]:
     return [name if name == "verify --list" else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", slowly("verify --list", "--help", "complete --help", "serve --help", "verify --help", "doctor --help",
                       "export-model --help", "serve --served-model-name é --print-config", "export-model é"),

@@ -316,6 +316,7 @@ WIRE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WIRE)
 def test_on_the_wire_a_header_is_what_the_middleware_takes_it_for(name: str) -> None:
     lines, expected = WIRE[name]

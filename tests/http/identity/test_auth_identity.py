@@ -66,6 +66,7 @@ FAULTS: dict[str, tuple[ASGIApp, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ASKING)
 @pytest.mark.parametrize("name", FAULTS)
 def test_only_a_definite_answer_decides_and_the_rest_is_forgotten(
@@ -80,6 +81,7 @@ def test_only_a_definite_answer_decides_and_the_rest_is_forgotten(
         assert "/evil" not in [seen.path for seen in identity.seen]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ASKING)
 @pytest.mark.parametrize("fault", [hang, half])
 def test_an_answer_that_is_not_whole_in_time_is_none(
@@ -204,6 +206,7 @@ ISSUERS: dict[str, dict[str, Any]] = {
 MEMBERS = {AuthMode.exchange: "token_endpoint", AuthMode.userinfo: "userinfo_endpoint", AuthMode.jwks: "jwks_uri"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MEMBERS)
 @pytest.mark.parametrize("name", ISSUERS)
 def test_a_discovery_document_may_not_lead_a_token_away(
@@ -495,6 +498,7 @@ def secret(identity: FakeIdentity) -> dict[str, Any]:
     return {"kty": "oct", "k": b64(identity.keys[0].pem), "kid": identity.keys[0].kid, "alg": "HS512", "use": "sig"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KEY_SETS)
 def test_a_set_without_a_usable_key_is_no_set_and_the_last_one_serves_on(
     name: str, identity: FakeIdentity, time: FakeTime
@@ -564,6 +568,7 @@ def test_more_questions_than_may_be_asked_at_once_wait_their_turn(identity: Fake
     assert most == 3
 
 
+@pytest.mark.slow
 def test_questions_that_were_given_up_keep_no_place_from_later_ones(identity: FakeIdentity, time: FakeTime) -> None:
     """Many more than may be asked at once, of a service that does not answer: it has to be asked again afterwards."""
     with auth_app(settings_for(identity, AuthMode.userinfo, max_parallel=4, http_seconds=0.4), time) as at:

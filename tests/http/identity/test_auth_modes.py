@@ -196,6 +196,7 @@ OTHERS: dict[str, Any] = {
 """Another value than the default, for every option but the mode."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", AuthMode)
 @pytest.mark.parametrize("name", OTHERS)
 def test_an_option_of_another_mode_is_refused_by_name(name: str, mode: AuthMode) -> None:

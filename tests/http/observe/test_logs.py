@@ -221,6 +221,7 @@ def test_a_standard_error_that_nobody_reads_stops_nothing_and_counts_what_is_los
     assert sum("of many" in line for line in lines) + lost == MOST_LINES + 2000
 
 
+@pytest.mark.slow
 def test_a_process_ends_whose_standard_error_nobody_reads() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", FLOOD], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -262,6 +262,7 @@ def test_a_collector_gets_every_span_and_no_content() -> None:
             assert secret not in body
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_down_breaks_nothing_and_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # as logging_config does
     try:

@@ -106,6 +106,7 @@ def in_a_process(hard: int, code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hard", "bound", "refused", "soft"),
     [
@@ -193,6 +194,7 @@ signal.signal(signal.SIGWINCH, take)
 """
 
 
+@pytest.mark.slow
 def test_without_a_descriptor_accepting_pauses_in_one_line_and_goes_on_later(tmp_path: Path, model: Path) -> None:
     with serving(128, tmp_path, model, code=TAKES_ALL + CODE) as server, ExitStack() as stack:
         stream = Stream(server.base)
@@ -244,6 +246,7 @@ def test_without_a_descriptor_accepting_pauses_in_one_line_and_goes_on_later(tmp
     assert "Traceback" not in log
 
 
+@pytest.mark.slow
 def test_keys_that_cannot_be_read_again_for_want_of_a_descriptor_stay_in_force(tmp_path: Path, model: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("a-key-of-sixteen-characters\n")
@@ -266,6 +269,7 @@ def test_keys_that_cannot_be_read_again_for_want_of_a_descriptor_stay_in_force(t
     assert "Traceback" not in server.log.read_text()
 
 
+@pytest.mark.slow
 def test_an_identity_service_that_no_socket_is_left_for_is_away_and_comes_back(tmp_path: Path, model: Path) -> None:
     """Nobody listens at its address: what counts is that asking without a descriptor is a 503, and not a fault."""
     with socket.socket() as nobody:

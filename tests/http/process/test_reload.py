@@ -149,6 +149,7 @@ def test_a_hangup_reads_keys_and_certificate_again_and_a_stream_goes_on(model: P
         assert at.process.wait(20) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["variable", pytest.param("pipe", marks=pytest.mark.slow)])
 def test_keys_that_came_from_a_variable_or_a_pipe_stay(model: Path, tmp_path: Path, source: str) -> None:
     environment, read = dict(os.environ), -1
@@ -190,6 +191,7 @@ def test_a_hangup_without_files_says_so_and_neither_it_nor_user_signals_end_a_dr
     assert done == "data: [DONE]"
 
 
+@pytest.mark.slow
 def test_a_hangup_while_it_starts_and_loads_waits_and_does_no_harm(tmp_path: Path) -> None:
     """Its loading waits for ever."""
     model = tiny_llama(tmp_path / "slow")
@@ -236,6 +238,7 @@ def test_a_hangup_while_it_starts_and_loads_waits_and_does_no_harm(tmp_path: Pat
         process.wait()
 
 
+@pytest.mark.slow
 def test_under_nohup_a_hangup_stays_ignored(model: Path, tmp_path: Path) -> None:
     nohup = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
     with served(model, tmp_path, before=nohup) as at:

@@ -88,6 +88,7 @@ def a_busy_machine(loops: int = 2) -> Iterator[None]:
             one.wait()
 
 
+@pytest.mark.slow
 def test_a_proxy_that_buffers_whole_answers_is_found_and_named(paced: Model) -> None:
     with serving(create_app(*paced, Settings())) as base:
         verdict, reason = found(Buffering(), base)
@@ -95,6 +96,7 @@ def test_a_proxy_that_buffers_whole_answers_is_found_and_named(paced: Model) -> 
     assert "or a proxy that buffers answers, holds events back" in reason
 
 
+@pytest.mark.slow
 def test_in_process_a_server_that_holds_back_is_told_from_one_that_does_not(model: Model, paced: Model) -> None:
     """Httpx's own in-process transport hands over an answer when it is whole."""
     assert found(InProcessServer(model))[0] is Verdict.honoured

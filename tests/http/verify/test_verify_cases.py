@@ -44,6 +44,7 @@ def test_every_case_has_a_fault() -> None:
     assert missing == {"load.seeded"}  # the same loop as load.greedy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=label)
 def test_a_fault_turns_its_case_red_and_none_that_it_needs(
     model: Model, monkeypatch: pytest.MonkeyPatch, fault: Fault

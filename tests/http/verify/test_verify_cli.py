@@ -511,6 +511,7 @@ def test_ctrl_c_before_the_first_answer_is_one_line(tmp_path: Path) -> None:
     assert (process.returncode, out, err) == (2, "", "gnomon verify: interrupted\n")
 
 
+@pytest.mark.slow
 def test_an_ascii_terminal_gets_escapes_and_no_error(tmp_path: Path) -> None:
     small_answer = http(b'{"choices": [{"index": 0, "text": "a", "finish_reason": "length"}]}')
     with raw_server(lambda server, client, asked: client.sendall(small_answer)) as server:

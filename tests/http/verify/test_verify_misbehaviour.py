@@ -266,6 +266,7 @@ def script(misdeed: Misdeed, sound_first: bool) -> Misdeed:
     return answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MISDEEDS)
 def test_a_server_that_misbehaves_from_the_first_is_told_in_one_line(name: str, run: Run) -> None:
     misdeed, words = MISDEEDS[name]
@@ -665,6 +666,7 @@ async def findings(value: Any, stream: bytes) -> list[tuple[str, Verdict, str]]:
         await client.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMS)
 def test_no_case_falls_over_an_odd_answer(name: str) -> None:
     found = asyncio.run(asyncio.wait_for(findings(FORMS[name], EVENT), 60))
@@ -672,6 +674,7 @@ def test_no_case_falls_over_an_odd_answer(name: str) -> None:
     assert all(reason for _, _, reason in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVENTS)
 def test_no_case_falls_over_odd_events(name: str) -> None:
     plain = completion(index=0, text="a", logprobs=None, finish_reason="length")
@@ -713,6 +716,7 @@ def test_a_server_that_is_gone_is_no_fault_of_a_case() -> None:
         asyncio.run(go())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_a_stream_is_read_and_left_by_any_line_end_and_after_a_mark(mark: str, end: str) -> None:

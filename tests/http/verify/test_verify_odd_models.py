@@ -84,6 +84,7 @@ def _faults() -> list[object]:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "fault"), _faults())
 def test_a_fault_is_not_acquitted_on_such_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, fault: Fault

@@ -157,6 +157,7 @@ def test_our_own_server_is_exact_and_every_sentence_is_honoured(model: Model) ->
     json.dumps(comparison.to_json(), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_float32_values_of_the_embedded_model_are_rounding_and_say_how_much() -> None:
     """The values are moved as float32's are: by up to 5e-5."""
     embedded = Model(*load())
@@ -244,6 +245,7 @@ def processing(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any, Any, Any]
     monkeypatch.setattr(engine_module, "sample", processed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("group", "change", "said"),
     [
@@ -347,6 +349,7 @@ def test_a_tokenizer_without_its_merges_is_told(model: Model, tmp_path: Path) ->
     assert kinds(comparison)["ids"] is Kind.rounding
 
 
+@pytest.mark.slow
 def test_other_weights_are_another_model(model: Model, tmp_path: Path) -> None:
     comparison = compared(Server(made(tmp_path / "other", seed=1)), model)
     assert set(kinds(comparison).values()) == {Kind.model}, comparison.sentence

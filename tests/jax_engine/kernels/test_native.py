@@ -87,6 +87,7 @@ def test_every_row_alone_has_the_bits_it_has_among_all(
         assert same_bits(linear(built, x, weight, np.arange(len(x)) == r, rounded)[r], together[r])
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**32 - 1),
     shape=st.sampled_from(SHAPES[:5]),

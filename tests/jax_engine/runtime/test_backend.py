@@ -72,6 +72,7 @@ SAID = {
 FEW = {("JAX_PLATFORMS", "cuda"), ("JAX_PLATFORMS", "cpu,rocm")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value"), [pytest.param(*key, marks=() if key in FEW else pytest.mark.slow) for key in SAID]
 )
@@ -85,6 +86,7 @@ def test_a_platform_that_is_here_starts_without_a_word(value: str) -> None:
     assert started({"JAX_PLATFORMS": value}) == "has devices"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quietly", [pytest.param(None), pytest.param(False, marks=pytest.mark.slow)])
 def test_a_plugin_that_does_not_start_is_named_with_its_reason(tmp_path: Path, quietly: bool | None) -> None:
     code = BROKEN if quietly is None else DRIVERLESS.format(quietly=quietly)

@@ -245,6 +245,7 @@ def test_an_option_of_the_process_that_changes_numbers_is_refused_by_name(
         JaxEngine(tiny, settings)
 
 
+@pytest.mark.slow
 def test_nothing_that_jax_is_set_to_is_changed_for_others(tiny: Checkpoint, settings: EngineSettings) -> None:
     with set_to("jax_enable_x64", True):
         before = dict(jax.config.values)

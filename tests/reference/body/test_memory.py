@@ -80,7 +80,7 @@ def traced() -> Iterator[Callable[[], int]]:
 
 
 @pytest.mark.parametrize(
-    "shape", [shape if shape in QUICK else pytest.param(shape, marks=pytest.mark.slow) for shape in SHAPES]
+    "shape", [*QUICK, *(pytest.param(s, marks=pytest.mark.slow) for s in SHAPES if s not in QUICK)]
 )
 def test_what_is_counted_of_a_run_is_what_it_takes_within_a_factor_of_two(shape: str, tokenizer: Tokenizer) -> None:
     body, count = body_of(SHAPES[shape]), 3
@@ -92,6 +92,7 @@ def test_what_is_counted_of_a_run_is_what_it_takes_within_a_factor_of_two(shape:
     assert real / 2 <= counted <= real * 2, (real, counted)
 
 
+@pytest.mark.slow
 def test_a_waiting_prompt_is_four_bytes_a_token_and_no_text_unless_it_is_echoed(tokenizer: Tokenizer) -> None:
     text = "ab " * 1600
     tokens = len(prepared(body_of({"prompt": text}), tokenizer).prompts[0].ids)
@@ -103,6 +104,7 @@ def test_a_waiting_prompt_is_four_bytes_a_token_and_no_text_unless_it_is_echoed(
         assert run.usage.prompt_tokens == tokens
 
 
+@pytest.mark.slow
 def test_a_waiting_run_has_no_candidates_yet(tokenizer: Tokenizer) -> None:
     """146 bytes ask for 2,048 of them, at a kilobyte and more each."""
     body = body_of({"prompt": ["a"] * 16, "n": 128, "max_tokens": 0})
@@ -124,6 +126,7 @@ def test_a_run_that_has_not_begun_is_not_complete_and_has_used_its_prompts_alone
 # ---- stop strings
 
 
+@pytest.mark.slow
 def test_a_stop_strings_table_is_made_only_as_far_as_a_text_comes_in_it() -> None:
     stops = ["ab" * 500_000, "x" * 1_000_000]
     with traced() as taken:

@@ -41,6 +41,7 @@ def test_what_it_reads_is_what_json_loads_reads(value: Any, indent: Any) -> None
     assert repr(read(text)) == repr(json.loads(text))
 
 
+@pytest.mark.slow
 @given(VALUES, st.data())
 def test_what_is_no_json_is_refused_as_json_loads_refuses_it(value: Any, data: st.DataObject) -> None:
     text = json.dumps(value)
@@ -86,6 +87,7 @@ def test_values_have_an_end_that_names_the_member_they_are_in(
     assert "more than 10000 values" in refused.value.message
 
 
+@pytest.mark.slow
 def test_members_have_the_same_end() -> None:
     inner = ",".join(f'"{i}":1' for i in range(MOST_VALUES))
     for text, param in ((f'{{"logit_bias":{{{inner}}}}}', "logit_bias"), (f"{{{inner}}}", str(MOST_VALUES - 8))):

@@ -229,6 +229,7 @@ def test_what_doctor_and_verify_read_prints_the_line_too(
     assert capsys.readouterr().err.startswith(f"gnomon: warning: {TOLD}")
 
 
+@pytest.mark.slow
 def test_serve_logs_the_line_once_as_a_warning(contradicting: Path) -> None:
     arguments = ["serve", str(contradicting), "--engine", "reference", "--port", "0", "--log-format", "json"]
     with subprocess.Popen(

@@ -58,6 +58,7 @@ for byte in b"ab" * 10**6:
 """
 
 
+@pytest.mark.slow
 def test_a_writer_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for attempt in range(4):

@@ -87,6 +87,7 @@ PIECES = ("a", "abc", " ", "   ", "\n", "é", "e\u0301", "\u1fbe\u0308\u0301", "
 TEXT = st.lists(st.sampled_from(PIECES) | st.characters(codec="utf-8"), max_size=40).map("".join)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOUNDED)
 @given(text=TEXT, times=st.integers(1, 200))
 @example(text="\u1fbe\u0308\u0301", times=100)  # what NFC shortens most
