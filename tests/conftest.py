@@ -75,6 +75,9 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take long come first, so that no worker is left with one at the end: those that compile models."""
+    both = [item.nodeid for item in items if item.get_closest_marker("slow") and item.get_closest_marker("weekly")]
+    if both:
+        raise pytest.UsageError(f"slow or weekly, and not both: {both[0]}")
     order = [ROOT / "tests" / folder for folder in ("jax_engine", "http", "project")]
     items.sort(key=lambda item: [item.path.is_relative_to(folder) for folder in order], reverse=True)
 

@@ -179,9 +179,12 @@ def check(server: Watched, send: Callable[[], Any]) -> None:
     assert worst <= LIMIT + calm + lost
 
 
-@pytest.mark.slow
+LONGEST = "many prompts, no n"
+BY_TIME = [pytest.param(s, marks=pytest.mark.weekly if s == LONGEST else pytest.mark.slow) for s in ANSWERS]
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("shape", ANSWERS)
+@pytest.mark.parametrize("shape", BY_TIME)
 def test_the_largest_answers_leave_the_interpreter_to_others(server: Watched, shape: str, stream: bool) -> None:
     sent = body(**{**json.loads(ANSWERS[shape]()), "stream": stream})
     answers: list[tuple[int, int]] = []
@@ -217,7 +220,7 @@ def jax_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         yield running
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.parametrize("shape", JAX)
 def test_the_jax_engines_largest_answers_do_so_too(jax_server: Watched, shape: str) -> None:
     answers: list[tuple[int, int]] = []

@@ -51,7 +51,7 @@ HOLDS = {"slower": 60.0, "growth": 1.8}
 MEAN = Plan(hostile=True, seconds=24, pool=8, longest=96, livez_ms=5000, **HOLDS)  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_hostile_clients_neither_change_nor_lose_nor_stop_others() -> None:
     report = hostile.run(MEAN)
     assert list(report.failures) == [], "\n".join(f"{name}: {value}" for name, value in report.rows.items())

@@ -69,9 +69,9 @@ def test_the_references_logits_are_transformers(directories: dict[str, Path], na
     assert difference < TOLERANCE
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.weekly) for name in VARIANTS]
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in SHORT else pytest.mark.weekly) for name in VARIANTS],
 )
 def test_the_jax_engine_computes_what_the_reference_does(directories: dict[str, Path], name: str) -> None:
     worst, tokens_equal = against_jax(directories[name], text(seed_of(name)))

@@ -77,7 +77,9 @@ def test_only_a_failed_assertion_of_the_named_test_is_red() -> None:
             with copy.mutated("trial", "reference/sampler.py", old, new):
                 words[new] = copy.run([test])[test].word
     crash = "ERROR (call: ZeroDivisionError: division by zero)"
-    assert list(words.values()) == ["red", "green", crash, "ERROR (cannot be collected)"]
+    *told, unread = words.values()
+    assert told == ["red", "green", crash]
+    assert unread in ("ERROR (cannot be collected)", "NOT RUN")  # the second where conftest.py imports it too
 
 
 @pytest.mark.slow

@@ -281,8 +281,14 @@ def test_a_cell_that_raises_is_shown_and_fails_and_nothing_is_stored(tmp_path: P
     assert path.read_bytes() == before
 
 
-@pytest.mark.slow
-@every_notebook
+TRAINS = "12"  # for a minute and a half
+BY_TIME = [
+    pytest.param(path, marks=pytest.mark.weekly if path.name.startswith(TRAINS) else pytest.mark.slow, id=path.stem)
+    for path in NOTEBOOKS
+]
+
+
+@pytest.mark.parametrize("path", BY_TIME)
 def test_a_notebook_shows_what_its_code_gives_and_its_exercises_are_solved_by_their_answers(path: Path) -> None:
     done = run(path.name)
     assert done.returncode == 0, done.stdout + done.stderr

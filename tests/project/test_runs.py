@@ -62,5 +62,5 @@ def test_every_worker_has_one_core_and_all_cores_are_had(tmp_path: Path) -> None
     )
     assert "8 passed" in told
     lines = {line for line in told.splitlines() if line.startswith("core ")}
-    cpus = os.environ["TESTS_CPUS"].split(",")
-    assert lines == {f"core {{{cpu}}} of {','.join(cpus)}" for cpu in cpus[:2]}
+    cpus = sorted(os.sched_getaffinity(0))  # one, where this test has a worker of its own
+    assert lines == {f"core {{{cpu}}} of {','.join(map(str, cpus))}" for cpu in cpus[:2]}

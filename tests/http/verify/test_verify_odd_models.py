@@ -20,7 +20,7 @@ from helpers.live import serving
 from helpers.odd_models import ODD
 
 QUICK = ("ends at once", "no text", "half of a character, whatever the bias", "SentencePiece")
-"""Of each kind one; of the others every sixth is a slow one, and all of them a weekly run."""
+"""Of each kind one, and of the others every sixth, are slow ones; all of them a weekly run."""
 
 NOTHING_TO_SEE = "form that this case cannot read"
 
@@ -28,10 +28,9 @@ NOTHING_TO_SEE = "form that this case cannot read"
 def _models() -> list[object]:
     others = [name for name in ODD if name not in QUICK]
     marks = {name: pytest.mark.weekly if i % 6 else pytest.mark.slow for i, name in enumerate(others)}
-    return [pytest.param(name, marks=marks.get(name, ())) for name in ODD]
+    return [pytest.param(name, marks=marks.get(name, pytest.mark.slow)) for name in ODD]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", _models())
 def test_no_case_accuses_a_sound_server_of_its_model(tmp_path: Path, name: str) -> None:
     findings = judged(InProcessServer(ODD[name].serve(tmp_path)))
@@ -79,12 +78,11 @@ def _faults() -> list[object]:
     rows: list[object] = []
     for name in ("ends at once", "no text", "one token"):
         for i, fault in enumerate(fault for fault in FAULTS if fault.name not in UNSEEN):
-            marks = [pytest.mark.weekly] if i % EVERY else []
+            marks = pytest.mark.weekly if i % EVERY else pytest.mark.slow
             rows.append(pytest.param(name, fault, id=f"{name}: {label(fault)}", marks=marks))
     return rows
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "fault"), _faults())
 def test_a_fault_is_not_acquitted_on_such_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, fault: Fault

@@ -143,9 +143,9 @@ def test_a_value_that_jax_does_not_know_is_one_line_that_names_it(name: str, val
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["bench", "train"])
+@pytest.mark.parametrize("module", ["tools.bench", "training.__main__"])
 def test_the_tools_say_the_same_line(module: str, tmp_path: Path) -> None:
-    arguments = ["--quick"] if module == "bench" else ["evaluate", str(tmp_path)]
+    arguments = ["--quick"] if module == "tools.bench" else ["evaluate", str(tmp_path)]
     code = f"import sys; from gnomon.jax_engine.{module} import main; sys.exit(main(sys.argv[1:]))"
     status, out, err = run(code, *arguments, JAX_PLATFORMS="rocm")
     assert (status, out, err.count("\n")) == (1, "", 1)

@@ -215,10 +215,9 @@ def cases() -> Iterator[Any]:
     for table in (FEW, MORE, HARMLESS):
         for name, values in table.items():
             for value in values:
-                yield pytest.param(name, value, marks=() if table is FEW else pytest.mark.weekly)
+                yield pytest.param(name, value, marks=pytest.mark.slow if table is FEW else pytest.mark.weekly)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "value"), list(cases()))
 def test_the_bytes_are_the_same_whatever_jax_is_set_to(
     tiny: Checkpoint, settings: EngineSettings, plain: tuple[str, list[str]], name: str, value: Any

@@ -187,7 +187,7 @@ def text_of(process: subprocess.Popen[str]) -> tuple[str, list[str]]:
     return text, lines.splitlines()
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_starts_at_once_from_one_empty_directory_leave_it_whole(tmp_path: Path) -> None:
     model = tiny_llama(tmp_path / "tiny", max_position_embeddings=64)
     starts = [completed(model, tmp_path / "cache") for _ in range(3)]
@@ -198,7 +198,7 @@ def test_starts_at_once_from_one_empty_directory_leave_it_whole(tmp_path: Path) 
     assert not any("building" in line or "compiling" in line or "damaged" in line for line in lines)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_a_start_mends_whatever_is_damaged_and_answers_the_same(tmp_path: Path) -> None:
     model, cache = tiny_llama(tmp_path / "tiny", max_position_embeddings=64), tmp_path / "cache"
     text, _ = text_of(completed(model, cache))

@@ -30,7 +30,7 @@ from gnomon.jax_engine.tools.workbench import GREEDY_PARAMS, LOADS, QUICK_PLAN, 
 from gnomon.reference.checkpoint.load import load_checkpoint
 from gnomon.reference.tokenizer import load_tokenizer
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.weekly
 
 COMMAND = (sys.executable, "-m", "gnomon.jax_engine.tools.bench")
 

@@ -30,7 +30,7 @@ from gnomon.jax_engine.training.loop import _forget_after, train
 from gnomon.jax_engine.training.optimizer import rate_scale
 from gnomon.jax_engine.training.state import TrainState, fresh_state, load_state, save_state
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.weekly
 
 MODEL = Path(__file__).resolve().parents[3] / "reference" / "default_model"
 STORIES = [
