@@ -26,7 +26,9 @@ from gnomon.reference.prng import DrawKey, token_words
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the tokens of one request are chosen, and when the engine stops choosing. Every value is already valid."""
+    """How the tokens of one request are chosen, and when the engine (engine.py) stops choosing: no stage looks at
+    `max_tokens` and `end_ids`. Every value is already valid, and a request without a seed has been given one
+    (completion.py)."""
 
     max_tokens: int = 16
     temperature: float = 1.0
@@ -76,8 +78,9 @@ def temper(z: F64, temperature: float) -> F64:
 def nucleus(z: F64, s: F64, top_p: float) -> NDArray[np.bool_]:
     """6. Which ids may be drawn, [V] of bool (Holtzman et al. 2020, "The curious case of neural text degeneration").
 
-    Ids are ranked by (−z, id). Rank 0 is kept; rank j is kept if the mass of the ranks before it is below `top_p`.
-    So the token that crosses top_p is kept and the next is not; 0 keeps one token; 1 skips the stage and keeps all.
+    Ids are ranked by (−z, id): by z, since two of them may have one s. Rank 0 is kept; rank j is kept if the mass of
+    the ranks before it is below `top_p`, as a running sum in that order. So the token that crosses top_p is kept and
+    the next is not; 0 keeps one token; 1 skips the stage and keeps all.
     """
     if top_p == 1:
         return np.ones(len(z), bool)

@@ -1,4 +1,4 @@
-"""Takes the two pictures of the page that the README shows: python tests/screenshots.py
+"""Takes two pictures of the page, of which the README shows the first: python tests/screenshots.py
 
 Needs the extra `browser` and chromium. The letters are those of whatever fonts the machine has; for the pictures that
 are kept, Inter and P052, from Debian's fonts-inter and fonts-urw-base35. What is in them is the same each time: the

@@ -52,6 +52,24 @@ def test_ties_at_the_nucleus_boundary_go_to_the_lower_ids(top_p: float) -> None:
     assert kept.any(axis=1).all()
 
 
+@pytest.mark.parametrize(("ids", "top_p", "expected"), [
+    (4, 0.25, 1), (4, 0.5, 2), (4, 0.75, 3), (4, 0.5 + 2**-20, 3), (8, 0.125, 1), (8, 0.5, 4), (8, 0.5 - 2**-20, 4),
+])  # fmt: skip
+def test_a_mass_of_just_top_p_before_an_id_leaves_it_out(ids: int, top_p: float, expected: int) -> None:
+    """Equal ids have masses that float32 has exactly: equality with top_p is no matter of rounding."""
+    z = jnp.zeros((1, ids))
+    kept = np.asarray(sampler.nucleus(z, z, jnp.full(1, top_p, jnp.float32), jnp.ones(1, bool)))
+    assert kept[0].tolist() == [i < expected for i in range(ids)]
+
+
+def test_a_larger_logit_with_just_top_p_of_the_mass_is_kept_alone() -> None:
+    """The boundary is sought by halving: above the smaller logit lies just top_p, and it may not be kept. At a high
+    temperature the two weigh the same, which float32 has exactly."""
+    z, s = jnp.array([[1.0, 0.5]]), jnp.zeros((1, 2))
+    kept = np.asarray(sampler.nucleus(z, s, jnp.full(1, 0.5, jnp.float32), jnp.ones(1, bool)))
+    assert kept[0].tolist() == [True, False]
+
+
 def test_rows_that_are_no_nucleus_keep_everything() -> None:
     z = jnp.asarray(tied_logits(2))
     flags = jnp.arange(ROWS) % 2 == 0

@@ -90,6 +90,20 @@ MUTATIONS = (
         "jax_engine/test_jax_sampler.py::test_ties_at_the_nucleus_boundary_go_to_the_lower_ids",
     ),
     Mutation(
+        "the device keeps an equal id before which the mass is just top_p",
+        "jax_engine/sampler.py",
+        "(mass_before < top_p[:, None])",
+        "(mass_before <= top_p[:, None])",
+        "jax_engine/test_jax_sampler.py::test_a_mass_of_just_top_p_before_an_id_leaves_it_out",
+    ),
+    Mutation(
+        "the device keeps a smaller logit before which the mass is just top_p",
+        "jax_engine/sampler.py",
+        "return jnp.where(above < top_p, low, middle), jnp.where(above < top_p, middle, high)",
+        "return jnp.where(above <= top_p, low, middle), jnp.where(above <= top_p, middle, high)",
+        "jax_engine/test_jax_sampler.py::test_a_larger_logit_with_just_top_p_of_the_mass_is_kept_alone",
+    ),
+    Mutation(
         "minus zero ranks below zero on the device",
         "jax_engine/sampler.py",
         "lax.top_k(_one_zero(logits), min(",
