@@ -148,6 +148,15 @@ class Playground:
         assert body is not None
         return body
 
+    def best_of_five(self) -> dict[str, Any]:
+        """Runs a request whose one choice is the best of five candidates, and gives the trace of that one."""
+        for name, value in (("seed", 11), ("n", 1), ("best_of", 5), ("max_tokens", 6)):
+            self.set(name, value)
+        with self.page.expect_response("**/v1/completions/trace") as told:
+            self.run()
+        self.settled()
+        return dict(told.value.json())
+
     def settled(self) -> None:
         """Waits until the reference has said what it thinks and a draw is shown."""
         self["#choices footer p:last-child"].filter(has_text="Reference agrees").first.wait_for()

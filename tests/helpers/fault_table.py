@@ -14,7 +14,7 @@ from helpers.request_faults import REQUEST_FAULTS
 FAULTS = (*REQUEST_FAULTS, *ANSWER_FAULTS)
 BY_NAME = {case.name: case for case in CASES}
 DAYS = 10
-MOST = 80  # faults of a day, each against every case: four minutes on two cores
+MOST = 80  # faults of a day, each against every case, of which one takes seconds
 
 
 def label(fault: Fault) -> str:

@@ -159,7 +159,7 @@ def test_an_answer_is_one_of_its_schema(app: Starlette) -> None:
 
 def test_the_example_of_the_documents_is_traced_in_full() -> None:
     text = (Path(__file__).resolve().parents[2] / "http" / "README.md").read_text(encoding="utf-8")
-    found = re.search(rf"{TRACE} -H .* -d '(.*)'", text)
+    found = re.search(rf"{TRACE} -H .* -d '(.*?)'\n", text, re.DOTALL)
     assert found
     told = call(create_app(*load(), Settings()), "POST", TRACE, json=json.loads(found[1])).json()
     assert told["agreement"] == {"tokens": 4, "agree": 4, "first_difference": None}

@@ -157,16 +157,12 @@ def test_running_again_keeps_the_draw_that_was_looked_at(open_page: Open) -> Non
 
 def test_a_draw_of_a_returned_candidate_is_made_again_as_that_candidate(open_page: Open) -> None:
     page = open_page()
-    for name, value in (("seed", 11), ("n", 1), ("best_of", 5), ("max_tokens", 6)):
-        page.set(name, value)
-    with page.page.expect_response("**/v1/completions/trace") as told:
-        page.run()
-    page.settled()
-    candidate = told.value.json()["candidate"]
+    told = page.best_of_five()
+    candidate = told["candidate"]
     with page.page.expect_response("**/v1/completions/trace") as again:
         page["#knob-temperature"].fill("0.9")
     assert again.value.json()["candidate"] == candidate > 0
-    assert again.value.json()["draw"]["key"] == told.value.json()["draw"]["key"]
+    assert again.value.json()["draw"]["key"] == told["draw"]["key"]
 
 
 def test_what_the_reference_says_is_what_the_server_answered(open_page: Open) -> None:
