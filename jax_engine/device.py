@@ -213,7 +213,7 @@ def place(checkpoint: Checkpoint, layout: sharding.Layout, dtype: Any) -> Placed
 def _sources() -> bytes:
     """A hash of every source that decides a served number."""
     wing = Path(__file__).parent
-    own = sources_hash(wing, SERVE_NOTHING, (".py", ".cc"))
+    own = sources_hash(wing, SERVE_NOTHING, (".py", ".cc", ".h"))
     return hashlib.sha256(own + sources_hash(wing.parent / "reference")).digest()
 
 

@@ -1,7 +1,7 @@
 """The operations that hardware decides, in every form there is of them.
 
     xla.py      linear, attend: by XLA, on any device
-    native.py   linear: by native.cc, built for this CPU
+    native.py   linear: by the C++ in cpu/, built for this CPU
     choice.py   which of them the compiled programs call
 
 A form may replace another where a row's bits depend on that row alone, so that neighbours change no byte. The draw has

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 from jax import Array
 
 from gnomon.jax_engine.kernels import xla
-from gnomon.jax_engine.kernels.native import NoNativeProduct, load_native
+from gnomon.jax_engine.kernels.native import NoNativeKernels, load_native
 
 
 class LinearKernel(Protocol):
@@ -58,12 +58,12 @@ def choose_kernels(
     progress: Callable[[str], None],
     announce: Callable[[str], None],
 ) -> ChosenKernels:
-    """The native product where it is wanted and can be had for one device, else XLA's. cache, announce: see
+    """The native operations where they are wanted and can be had for one device, else XLA's. cache, announce: see
     `load_native`; progress: is told which it is, and why not the other."""
     if not wants_native:
         return ChosenKernels(XLA, XLA, "XLA")
-    native = load_native(cache, announce) if devices == 1 else NoNativeProduct("there are several devices")
-    if isinstance(native, NoNativeProduct):
+    native = load_native(cache, announce) if devices == 1 else NoNativeKernels("there are several devices")
+    if isinstance(native, NoNativeKernels):
         progress(f"products by XLA, not natively: {native}")
         return ChosenKernels(XLA, XLA, "XLA")
     progress(f"products by {native.description}")

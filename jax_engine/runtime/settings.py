@@ -25,7 +25,7 @@ class EngineSettings:
     pool_tokens: int | None = None  # positions that the key/value pool holds; None: see `default_pool_tokens`
     dtype: str = "float32"  # of the weights: float32 or bfloat16
     tensor_parallel: int = 1  # devices over which heads, feed-forward and vocabulary are cut
-    native: bool = True  # on a CPU, products by native.cc if it can be built into the compilation cache; else by XLA
+    native: bool = True  # on a CPU, what kernels/cpu has if it can be built into the compilation cache; else XLA's
     compilation_cache: Path | None = None  # where compiled programs are kept for the next start; None: nowhere
 
 

@@ -319,7 +319,7 @@ def test_completing_says_only_what_takes_long_and_only_the_first_time(
         assert result.code == 0
         said.append(result.err)
     assert said[0] == said[2] == ""
-    assert re.fullmatch(r"importing jax\nbuilding the native product .+\ncompiling 5 programs .+\n", said[1])
+    assert re.fullmatch(r"importing jax\nbuilding the native operations .+\ncompiling 5 programs .+\n", said[1])
 
 
 BEFORE_JAX = """
@@ -869,7 +869,7 @@ def test_serve_runs_jax_by_default_reports_its_start_and_starts_quicker_from_its
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     weights = r"\S+ INFO weights: 21 tensors, [\d.]+ MiB, read in [\d.]+ s, placed in [\d.]+ s\n"
     first = r"\S+ INFO starting tiny with --engine jax: importing jax\n\S+ INFO fill-in-the-middle: .+\n"
-    built = r"\S+ INFO building the native product with \S+: about 10 s, the first time only\n"
+    built = r"\S+ INFO building the native operations with \S+: about 10 s, the first time only\n"
     reading = r"\S+ INFO reading the weights: [\d,]+ parameters\n"
     ahead = r"\S+ INFO compiling 5 programs for 2 layers: about 4 s, the first time only\n"
     compiled = r"(\S+ INFO compiled \w+ in [\d.]+ s\n){5}"

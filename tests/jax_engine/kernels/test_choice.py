@@ -6,7 +6,7 @@ import pytest
 
 from gnomon.jax_engine.kernels import choice
 from gnomon.jax_engine.kernels.choice import XLA, choose_kernels
-from gnomon.jax_engine.kernels.native import NoNativeProduct
+from gnomon.jax_engine.kernels.native import NoNativeKernels
 
 
 def chosen(wants_native: bool, devices: int = 1) -> tuple[choice.ChosenKernels, list[str]]:
@@ -23,7 +23,7 @@ def test_several_devices_get_xla_and_the_reason() -> None:
 
 
 def test_what_cannot_be_built_is_xlas_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "load_native", lambda cache, announce: NoNativeProduct("no compiler"))
+    monkeypatch.setattr(choice, "load_native", lambda cache, announce: NoNativeKernels("no compiler"))
     assert chosen(True) == ((XLA, XLA, "XLA"), ["products by XLA, not natively: no compiler"])
 
 

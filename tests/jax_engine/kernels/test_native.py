@@ -1,4 +1,4 @@
-"""The native product: the bits of a row, its errors, and how it is built, kept and refused."""
+"""The native operations: the bits of a row, its errors, and how it is built, kept and refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jax import Array
 from numpy.typing import NDArray
 
 from gnomon.jax_engine.kernels import native
-from gnomon.jax_engine.kernels.native import Native, NoNativeProduct
+from gnomon.jax_engine.kernels.native import Native, NoNativeKernels
 from gnomon.jax_engine.runtime.checked import keep
 from helpers.damage import DAMAGES, Damage
 
@@ -31,11 +31,12 @@ SHAPES = ((1, 1, 1), (5, 3, 2), (17, 25, 7), (33, 100, 9), (576, 49, 8), (1030, 
 # enough that threads share the work
 SHARED = (576, 3001, 8)
 
-# a call that does nothing: for what happens before a product is computed; builds in a moment
+# calls that do nothing: for what happens before anything is computed; they build in a moment
 IDLE_SOURCE = """#include "xla/ffi/api/ffi.h"
 static xla::ffi::Error idle() { return xla::ffi::Error::Success(); }
-XLA_FFI_DEFINE_HANDLER_SYMBOL(gnomon_linear, idle, xla::ffi::Ffi::Bind());
-"""
+""" + "\n".join(
+    f"XLA_FFI_DEFINE_HANDLER_SYMBOL(gnomon_{call}, idle, xla::ffi::Ffi::Bind());\n" for call in native.CALLS
+)
 
 pytestmark = pytest.mark.skipif(
     not any(shutil.which(name) for name in native.COMPILERS), reason="there is no C++ compiler"
@@ -214,19 +215,31 @@ def test_arguments_that_do_not_fit_are_an_error_not_a_crash(built: Native) -> No
 # ---- building
 
 
+def idle_source(tmp_path: Path) -> Path:
+    (tmp_path / "idle").mkdir()
+    source = tmp_path / "idle" / "idle.cc"
+    source.write_text(IDLE_SOURCE)
+    return source
+
+
+def idle_file() -> Path:
+    """The source that the fixture `idle` has put in place of ours."""
+    return native.SOURCES / "idle.cc"
+
+
 @pytest.fixture
 def idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Has `load` build a source that does nothing, as if in a new process; returns how many builds there were."""
-    source = tmp_path / "idle.cc"
+    source = idle_source(tmp_path)
     source.write_text(f"{IDLE_SOURCE}// {tmp_path}\n")  # a name of its own in XLA's table, which forgets nothing
     builds: list[Path] = []
     build = native._build
 
-    def counted(compiler: list[str], cache: Path, target: str) -> Path:
+    def counted(compiler: list[str], cache: Path, name: str) -> Path:
         builds.append(cache)
-        return build(compiler, cache, target)
+        return build(compiler, cache, name)
 
-    monkeypatch.setattr(native, "SOURCE", source)
+    monkeypatch.setattr(native, "SOURCES", source.parent)
     monkeypatch.setattr(native, "_registered", {})
     monkeypatch.setattr(native, "_build", counted)
     monkeypatch.delenv("CXX", raising=False)
@@ -249,7 +262,7 @@ def test_another_source_other_flags_and_another_cpu_are_built_anew(
     tmp_path: Path, idle: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = [native.load_native(tmp_path / "kept")]
-    native.SOURCE.write_text(native.SOURCE.read_text() + "// changed\n")
+    idle_file().write_text(idle_file().read_text() + "// changed\n")
     loaded.append(native.load_native(tmp_path / "kept"))
     monkeypatch.setattr(native, "COMPILER_FLAGS", (*native.COMPILER_FLAGS, "-fno-unroll-loops"))
     loaded.append(native.load_native(tmp_path / "kept"))
@@ -265,7 +278,7 @@ def test_another_source_other_flags_and_another_cpu_are_built_anew(
 def test_building_prints_nothing(
     tmp_path: Path, idle: Callable[[], int], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    native.SOURCE.write_text(native.SOURCE.read_text() + '#warning "a word to the wise"\n')
+    idle_file().write_text(idle_file().read_text() + '#warning "a word to the wise"\n')
     monkeypatch.setattr(native, "COMPILER_FLAGS", tuple(flag for flag in native.COMPILER_FLAGS if flag != "-w"))
     assert isinstance(native.load_native(tmp_path / "kept"), Native)
     assert idle() == 1
@@ -280,7 +293,7 @@ def test_without_a_compiler_the_reason_names_what_was_looked_for(
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", str(tmp_path))
     reason = native.load_native(tmp_path)
-    assert isinstance(reason, NoNativeProduct)
+    assert isinstance(reason, NoNativeKernels)
     assert str(reason) == "there is no C++ compiler: c++, g++, clang++ not found"
     assert idle() == 0
 
@@ -288,9 +301,9 @@ def test_without_a_compiler_the_reason_names_what_was_looked_for(
 def test_a_source_that_does_not_compile_gives_the_compilers_error_and_leaves_nothing(
     tmp_path: Path, idle: Callable[[], int]
 ) -> None:
-    native.SOURCE.write_text("this is not C++;\n")
+    idle_file().write_text("this is not C++;\n")
     reason = native.load_native(tmp_path / "kept")
-    assert isinstance(reason, NoNativeProduct)
+    assert isinstance(reason, NoNativeKernels)
     assert "failed" in str(reason)
     assert "error" in str(reason)
     assert list((tmp_path / "kept").iterdir()) == []
@@ -301,20 +314,20 @@ def test_a_source_that_does_not_compile_gives_the_compilers_error_and_leaves_not
 def test_a_library_without_the_call_or_for_another_interface_gives_a_reason(
     tmp_path: Path, idle: Callable[[], int], source: str
 ) -> None:
-    native.SOURCE.write_text(f"{source}// {tmp_path}\n")
+    idle_file().write_text(f"{source}// {tmp_path}\n")
     reason = native.load_native(tmp_path / "kept")
-    assert isinstance(reason, NoNativeProduct)
+    assert isinstance(reason, NoNativeKernels)
     assert str(reason).startswith("the library cannot be used: ")
 
 
 def test_a_cached_file_that_is_no_library_gives_a_reason(
     tmp_path: Path, idle: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write_nonsense(compiler: list[str], cache: Path, target: str) -> Path:
-        return keep(cache, target, ".so", b"no library")
+    def write_nonsense(compiler: list[str], cache: Path, name: str) -> Path:
+        return keep(cache, name, ".so", b"no library")
 
     monkeypatch.setattr(native, "_build", write_nonsense)
-    assert isinstance(native.load_native(tmp_path / "kept"), NoNativeProduct)
+    assert isinstance(native.load_native(tmp_path / "kept"), NoNativeKernels)
 
 
 # in a process of its own, which loading half a library would end by a signal
@@ -322,16 +335,15 @@ LOAD = """
 import sys
 from pathlib import Path
 from gnomon.jax_engine.kernels import native
-native.SOURCE = Path(sys.argv[1])
+native.SOURCES = Path(sys.argv[1])
 print(native.load_native(Path(sys.argv[2]), print))
 """
 
 
 @pytest.mark.slow
 def test_half_a_library_does_not_end_the_process_but_is_built_anew_with_a_line(tmp_path: Path) -> None:
-    source, kept = tmp_path / "idle.cc", tmp_path / "kept"
-    source.write_text(IDLE_SOURCE)
-    command = [sys.executable, "-c", LOAD, str(source), str(kept)]
+    source, kept = idle_source(tmp_path), tmp_path / "kept"
+    command = [sys.executable, "-c", LOAD, str(source.parent), str(kept)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
 
     def load() -> list[str]:
@@ -360,20 +372,20 @@ def test_a_damaged_library_is_built_anew_with_one_line(
 
     with monkeypatch.context() as building:
         building.setattr("ctypes.CDLL", refuse)
-        assert isinstance(native.load_native(tmp_path / "kept"), NoNativeProduct)
+        assert isinstance(native.load_native(tmp_path / "kept"), NoNativeKernels)
     [library] = (tmp_path / "kept").iterdir()
     damage.do(library)
     said: list[str] = []
     assert isinstance(native.load_native(tmp_path / "kept", said.append), Native)
     assert list((tmp_path / "kept").iterdir()) == [library]
     assert [damage.wrong in line for line in said] == [True, False]
-    assert said[1].startswith("building the native product with ")
+    assert said[1].startswith("building the native operations with ")
     assert idle() == 2
 
 
 def test_a_cache_directory_that_cannot_be_made_gives_a_reason(tmp_path: Path, idle: Callable[[], int]) -> None:
     (tmp_path / "file").write_text("in the way")
-    assert isinstance(native.load_native(tmp_path / "file" / "cache"), NoNativeProduct)
+    assert isinstance(native.load_native(tmp_path / "file" / "cache"), NoNativeKernels)
 
 
 def test_no_cache_directory_and_no_cpu_each_have_their_reason(
@@ -388,8 +400,7 @@ def test_no_cache_directory_and_no_cpu_each_have_their_reason(
 @pytest.mark.slow
 def test_two_processes_that_build_at_once_both_get_their_library(tmp_path: Path) -> None:
     """Their compiler builds only when both are building, so neither finds the other's result."""
-    source, compiler, kept = tmp_path / "idle.cc", tmp_path / "slow-c++", tmp_path / "kept"
-    source.write_text(IDLE_SOURCE)
+    source, compiler, kept = idle_source(tmp_path), tmp_path / "slow-c++", tmp_path / "kept"
     real = next(path for name in native.COMPILERS if (path := shutil.which(name)))
     compiler.write_text(
         "#!/bin/sh\n"
@@ -401,15 +412,15 @@ def test_two_processes_that_build_at_once_both_get_their_library(tmp_path: Path)
     compiler.chmod(0o755)
     code = (
         "from pathlib import Path; from gnomon.jax_engine.kernels import native; import sys\n"
-        "native.SOURCE = Path(sys.argv[1])\n"
+        "native.SOURCES = Path(sys.argv[1])\n"
         "print(native.load_native(Path(sys.argv[2])).description)"
     )
     environment = {**os.environ, "CXX": str(compiler), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", code, str(source), str(kept)]
+    command = [sys.executable, "-c", code, str(source.parent), str(kept)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
     outputs = [process.communicate(timeout=120)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]
     assert outputs[0] == outputs[1]
-    assert "gnomon_linear_" in outputs[0]
+    assert "gnomon_native_" in outputs[0]
     assert len(list(tmp_path.glob("building.*"))) == 2
     assert [file.suffix for file in kept.iterdir()] == [".so"]

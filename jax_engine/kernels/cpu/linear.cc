@@ -18,78 +18,17 @@
 // by panel, in the order in which tiles read it.
 
 #include <algorithm>
-#include <atomic>
-#include <cfenv>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <memory>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
-
+#include "lanes.h"
+#include "threads.h"
 #include "xla/ffi/api/ffi.h"
 
-namespace ffi = xla::ffi;
-
+namespace gnomon {
 namespace {
-
-// ---- vectors: how wide they are, how many sums of a tile stay in registers, and the operations that decide the bits
-
-#if defined(__AVX512F__)
-constexpr size_t W = 16, SUMS = 24;
-#elif defined(__AVX2__) && defined(__FMA__)
-constexpr size_t W = 8, SUMS = 12;
-#elif defined(__aarch64__)
-constexpr size_t W = 4, SUMS = 24;
-#else
-constexpr size_t W = 4, SUMS = 12;
-#endif
-
-typedef float Lanes __attribute__((vector_size(4 * W)));
-typedef float LanesAnywhere __attribute__((vector_size(4 * W), aligned(4), may_alias));
-typedef uint32_t Words __attribute__((vector_size(4 * W)));
-typedef uint32_t WordsAnywhere __attribute__((vector_size(4 * W), aligned(2), may_alias));
-
-inline Lanes fused(Lanes sum, Lanes x, Lanes w) {
-#if defined(__AVX512F__)
-  return _mm512_fmadd_ps(x, w, sum);
-#elif defined(__AVX2__) && defined(__FMA__)
-  return _mm256_fmadd_ps(x, w, sum);
-#elif defined(__aarch64__)
-  return vfmaq_f32(sum, x, w);
-#else
-  return sum + x * w;
-#endif
-}
-
-inline float total(Lanes sum) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_ps(sum);
-#elif defined(__AVX2__) && defined(__FMA__)
-  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
-  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-#else
-  return (sum[0] + sum[2]) + (sum[1] + sum[3]);
-#endif
-}
-
-// Has the compiler load a vector once, not anew for every use of it: a tile has more multiply-adds than loads to spare.
-template <class Vector>
-inline void hold(Vector& v) {
-#if defined(__AVX512F__)
-  asm("" : "+v"(v));
-#elif defined(__x86_64__)
-  asm("" : "+x"(v));
-#elif defined(__aarch64__)
-  asm("" : "+w"(v));
-#endif
-}
 
 // ---- arithmetics: what a weight is, how many a step takes, what x is packed to, and how the two are added to a sum
 
@@ -246,36 +185,6 @@ void pack(const Product<A>& p, const float* x, size_t i) {
     }
 }
 
-// ---- threads
-
-struct FloatingPoint {  // IEEE's while it lives: XLA's threads flush subnormals, the calling one may not
-  fenv_t before;
-  FloatingPoint() { fegetenv(&before), fesetenv(FE_DFL_ENV); }
-  ~FloatingPoint() { fesetenv(&before); }
-};
-
-// Calls work(i) for 0 ≤ i < count, on this thread and on those of the pool that come along while something is left. It
-// waits for what others have begun, never for a thread to become free, so it ends even if none ever does.
-template <class Work>
-void share(ffi::ThreadPool& pool, size_t helpers, size_t count, const Work& work) {
-  struct Shared {  // outlives the call: a helper that comes too late finds it, with nothing left, and no more
-    std::atomic<size_t> taken{0};
-    std::atomic<int> left;
-  };
-  const auto shared = std::make_shared<Shared>();
-  shared->left = int(count);
-  auto help = [shared, count, &work] {
-    const FloatingPoint ieee;
-    for (size_t i; (i = shared->taken.fetch_add(1)) < count;) {
-      work(i);
-      if (shared->left.fetch_sub(1) == 1) shared->left.notify_one();
-    }
-  };
-  for (size_t i = 0; i < helpers; i++) pool.Schedule(decltype(help)(help));
-  help();
-  for (int left; (left = shared->left.load()) > 0;) shared->left.wait(left);
-}
-
 // ---- the custom call
 
 using Matrix = ffi::Buffer<ffi::F32, 2>;
@@ -314,12 +223,13 @@ ffi::Error linear(ffi::ThreadPool pool, Matrix x, ffi::AnyBuffer weight, Mask li
 }
 
 }  // namespace
+}  // namespace gnomon
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(gnomon_linear, linear,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Matrix>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<Mask>()
-                                  .Ret<Matrix>()
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gnomon_linear, gnomon::linear,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<gnomon::Matrix>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<gnomon::Mask>()
+                                  .Ret<gnomon::Matrix>()
                                   .Attr<bool>("rounded"));

@@ -1,0 +1,69 @@
+// Vectors of this CPU: how wide they are, and the operations on them that decide the bits. Each is one sequence of IEEE
+// operations, and the compiler keeps it: no -ffast-math, -ffp-contract=off.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace gnomon {
+
+// W lanes of float32; as many sums of a tile as stay in registers.
+#if defined(__AVX512F__)
+constexpr size_t W = 16, SUMS = 24;
+#elif defined(__AVX2__) && defined(__FMA__)
+constexpr size_t W = 8, SUMS = 12;
+#elif defined(__aarch64__)
+constexpr size_t W = 4, SUMS = 24;
+#else
+constexpr size_t W = 4, SUMS = 12;
+#endif
+
+typedef float Lanes __attribute__((vector_size(4 * W)));
+typedef float LanesAnywhere __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef uint32_t Words __attribute__((vector_size(4 * W)));
+typedef uint32_t WordsAnywhere __attribute__((vector_size(4 * W), aligned(2), may_alias));
+
+inline Lanes fused(Lanes sum, Lanes x, Lanes w) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(x, w, sum);
+#elif defined(__AVX2__) && defined(__FMA__)
+  return _mm256_fmadd_ps(x, w, sum);
+#elif defined(__aarch64__)
+  return vfmaq_f32(sum, x, w);
+#else
+  return sum + x * w;
+#endif
+}
+
+inline float total(Lanes sum) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(sum);
+#elif defined(__AVX2__) && defined(__FMA__)
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#else
+  return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+#endif
+}
+
+// Has the compiler load a vector once, not anew for every use of it: a tile has more multiply-adds than loads to spare.
+template <class Vector>
+inline void hold(Vector& v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__x86_64__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+}
+
+}  // namespace gnomon
