@@ -1,5 +1,5 @@
-"""Which of many slow tests of one kind a day's run has: a share, another one each day, and those whose files were touched.
-The others are marked `weekly`.
+"""Which of many slow tests of one kind a day's run has: a share of them, another one each day, and of some kinds those
+whose files were touched. The others are marked `weekly`.
 
     TESTS_DAY        a number of the day; 0 without it
     TESTS_TOUCHED    paths from the repository's root, between spaces or line ends
