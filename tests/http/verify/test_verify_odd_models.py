@@ -72,7 +72,7 @@ def _faults() -> list[object]:
     rows: list[object] = []
     for name in ("ends at once", "no text", "one token"):
         for i, fault in enumerate(fault for fault in FAULTS if fault.name not in UNSEEN):
-            marks = pytest.mark.slow if is_todays(i, days=12) else pytest.mark.weekly
+            marks = pytest.mark.slow if is_todays(i, days=24) else pytest.mark.weekly
             rows.append(pytest.param(name, fault, id=f"{name}: {label(fault)}", marks=marks))
     return rows
 
