@@ -86,10 +86,8 @@ class Native:
         """
         shapes = [jax.ShapeDtypeStruct((x.shape[0], weight.out), jnp.float32) for weight in weights]  # type: ignore[no-untyped-call]
         at = np.int32(0) if weights[0].at is None else weights[0].at
-        y: list[Array] = jax.ffi.ffi_call(self.target("linear"), shapes)(
-            x, live, at, *(weight.words for weight in weights), rounded=rounded
-        )
-        return y
+        call = jax.ffi.ffi_call(self.target("linear"), shapes)
+        return list(call(x, live, at, *(weight.words for weight in weights), rounded=rounded))
 
 
 def load_native(cache: Path | None, announce: Callable[[str], None] = lambda line: None) -> Native | NoNativeKernels:
