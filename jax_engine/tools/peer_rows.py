@@ -10,7 +10,7 @@ from typing import NamedTuple
 from gnomon.jax_engine.runtime.backend import one_line
 from gnomon.jax_engine.tools.clients import ClientError, CompletionsClient
 from gnomon.jax_engine.tools.measure import DTYPES, interleaved
-from gnomon.jax_engine.tools.peers import INSTALLED_PEERS, missing, started
+from gnomon.jax_engine.tools.peers import missing, started
 from gnomon.jax_engine.tools.ratios import NotMeasured, Ratio, Ratios
 from gnomon.jax_engine.tools.workbench import Bench, BenchPlan
 
@@ -52,19 +52,24 @@ def works(plan: BenchPlan) -> list[Work]:
 
 def against_peers(bench: Bench) -> Ratios:
     """Our server with default options, the baseline's and every peer's, all running, asked in turn."""
+    absent = {peer: missing(peer) for peer in bench.peers if isinstance(peer, str)}
+    for peer, why in absent.items():
+        if why is not None:
+            yield NotMeasured(f"against {peer}", why)
+    here = [peer for peer in bench.peers if isinstance(peer, CompletionsClient) or absent[peer] is None]
+    if not (here or bench.baseline):
+        return
     with ExitStack() as stack:
         clients = {name: server.client for name, server in stack.enter_context(bench.servers()).items()}
-        for peer in bench.peers:
+        for peer in here:
             if isinstance(peer, CompletionsClient):
                 clients[peer.name] = peer
-            elif (why := missing(INSTALLED_PEERS[peer])) is not None:
-                yield NotMeasured(f"against {peer}", why)
-            else:
-                place = started(peer, bench.checkpoint, bench.dtype, bench.scratch, bench.plan.longest)
-                try:
-                    clients[peer] = stack.enter_context(place)
-                except ClientError as error:
-                    yield NotMeasured(f"against {peer}", one_line(error), failed=True)
+                continue
+            running = started(peer, bench.checkpoint, bench.dtype, bench.scratch, bench.plan.longest)
+            try:
+                clients[peer] = stack.enter_context(running)
+            except ClientError as error:
+                yield NotMeasured(f"against {peer}", one_line(error), failed=True)
         for work in works(bench.plan):
             yield from compared(bench, work, clients)
 
@@ -87,4 +92,5 @@ def compared(bench: Bench, work: Work, clients: Mapping[str, CompletionsClient])
     seen = interleaved(bench.plan.rounds, sides, warm_up=False)
     for name in list(sides)[1:]:
         other = "the baseline" if name == "baseline" else name
-        yield Ratio(work.name, "tok/s", seen["ours"], seen[name], other, work.target(name, bench.dtype))
+        target = work.target(name, bench.dtype)
+        yield Ratio(f"{work.name}, against {other}", "tok/s", seen["ours"], seen[name], other, target)

@@ -54,8 +54,9 @@ INSTALLED_PEERS = {
 }
 
 
-def missing(peer: InstalledPeer) -> str | None:
+def missing(name: str) -> str | None:
     """Why it cannot be started here."""
+    peer = INSTALLED_PEERS[name]
     if absent := [part for part in peer.parts if not (FOLDER / f"{part}.installed").exists()]:
         return f"{', '.join(absent)} not installed in {FOLDER}: see tests/peer_run.py"
     if not (SCRIPTS / peer.command[0]).exists():

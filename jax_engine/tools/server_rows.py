@@ -24,9 +24,9 @@ SAMPLED = next(name for name in LOADS if name != "greedy")
 def against_baseline(name: str, unit: str, seen: Mapping[str, Sequence[float]], target: float | None = None) -> Ratios:
     """A row if there is a baseline; if there is none, only where a target asks for one, a row that says so."""
     if "baseline" in seen:
-        yield Ratio(name, unit, seen["ours"], seen["baseline"], "the baseline", target)
+        yield Ratio(f"{name}, against the baseline", unit, seen["ours"], seen["baseline"], "the baseline", target)
     elif target is not None:
-        yield NotMeasured(f"{name}, against another version", "no --baseline was given")
+        yield NotMeasured(f"{name}, against the baseline", "no --baseline was given")
 
 
 def sampling(bench: Bench) -> Ratios:
