@@ -63,10 +63,10 @@ def against_limit(
 
 
 def decode_rows(bench: Bench) -> Ratios:
-    """Transformer, head and sampler with so many slots busy against what memory and arithmetic allow."""
+    """Transformer, head and sampler with so many live rows against what memory and arithmetic allow."""
     plan, limits, engine = bench.plan, MachineLimits(bench.plan, bench.dtype), bench.engine()
     kinds = [(rows, load) for rows in (1, ROWS) for load in LOADS]
-    names = {f"decode step, {rows} of {engine.settings.slots} slots busy, {load}": (rows, load) for rows, load in kinds}
+    names = {f"decode step, {rows} row{'s' * (rows > 1)}, {load}": (rows, load) for rows, load in kinds}
     steps = {name: bench.step(engine, rows, LOADS[load]) for name, (rows, load) in names.items()}
     seen = interleaved(plan.rounds, steps | {"read": limits.read, "multiply": limits.multiply})
     for name, (rows, load) in names.items():
@@ -111,7 +111,7 @@ def overhead(bench: Bench) -> Ratios:
     for rows, target in ((1, None), (ROWS, 0.95)):
         for load, params in LOADS.items():
             bare = partial(theirs, rows, bench.step(engine, rows, params))
-            name = f"engine, {rows} of {engine.settings.slots} slots busy, {load}"
+            name = f"engine, {rows} stream{'s' * (rows > 1)}, {load}"
             yield bench.compare(name, "tok/s", partial(ours, rows, params), "the bare jitted step", bare, target)
 
 

@@ -1,4 +1,4 @@
-"""Rows about `gnomon serve`: every figure of it is one of the baseline too, taken in turn, if there is one."""
+"""Rows about `gnomon serve`; with a baseline, the same of its server, in turn."""
 
 from __future__ import annotations
 
