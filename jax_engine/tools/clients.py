@@ -79,7 +79,7 @@ def arriving(job: Job) -> Iterator[float]:
 # ---- HTTP
 
 
-class Answer(NamedTuple):
+class HttpAnswer(NamedTuple):
     """came: when each part of the body was read, and the part."""
 
     status: int
@@ -138,7 +138,7 @@ class CompletionsClient:
 
     def _ask(
         self, prompt: object, tokens: int, fields: Mapping[str, Any], params: SamplingParams, timed: bool = False
-    ) -> Answer:
+    ) -> HttpAnswer:
         drawn = {"temperature": params.temperature, "top_p": params.top_p}
         body = {"model": self.model, "prompt": prompt, **fields, **drawn, **self.no_end}
         answer = self._exchange("POST", "/v1/completions", body, timed)
@@ -147,7 +147,7 @@ class CompletionsClient:
             raise self._error(f"gave {came} tokens where {tokens} were asked for")
         return answer
 
-    def _exchange(self, method: str, path: str, body: object = None, timed: bool = False) -> Answer:
+    def _exchange(self, method: str, path: str, body: object = None, timed: bool = False) -> HttpAnswer:
         """timed: every part is read as it comes. Else this process, which shares its cores with the server, sleeps
         until much of the answer is there, or all of it and the end of the connection."""
         parts = urllib.parse.urlsplit(self.url)
@@ -162,13 +162,13 @@ class CompletionsClient:
             came = []
             while part := response.read1(MEBIBYTE):
                 came.append((time.perf_counter(), part))
-            return Answer(response.status, came)
+            return HttpAnswer(response.status, came)
         except (OSError, http.client.HTTPException) as error:
             raise self._error(f"does not answer: {error}") from None
         finally:
             connection.close()
 
-    def _json(self, answer: Answer) -> dict[str, Any]:
+    def _json(self, answer: HttpAnswer) -> dict[str, Any]:
         """The JSON of an answer, or the last event of a stream."""
         data = answer.body.strip()
         try:

@@ -83,7 +83,7 @@ def prefill_rows(bench: Bench) -> Ratios:
     yield against_limit(f"prefill of a chunk of {CHUNK}", engine, 1, CHUNK, 2.5 * CHUNK, False, seen["chunk"], seen)
 
 
-def length(bench: Bench) -> Ratios:
+def length_rows(bench: Bench) -> Ratios:
     """What a longer past of one row adds to a step, against reading its keys and values."""
     engine, plan = bench.engine(), bench.plan
     steps = {

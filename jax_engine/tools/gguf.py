@@ -38,7 +38,7 @@ NAMES = {
     "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
 }  # fmt: skip
 
-Array = NDArray[Any]
+Numbers = NDArray[Any]
 
 
 def write_gguf(checkpoint: Checkpoint, dtype: str, file: Path) -> None:
@@ -46,9 +46,9 @@ def write_gguf(checkpoint: Checkpoint, dtype: str, file: Path) -> None:
     architecture = checkpoint.config.family.architecture
     if architecture not in KINDS:
         raise ValueError(f"{architecture} is not written as GGUF; {', '.join(KINDS)} are")
-    tensors: dict[str, Array] = {}
+    tensors: dict[str, Numbers] = {}
 
-    def put(place: ParamPath, array: Array) -> None:
+    def put(place: ParamPath, array: Numbers) -> None:
         matrix = array.ndim > 1 and dtype == "bfloat16"
         tensors[_name(place)] = _placed(place, array, checkpoint).astype(ml_dtypes.bfloat16 if matrix else np.float32)
 
@@ -108,7 +108,7 @@ def _name(place: ParamPath) -> str:
     return f"{block}{NAMES[leaf.removesuffix('_bias')]}.{'bias' if leaf.endswith('_bias') else 'weight'}"
 
 
-def _placed(place: ParamPath, array: Array, checkpoint: Checkpoint) -> Array:
+def _placed(place: ParamPath, array: Numbers, checkpoint: Checkpoint) -> Numbers:
     c = checkpoint.config
     heads = {"q_proj": c.num_attention_heads, "k_proj": c.num_key_value_heads}.get(str(place[-1]).removesuffix("_bias"))
     if heads is None or KINDS[c.family.architecture] != "llama":

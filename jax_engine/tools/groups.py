@@ -12,7 +12,7 @@ GROUPS: dict[str, Callable[[Bench], Ratios]] = {
     # the engine in this process
     "decode": engine_rows.decode_rows,
     "prefill": engine_rows.prefill_rows,
-    "length": engine_rows.length,
+    "length": engine_rows.length_rows,
     "engine": engine_rows.overhead,
     "slots": engine_rows.live_slots,
     "chunks": engine_rows.chunks,

@@ -29,7 +29,7 @@ SIZES = (
 )  # fmt: skip
 
 
-class ModelShape(NamedTuple):
+class RandomModel(NamedTuple):
     """What a random model looks like: entries of its config.json, the sizes in the order of SIZES."""
 
     sizes: tuple[int, int, int, int, int, int]
@@ -38,8 +38,8 @@ class ModelShape(NamedTuple):
 
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rms_norm_eps": 1e-5, "rope_theta": 10000.0}
 QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "rms_norm_eps": 1e-6, "rope_theta": 1000000.0}
-LLAMA_135M = ModelShape((49152, 576, 1536, 30, 9, 3), LLAMA)
-QWEN2_500M = ModelShape((151936, 896, 4864, 24, 14, 2), QWEN2)  # queries, keys and values have biases
+LLAMA_135M = RandomModel((49152, 576, 1536, 30, 9, 3), LLAMA)
+QWEN2_500M = RandomModel((151936, 896, 4864, 24, 14, 2), QWEN2)  # queries, keys and values have biases
 MEBIBYTE = 2**20
 
 
@@ -127,7 +127,7 @@ class ArithmeticLimit:
 # ---- a model
 
 
-def make_checkpoint(directory: Path, shape: ModelShape, context: int) -> Path:
+def make_checkpoint(directory: Path, shape: RandomModel, context: int) -> Path:
     """A Hugging Face directory of seeded random weights, stored in bfloat16: every dtype means the same numbers. Its
     embedding is its head too; it has no end-of-sequence token."""
     sizes = dict(zip(SIZES, shape.sizes, strict=True))

@@ -15,11 +15,11 @@ from gnomon.jax_engine.tools.ratios import NotMeasured, Ratio, Ratios
 from gnomon.jax_engine.tools.workbench import Bench, BenchPlan
 
 
-class Work(NamedTuple):
-    """What servers are asked for: `new` tokens after each of `count` prompts of `length` ids, all at once."""
+class PeerWork(NamedTuple):
+    """What servers are asked for: `new` tokens after each of `at_once` prompts of `length` ids."""
 
     name: str
-    count: int
+    at_once: int
     length: int
     new: int
     peer: str  # against which the targets are
@@ -28,7 +28,7 @@ class Work(NamedTuple):
 
     def rate(self, bench: Bench, client: CompletionsClient) -> float:
         """Tokens/s."""
-        prompts = bench.prompts(self.count, self.length)
+        prompts = bench.prompts(self.at_once, self.length)
         if self.counts == "after":
             return client.decode_rate(prompts[0], self.new)
         return client.rate(prompts, self.new) * (self.length / self.new if self.counts == "prompt" else 1)
@@ -37,16 +37,16 @@ class Work(NamedTuple):
         return dict(zip(DTYPES, self.targets, strict=True))[dtype] if peer == self.peer else None
 
 
-def works(plan: BenchPlan) -> list[Work]:
+def works(plan: BenchPlan) -> list[PeerWork]:
     """The rows of the table: a target is the least that ours may be of the peer's."""
     short, long, new = plan.prompt, plan.after, plan.new_of_peers
     return [
-        Work(f"one stream, {short} + {new} tokens", 1, short, new, "llama-server", (1.2, 1.1)),
-        Work(f"eight streams, {short} + {new} tokens", 8, short, new, "vllm", (1.5, 1.2)),
-        Work(f"{plan.many} streams, {short} + {plan.new} tokens", plan.many, short, plan.new, "vllm", (1.2, 1.2)),
-        Work(f"prefill of {plan.prefill} and a token", 1, plan.prefill, 1, "vllm", (1.1, 1.0), "prompt"),
-        Work(f"one stream after a prompt of {long}", 1, long, new, "llama-server", (1.0, 1.0), "after"),
-        Work(f"eight streams, {long} + {plan.new} tokens", 8, long, plan.new, "vllm", (1.0, 1.0)),
+        PeerWork(f"one stream, {short} + {new} tokens", 1, short, new, "llama-server", (1.2, 1.1)),
+        PeerWork(f"eight streams, {short} + {new} tokens", 8, short, new, "vllm", (1.5, 1.2)),
+        PeerWork(f"{plan.many} streams, {short} + {plan.new} tokens", plan.many, short, plan.new, "vllm", (1.2, 1.2)),
+        PeerWork(f"prefill of {plan.prefill} and a token", 1, plan.prefill, 1, "vllm", (1.1, 1.0), "prompt"),
+        PeerWork(f"one stream after a prompt of {long}", 1, long, new, "llama-server", (1.0, 1.0), "after"),
+        PeerWork(f"eight streams, {long} + {plan.new} tokens", 8, long, plan.new, "vllm", (1.0, 1.0)),
     ]
 
 
@@ -61,20 +61,20 @@ def against_peers(bench: Bench) -> Ratios:
         return
     with ExitStack() as stack:
         clients = {name: server.client for name, server in stack.enter_context(bench.servers()).items()}
-        for peer in here:
-            if isinstance(peer, CompletionsClient):
-                clients[peer.name] = peer
+        for which in here:
+            if isinstance(which, CompletionsClient):
+                clients[which.name] = which
                 continue
-            running = started(peer, bench.checkpoint, bench.dtype, bench.scratch, bench.plan.longest)
+            running = started(which, bench.checkpoint, bench.dtype, bench.scratch, bench.plan.longest)
             try:
-                clients[peer] = stack.enter_context(running)
+                clients[which] = stack.enter_context(running)
             except ClientError as error:
-                yield NotMeasured(f"against {peer}", one_line(error), failed=True)
+                yield NotMeasured(f"against {which}", one_line(error), failed=True)
         for work in works(bench.plan):
-            yield from compared(bench, work, clients)
+            yield from side_by_side(bench, work, clients)
 
 
-def compared(bench: Bench, work: Work, clients: Mapping[str, CompletionsClient]) -> Ratios:
+def side_by_side(bench: Bench, work: PeerWork, clients: Mapping[str, CompletionsClient]) -> Ratios:
     """One row for each of the others; whoever cannot do the work is a row that says so, and holds up nobody."""
     sides = {name: partial(work.rate, bench, client) for name, client in clients.items()}
     for name in list(sides):

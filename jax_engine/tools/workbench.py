@@ -22,7 +22,7 @@ from gnomon.jax_engine.tools.clients import (
     run_streams,
     serving,
 )
-from gnomon.jax_engine.tools.measure import LLAMA_135M, MEBIBYTE, ModelShape, interleaved
+from gnomon.jax_engine.tools.measure import LLAMA_135M, MEBIBYTE, RandomModel, interleaved
 from gnomon.jax_engine.tools.ratios import Ratio
 from gnomon.reference.checkpoint.load import Checkpoint
 from gnomon.reference.engine import Engine
@@ -37,8 +37,8 @@ LOADS = {"greedy": GREEDY_PARAMS, "temperature 0.8 and top_p 0.95": SamplingPara
 class BenchPlan:
     """How much is measured; lengths in tokens."""
 
-    shape: ModelShape = LLAMA_135M  # of the random model
-    context: int = 2048
+    shape: RandomModel = LLAMA_135M  # of the random model
+    context: int = 1280
     rounds: int = 3
     prompt: int = 32
     new: int = 64
@@ -63,7 +63,7 @@ class BenchPlan:
 
 
 QUICK_PLAN = BenchPlan(
-    ModelShape((512, 64, 128, 2, 2, 1), LLAMA_135M.entries), context=1152, rounds=1, new=24, new_of_peers=16,
+    RandomModel((512, 64, 128, 2, 2, 1), LLAMA_135M.entries), context=1152, rounds=1, new=24, new_of_peers=16,
     long=3 * CHUNK, prefix=3 * CHUNK + 1, clients=(1, 8), slots=(1, 8), many=9, read=64 * MEBIBYTE, matrix=256, pool=64,
 )  # fmt: skip
 

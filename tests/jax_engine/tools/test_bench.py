@@ -60,7 +60,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Printed:
     groups = ",".join(name for name in GROUPS if name not in ("peers", "transformers"))
     done = subprocess.run(
         [*COMMAND, "--quick", "--only", groups, "--baseline", sys.executable, "--json", str(file)],
-        capture_output=True, text=True, timeout=900,
+        capture_output=True, text=True, timeout=1200,
     )  # fmt: skip
     assert done.stdout, done.stderr
     return Printed(done.returncode, done.stdout, json.loads(file.read_text()))

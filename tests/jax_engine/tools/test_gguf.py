@@ -12,11 +12,11 @@ import pytest
 from numpy.typing import NDArray
 
 from gnomon.jax_engine.tools.gguf import write_gguf
-from gnomon.jax_engine.tools.measure import LLAMA_135M, QWEN2_500M, ModelShape, make_checkpoint
+from gnomon.jax_engine.tools.measure import LLAMA_135M, QWEN2_500M, RandomModel, make_checkpoint
 from gnomon.reference.checkpoint.load import Checkpoint, load_checkpoint
 
 SMALL = (300, 32, 48, 2, 4, 2)
-SHAPES = {"llama": ModelShape(SMALL, LLAMA_135M.entries), "qwen2": ModelShape(SMALL, QWEN2_500M.entries)}
+SHAPES = {"llama": RandomModel(SMALL, LLAMA_135M.entries), "qwen2": RandomModel(SMALL, QWEN2_500M.entries)}
 CODES = {4: "I", 5: "i", 6: "f", 7: "?"}  # of the types of entries
 DTYPES = {0: np.dtype(np.float32), 30: np.dtype(ml_dtypes.bfloat16)}
 

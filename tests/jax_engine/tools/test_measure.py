@@ -14,7 +14,7 @@ from gnomon.jax_engine.tools.measure import (
     MEBIBYTE,
     QWEN2_500M,
     SIZES,
-    ModelShape,
+    RandomModel,
     ReadLimit,
     interleaved,
     make_checkpoint,
@@ -39,8 +39,8 @@ def test_sides_are_measured_in_turn_after_a_round_that_does_not_count() -> None:
 
 
 @pytest.mark.parametrize("shape", [LLAMA_135M, QWEN2_500M], ids=["llama", "qwen2"])
-def test_the_random_model_is_a_model_with_a_tokenizer_for_all_its_ids(shape: ModelShape, tmp_path: Path) -> None:
-    directory = make_checkpoint(tmp_path / "model", ModelShape((512, 64, 128, 2, 4, 2), shape.entries), 64)
+def test_the_random_model_is_a_model_with_a_tokenizer_for_all_its_ids(shape: RandomModel, tmp_path: Path) -> None:
+    directory = make_checkpoint(tmp_path / "model", RandomModel((512, 64, 128, 2, 4, 2), shape.entries), 64)
     loaded = load_checkpoint(directory)
     assert loaded.config.eos_token_ids == frozenset()
     assert loaded.config.tie_word_embeddings

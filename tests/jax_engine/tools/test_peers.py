@@ -11,7 +11,7 @@ import pytest
 
 from gnomon.jax_engine.tools import peers
 from gnomon.jax_engine.tools.clients import ClientError
-from gnomon.jax_engine.tools.measure import LLAMA_135M, ModelShape, cores, make_checkpoint
+from gnomon.jax_engine.tools.measure import LLAMA_135M, RandomModel, cores, make_checkpoint
 from gnomon.jax_engine.tools.peer_rows import works
 from gnomon.jax_engine.tools.workbench import BenchPlan
 from gnomon.reference.checkpoint.load import Checkpoint, load_checkpoint
@@ -28,7 +28,7 @@ exec {sys.executable} -m http.server --bind 127.0.0.1 "$2"
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Checkpoint:
     return load_checkpoint(
-        make_checkpoint(tmp_path / "model", ModelShape((300, 32, 48, 1, 2, 1), LLAMA_135M.entries), 64)
+        make_checkpoint(tmp_path / "model", RandomModel((300, 32, 48, 1, 2, 1), LLAMA_135M.entries), 64)
     )
 
 
