@@ -88,15 +88,21 @@ def started(name: str, checkpoint: Checkpoint, dtype: str, folder: Path, longest
         place = lay_out(folder, checkpoint, dtype, GGUF in peer.command)
     except ValueError as error:
         raise ClientError(f"{name}: {error}") from None
-    affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(cores())
     environment = {"PEERS_DIR": place, "THREADS": cores(), "SLOTS": SLOTS, "MAX_LEN": longest}
-    environment |= {"VLLM_BIND": ",".join(map(str, affinity))}
+    environment |= {"VLLM_BIND": processors()}
     port = str(free_port())
     script, *arguments = [{"PORT": port, "DTYPE": dtype}.get(part, part) for part in peer.command]
     program = [place / "venvA" / "bin" / "python"] if script.endswith(".py") else []
     command = [*program, SCRIPTS / script, *arguments]
     with listening(command, environment, f"http://127.0.0.1:{port}", peer.ready, place / f"{name}.log") as url:
         yield CompletionsClient(name, url, MODEL, {"ignore_eos": True}, peer.streams, peer.in_one)
+
+
+def processors() -> str:
+    """Those that this process may use, as Linux writes a list of them: 0-1, or 0,2."""
+    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(cores())]
+    first, last = usable[0], usable[-1]
+    return f"{first}-{last}" if last - first + 1 == len(usable) > 1 else ",".join(map(str, usable))
 
 
 # ---- any server in a process of its own

@@ -65,10 +65,18 @@ def test_a_peer_gets_the_model_a_port_all_cores_and_the_length(installed: Path, 
         assert (place / "arguments").read_text().split() == [client.model, port, "bfloat16"]
         said = dict(line.partition("=")[::2] for line in (place / "environment").read_text().splitlines())
         assert (said["THREADS"], said["SLOTS"], said["MAX_LEN"]) == (str(cores()), "32", "1024")
-        assert said["VLLM_BIND"] == ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        assert said["VLLM_BIND"] == peers.processors()
         assert "model.safetensors" in (place / "files").read_text()
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(client.url, timeout=5)
+
+
+@pytest.mark.parametrize(("usable", "text"), [({0, 1}, "0-1"), ({3, 2, 4}, "2-4"), ({0, 2}, "0,2"), ({5}, "5")])
+def test_processors_are_listed_as_linux_lists_them(
+    usable: set[int], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: usable)
+    assert peers.processors() == text
 
 
 def test_a_peer_that_ends_says_what_it_said_last(installed: Path, checkpoint: Checkpoint) -> None:
