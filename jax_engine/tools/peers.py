@@ -11,6 +11,7 @@ All of them run a thread a core that this process may use, and keep keys and val
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -71,10 +72,12 @@ def lay_out(folder: Path, checkpoint: Checkpoint, dtype: str, with_gguf: bool) -
         (place / name).mkdir(parents=True, exist_ok=True)
     (FOLDER / "cache").mkdir(parents=True, exist_ok=True)
     links = {f"ckpt/{MODEL}": checkpoint.path.absolute()}
-    links |= {name: FOLDER / name for name in ("venvA", "venvB", "build-llama", "cache", "debs")}
+    links |= {name: FOLDER / name for name in ("venvA", "venvB", "build-llama", "cache")}
     for name, to in links.items():
         if not (place / name).is_symlink():
             (place / name).symlink_to(to)
+    if (FOLDER / "debs").exists():  # vLLM's allocator, for which the script looks behind no link
+        shutil.copytree(FOLDER / "debs", place / "debs", symlinks=True, dirs_exist_ok=True)
     if with_gguf and not (place / "gguf" / GGUF).exists():
         write_gguf(checkpoint, dtype, place / "gguf" / GGUF)
     return place
