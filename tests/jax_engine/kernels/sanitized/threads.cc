@@ -11,12 +11,12 @@ namespace {
 
 void once_each(size_t calls) {
   for (size_t c = 0; c < calls; c++) {
-    std::vector<int> done(1 + c * 7 % 37);
+    std::vector<std::atomic<int>> done(1 + c * 7 % 37);
     gnomon::share(done.size(), gnomon::WORTH_A_THREAD, [&](size_t i) {
       done[i]++;
       if (c % 10 == 0) gnomon::share(3, gnomon::WORTH_A_THREAD, [&](size_t) { done[i]++; });
     });
-    for (int times : done) require(times == (c % 10 == 0 ? 4 : 1), "a piece is computed once");
+    for (const auto& times : done) require(times == (c % 10 == 0 ? 4 : 1), "a piece is computed once");
     if (c % 100 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // the helpers sleep
   }
 }
