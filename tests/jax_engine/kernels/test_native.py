@@ -32,6 +32,7 @@ DTYPES = ("float32", "bfloat16")
 SHAPES = ((1, 1, 1), (5, 3, 2), (17, 25, 7), (33, 100, 9), (576, 49, 8), (1030, 75, 21), (2050, 30, 8), (2051, 30, 9))
 # enough that threads share the work
 SHARED = (576, 3001, 8)
+THREADS = 3
 
 # calls that do nothing: for what happens before anything is computed; they build in a moment
 IDLE_SOURCE = """#include "xla/ffi/api/ffi.h"
@@ -49,6 +50,7 @@ pytestmark = pytest.mark.skipif(
 def built(native_cache: Path) -> Native:
     loaded = native.load_native(native_cache)
     assert isinstance(loaded, Native), loaded
+    loaded.share_between(THREADS)
     return loaded
 
 
@@ -162,7 +164,7 @@ def test_every_number_of_threads_gives_the_same_bits(built: Native, dtype: str) 
     try:
         results = [(built.share_between(threads), linear(built, x, weight))[1] for threads in (1, 2, 5, 3, 1)]
     finally:
-        built.share_between(2)
+        built.share_between(THREADS)
     assert all(same_bits(y, results[0]) for y in results)
 
 
@@ -265,7 +267,6 @@ def test_products_called_from_many_threads_at_once_all_end_with_the_same_bits(bu
     x, weight = operands(8, *SHARED, "float32")
     live, panels = np.ones(len(x), bool), packer(built).weight(np.asarray(weight))
     compiled = jax.jit(built.linear).lower(jnp.asarray(x), [panels], live).compile()
-    built.share_between(3)
     want = linear(built, x, weight)
     with ThreadPoolExecutor(16) as pool:
         results = list(pool.map(lambda _: np.asarray(compiled(jnp.asarray(x), [panels], live)[0]), range(200)))
