@@ -75,35 +75,55 @@ class JaxJob:
         self.started: float | None = None
         self.made = 0.0
         self.has_failed = False
+        self._is_over = False  # a failure has been read
         self._engine = engine
-        self._queue: queue.SimpleQueue[tuple[float, Event | None]] = queue.SimpleQueue()
+        self._woken: Callable[[], object] = lambda: None
+        self._queue: queue.SimpleQueue[tuple[float, Sequence[Event]]] = queue.SimpleQueue()  # what came at one time
         self._awaited = {work.index for work in self.works if score}
 
     @property
     def cached_tokens(self) -> int:
         return sum(work.cached_tokens for work in self.works)
 
-    def put(self, event: Event | None) -> None:
-        self._queue.put((time.monotonic(), event))
+    def put(self, *events: Event) -> None:
+        """What has come at one time; nothing where something was closed."""
+        self._queue.put((time.monotonic(), events))
+        self._woken()
 
     def put_done(self, prompt: int) -> None:
         """All candidates of a prompt have ended, none of them with a token."""
-        for c in range(self.request.candidates):
-            self.put(Done(prompt, c))
+        self.put(*(Done(prompt, c) for c in range(self.request.candidates)))
 
     def fail(self, message: str) -> None:
         self.has_failed = True
         self.put(Failed(message))
 
     def events(self) -> Iterator[Event]:
-        while self.open or self._awaited:
-            self.made, event = self._queue.get()
-            if event is None:
-                continue  # something was closed; is anything left to wait for?
+        while self._is_awaited:
+            self.made, events = self._queue.get()
+            yield from self._read(events)
+
+    def arrived(self, woken: Callable[[], object]) -> Iterator[Event | None]:
+        self._woken = woken
+        while self._is_awaited:
+            try:
+                self.made, events = self._queue.get_nowait()
+            except queue.Empty:
+                yield None
+            else:
+                yield from self._read(events)
+
+    @property
+    def _is_awaited(self) -> bool:
+        return not self._is_over and bool(self.open or self._awaited)
+
+    def _read(self, events: Sequence[Event]) -> Iterator[Event]:
+        """Those that are still wanted when their turn comes."""
+        for event in events:
             if isinstance(event, Failed):
+                self._is_over = True
                 yield event
-                return
-            if isinstance(event, PromptScored):
+            elif isinstance(event, PromptScored):
                 if event.prompt in self._awaited:
                     self._awaited.discard(event.prompt)
                     yield event
@@ -123,7 +143,7 @@ class JaxJob:
         elif (prompt, candidate) in self.open:
             self.open.discard((prompt, candidate))
             self._engine.post(partial(Scheduler.close, work=self.works[prompt], candidate=candidate))
-        self.put(None)
+        self.put()
 
 
 class Pending(NamedTuple):
@@ -359,25 +379,34 @@ class JaxEngine:
                 self._scheduler.end(sequence)
 
     def _hand_out(self, asked: dict[int, Running], drawn: Sampled) -> None:
-        """A step's tokens have come."""
-        drawn = jax.device_get(drawn)
+        """A step's tokens have come. Each job is given all of its own at once: to wake a reader takes longer than to
+        make an event."""
+        token, logprobs, finite = jax.device_get((drawn.token, drawn.logprob, drawn.finite))
+        tokens, is_finite = token.tolist(), finite.tolist()
+        tops = None  # fetched where somebody has asked for them
+        events: dict[JaxJob, list[Event]] = {}
         for slot, sequence in asked.items():
-            if not sequence.is_over and not sequence.work.owner.has_failed:
-                self._hand_out_token(sequence, slot, drawn)
-
-    def _hand_out_token(self, sequence: Running, slot: int, drawn: Sampled) -> None:
-        work, job = sequence.work, sequence.work.owner
-        if not drawn.finite[slot]:
-            self._fail(job, NOT_FINITE)
-            return
-        token = int(drawn.token[slot])
-        top = _ranking(drawn.top_ids[slot], drawn.top_logprobs[slot], job.request.top)
-        job.put(Token(work.index, sequence.candidate, token, _decimal(drawn.logprob[slot]), top))
-        sequence.handed_out += 1
-        if token in job.request.params.end_ids or sequence.handed_out == work.max_tokens:
-            sequence.is_over = True
-            self._scheduler.end(sequence)
-            job.put(Done(work.index, sequence.candidate))
+            work, job = sequence.work, sequence.work.owner
+            if sequence.is_over or job.has_failed:
+                continue
+            if not is_finite[slot]:
+                events.pop(job, None)
+                self._fail(job, NOT_FINITE)
+                continue
+            top: Ranking = ()
+            if job.request.top:
+                if tops is None:
+                    tops = jax.device_get((drawn.top_ids, drawn.top_logprobs))
+                top = _ranking(tops[0][slot], tops[1][slot], job.request.top)
+            own = events.setdefault(job, [])
+            own.append(Token(work.index, sequence.candidate, tokens[slot], _decimal(logprobs[slot]), top))
+            sequence.handed_out += 1
+            if tokens[slot] in job.request.params.end_ids or sequence.handed_out == work.max_tokens:
+                sequence.is_over = True
+                self._scheduler.end(sequence)
+                own.append(Done(work.index, sequence.candidate))
+        for job, own in events.items():
+            job.put(*own)
 
     def _fail(self, job: JaxJob, message: str) -> None:
         if not job.has_failed:
