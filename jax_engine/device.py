@@ -373,8 +373,7 @@ class Device:
 
     def step(self, running: Collection[int], new: Collection[int]) -> Sampled:
         """One token for every running slot; `new` are those that have none yet."""
-        slots = np.arange(self.settings.slots)
-        is_running, is_new = np.isin(slots, list(running)), np.isin(slots, list(new))
+        is_running, is_new = self._among(running), self._among(new)
         hidden = self.nothing
         if len(new) < len(running):
             hidden, self.cache = self.compiled["decode"](self.params, self.cache, self.slots, is_running & ~is_new)
@@ -383,6 +382,12 @@ class Device:
         return drawn
 
     # ---- arguments
+
+    def _among(self, slots: Collection[int]) -> NDArray[np.bool_]:
+        """Which of all slots these are."""
+        among = np.zeros(self.settings.slots, bool)
+        among[list(slots)] = True
+        return among
 
     def _chunk(self, ids: Sequence[int], pages: Sequence[int], start: int) -> Batch:
         chunk = self.settings.chunk

@@ -233,7 +233,8 @@ class Run:
         self.created = int(time.time())
         self.on_token: Callable[[int, int, float], None] | None = None  # told (prompt, candidate, when it was made)
         self.on_submit: Callable[[], object] | None = None  # told that the engine is about to be given the job
-        self.woken: Callable[[], object] | None = None  # told that there is more to read: see `is_arriving`
+        self.woken: Callable[[], object] | None = None  # told that there is more to read, if the job goes on by itself
+        self.is_arriving = False  # it does, and has begun: reading never waits
         self._engine = engine
         self._tokenizer = tokenizer
         self._scored: dict[int, PromptScored] = {}
@@ -278,11 +279,6 @@ class Run:
                 yield None if stretch is None else answer(frame, [self._written(stretch)])
         if self.request.include_usage and self.is_complete:
             yield answer(framed(self._completion([], self.usage)), [])
-
-    @property
-    def is_arriving(self) -> bool:
-        """Whether reading never waits: `woken` is set, and the job, which has begun, goes on by itself."""
-        return self.woken is not None and isinstance(self._job, ArrivingJob)
 
     def _ended(self) -> list[Stretch]:
         """All choices in order, each as one stretch."""
@@ -388,6 +384,7 @@ class Run:
 
     def _arrivals(self, job: Job) -> Iterator[Event | None]:
         if self.woken is not None and isinstance(job, ArrivingJob):
+            self.is_arriving = True
             yield from job.arrived(self.woken)
             return
         for event in job.events():
