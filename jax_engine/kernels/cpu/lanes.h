@@ -28,6 +28,7 @@ constexpr size_t W = 4, SUMS = 12;
 typedef float Lanes __attribute__((vector_size(4 * W)));
 typedef float LanesAnywhere __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef uint32_t Words __attribute__((vector_size(4 * W)));
+typedef int32_t Integers __attribute__((vector_size(4 * W)));
 typedef uint32_t WordsAnywhere __attribute__((vector_size(4 * W), aligned(2), may_alias));
 
 inline Lanes fused(Lanes sum, Lanes x, Lanes w) {
