@@ -55,6 +55,28 @@ inline float total(Lanes sum) {
 #endif
 }
 
+// A bit for every lane in which a comparison holds, as `bits(x > y)`; the first lane's is the lowest.
+inline uint32_t bits(Integers holds) {
+#if defined(__AVX512F__)
+  return _mm512_cmplt_epi32_mask((__m512i)holds, _mm512_setzero_si512());
+#elif defined(__AVX2__) && defined(__FMA__)
+  return uint32_t(_mm256_movemask_ps((__m256)holds));
+#elif defined(__x86_64__)
+  return uint32_t(_mm_movemask_ps((__m128)holds));
+#else
+  return uint32_t((holds[0] & 1) | (holds[1] & 2) | (holds[2] & 4) | (holds[3] & 8));
+#endif
+}
+
+// Writes the lanes of x whose bit is set, one after the other, and anything behind them, W floats in all.
+inline void compress(float* to, Lanes x, uint32_t lanes) {
+#if defined(__AVX512F__)
+  _mm512_storeu_ps(to, _mm512_maskz_compress_ps(__mmask16(lanes), x));
+#else
+  for (; lanes; lanes &= lanes - 1) *to++ = x[__builtin_ctz(lanes)];
+#endif
+}
+
 // Has the compiler load a vector once, not anew for every use of it: a tile has more multiply-adds than loads to spare.
 template <class Vector>
 inline void hold(Vector& v) {
