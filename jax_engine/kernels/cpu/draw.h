@@ -159,7 +159,7 @@ inline Kept nucleus(float* z, float* e, size_t n, float low, float high, double 
 
 // ---- 6 draw
 
-// 20 rounds of threefry2x32 on x0, x1; see reference/prng.py.
+// 20 rounds of threefry2x32 on x0 and x1; see reference/prng.py.
 template <class Word>
 inline void threefry2x32(uint32_t k0, uint32_t k1, Word& x0, Word& x1) {
   constexpr int ROTATIONS[2][4] = {{13, 15, 26, 6}, {17, 29, 16, 24}};
@@ -178,7 +178,20 @@ inline void threefry2x32(uint32_t k0, uint32_t k1, Word& x0, Word& x1) {
   }
 }
 
-// Standard Gumbel noise of 64 bits; the formula and its reasons are the reference's.
+struct StepKey {
+  uint32_t k0, k1;
+  explicit StepKey(const Parameters& row) : k0(row.candidate), k1(row.step) {
+    threefry2x32(row.seed_high, row.seed_low, k0, k1);
+  }
+};
+
+// The 64 random bits of the ids from `first` on.
+struct TokenWords {
+  Words x0, x1{};
+  TokenWords(StepKey key, uint32_t first) : x0(COUNTING + first) { threefry2x32(key.k0, key.k1, x0, x1); }
+};
+
+// Standard Gumbel noise; the formula and its reasons are the reference's.
 inline Lanes gumbel(Words x0, Words x1) {
   const auto high = (Integers)x0 < 0;
   const Lanes w0 = __builtin_convertvector(high ? ~x0 : x0, Lanes);
@@ -188,7 +201,7 @@ inline Lanes gumbel(Words x0, Words x1) {
 }
 
 // No less than the noise of these bits: g = −ln −ln(1 − u) ≤ −ln u, for −ln(1 − u) ≥ u; u ≥ x0 2⁻³²; and the bits of a
-// float, as an integer over 2²³ and less 127, are no more than its binary logarithm, of which they draw the chords. A
+// float, as an integer over 2²³ and less 127, are no more than its binary logarithm, whose chords they draw. A
 // thousandth is more than all roundings here and in `gumbel` together.
 inline Lanes most_gumbel(Words x0) {
   constexpr float LN_2 = 0x1.62e43p-1f;
@@ -197,20 +210,14 @@ inline Lanes most_gumbel(Words x0) {
 }
 constexpr float MOST_GUMBEL = 45.07f;  // of any bits
 
-// The kept id of the largest (z − largest z) / temperature + noise; the lowest one on a tie. An id whose noise would
-// have to be more than it can be is passed over: rounding keeps order, so s + g ≤ s + (the most that g can be) holds of
-// the rounded sums too.
+// The kept id of the largest s + g; the lowest one on a tie. largest: the first of the ranking of z [V].
+//
+// An id whose noise would have to be more than it can be is passed over, before its bits are computed or after. Rounding
+// keeps order, so from s + (the most that g can be) < best follows s + g < best of the rounded sums.
 inline int32_t draw(const float* z, size_t V, Ranked largest, float temperature, Kept kept, const Parameters& row) {
-  uint32_t k0 = row.candidate, k1 = row.step;
-  threefry2x32(row.seed_high, row.seed_low, k0, k1);
-  const auto words = [&](uint32_t id, Words& x0, Words& x1) {
-    for (uint32_t lane = 0; lane < W; lane++) x0[lane] = id + lane;
-    x1 = Words{};
-    threefry2x32(k0, k1, x0, x1);
-  };
-  Words x0, x1;
-  words(largest.id, x0, x1);
-  Ranked best = {gumbel(x0, x1)[0], largest.id};  // its s is 0
+  const StepKey key(row);
+  const TokenWords own(key, largest.id);
+  Ranked best = {gumbel(own.x0, own.x1)[0], largest.id};  // its s is 0
   for (size_t i = 0; i < V; i += W) {
     const Lanes values = lanes(z, i, V);
     uint32_t candidates = bits(values > kept.above);
@@ -220,10 +227,10 @@ inline int32_t draw(const float* z, size_t V, Ranked largest, float temperature,
     const Lanes s = (values - largest.value) / temperature;
     candidates &= bits(s + MOST_GUMBEL >= best.value);
     if (!candidates) continue;
-    words(i, x0, x1);
-    candidates &= bits(s + most_gumbel(x0) >= best.value);
+    const TokenWords words(key, uint32_t(i));
+    candidates &= bits(s + most_gumbel(words.x0) >= best.value);
     if (!candidates) continue;
-    const Lanes scores = s + gumbel(x0, x1);
+    const Lanes scores = s + gumbel(words.x0, words.x1);
     for (; candidates; candidates &= candidates - 1) {
       const Ranked one = {scores[__builtin_ctz(candidates)], int32_t(i + __builtin_ctz(candidates))};
       if (one.value > best.value || (one.value == best.value && one.id < best.id)) best = one;

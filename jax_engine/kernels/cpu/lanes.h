@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -30,6 +31,12 @@ typedef float LanesAnywhere __attribute__((vector_size(4 * W), aligned(4), may_a
 typedef uint32_t Words __attribute__((vector_size(4 * W)));
 typedef int32_t Integers __attribute__((vector_size(4 * W)));
 typedef uint32_t WordsAnywhere __attribute__((vector_size(4 * W), aligned(2), may_alias));
+
+template <size_t... lane>
+constexpr Words counting(std::index_sequence<lane...>) {
+  return Words{uint32_t(lane)...};
+}
+constexpr Words COUNTING = counting(std::make_index_sequence<W>());  // 0, 1, 2, …: the number of every lane
 
 inline Lanes fused(Lanes sum, Lanes x, Lanes w) {
 #if defined(__AVX512F__)
