@@ -34,6 +34,7 @@ from gnomon.jax_engine import sharding
 from gnomon.jax_engine.cache import SCRATCH_PAGE
 from gnomon.jax_engine.kernels.choice import Kernels, choose_kernels
 from gnomon.jax_engine.model import Batch, Cache, Params, empty_cache, hidden_states, over, unembed
+from gnomon.jax_engine.runtime.cores import usable_cores
 from gnomon.jax_engine.runtime.programs import Programs
 from gnomon.jax_engine.runtime.settings import EngineSettings, cache_dtype
 from gnomon.jax_engine.sampler import LOWEST_TEMPERATURE, Rows, Sampled, ranked_ids, report, sample
@@ -236,7 +237,8 @@ class Device:
         self.pages = pages
         self.layout = sharding.layout(self.config, settings.tensor_parallel)
         cache, devices = settings.compilation_cache, self.layout.size
-        self.kernels = choose_kernels(settings.native, devices, cache, progress, announce)
+        threads = settings.threads or usable_cores()
+        self.kernels = choose_kernels(settings.native, devices, cache, threads, progress, announce)
         progress(f"reading the weights: {checkpoint.parameter_count:,} parameters")
         self.params, self.weights_digest = place(checkpoint, self.layout, jnp.dtype(settings.dtype))
         self.table_width = -(-self.config.max_position_embeddings // settings.page_size) + 1

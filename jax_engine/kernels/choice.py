@@ -55,17 +55,19 @@ def choose_kernels(
     wants_native: bool,
     devices: int,
     cache: Path | None,
+    threads: int,
     progress: Callable[[str], None],
     announce: Callable[[str], None],
 ) -> ChosenKernels:
     """The native operations where they are wanted and can be had for one device, else XLA's. cache, announce: see
-    `load_native`; progress: is told which it is, and why not the other."""
+    `load_native`; threads: that they share their work between; progress: is told which it is, and why not the other."""
     if not wants_native:
         return ChosenKernels(XLA, XLA, "XLA")
     native = load_native(cache, announce) if devices == 1 else NoNativeKernels("there are several devices")
     if isinstance(native, NoNativeKernels):
         progress(f"products by XLA, not natively: {native}")
         return ChosenKernels(XLA, XLA, "XLA")
-    progress(f"products by {native.description}")
+    native.share_between(threads)
+    progress(f"products by {native.description}, on {threads} thread{'s' if threads > 1 else ''}")
     many = XLA._replace(linear=partial(native.linear, rounded=True))
     return ChosenKernels(many, XLA._replace(linear=native.linear), native.description)

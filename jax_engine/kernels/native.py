@@ -60,6 +60,11 @@ class Native:
         """What XLA knows one of CALLS by."""
         return self.name.replace("native", call)
 
+    def share_between(self, threads: int) -> None:
+        """So many threads of this process compute from now on; it decides no bits. It is the library's, whichever
+        engine asks."""
+        _registered[self.name].gnomon_threads(threads)
+
     def linear(self, x: Array, weight: Array, live: Array, rounded: bool = False) -> Array:
         """x [R, in] float32 · weight [out, in] float32 or bfloat16 → [R, out] float32; rows that are not `live` [R]
         are neither read nor computed, and come out as zeros.
