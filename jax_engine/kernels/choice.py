@@ -69,5 +69,5 @@ def choose_kernels(
         return ChosenKernels(XLA, XLA, "XLA")
     native.share_between(threads)
     progress(f"products by {native.description}, on {threads} thread{'s' if threads > 1 else ''}")
-    many = XLA._replace(linear=partial(native.linear, rounded=True))
-    return ChosenKernels(many, XLA._replace(linear=native.linear), native.description)
+    few = Kernels(native.linear, native.attend)
+    return ChosenKernels(few._replace(linear=partial(native.linear, rounded=True)), few, native.description)
