@@ -86,5 +86,5 @@ def choose_kernels(
         return ChosenKernels(XLA, XLA, "XLA")
     native.share_between(threads)
     progress(f"products by {native.description}, on {threads} thread{'s' if threads > 1 else ''}")
-    few = XLA._replace(linear=native.linear, draw=native.draw, report=native.report)
+    few = Kernels(native.linear, native.attend, native.draw, native.report)
     return ChosenKernels(few._replace(linear=partial(native.linear, rounded=True)), few, native.description)

@@ -8,7 +8,6 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from gnomon.jax_engine.kernels import native
 
-FUNCTIONS = ("exp", "log", "log1p")
+FUNCTIONS = ("exp", "tanh", "log", "log1p")
 SOURCE = """#include "functions.h"
 using namespace gnomon;
 #define EVERY(function) \\
@@ -112,6 +111,20 @@ def test_log1p_of_what_is_subtracted_errs_by_less_than_one_unit(functions: dict[
     x = -floats(least / 2, least)
     x[:2] = -0.5, -least
     assert units(functions["log1p"](x), np.log1p(x.astype(np.float64))) < 1
+
+
+@pytest.mark.parametrize("most", [1e-30, 1e-3, 0.56, 1, 20])
+def test_tanh_errs_by_less_than_two_units_in_the_last_place(functions: dict[str, Function], most: float) -> None:
+    x = floats(-most, most)
+    assert units(functions["tanh"](x), np.tanh(x.astype(np.float64))) < 2
+
+
+def test_tanh_at_the_ends_and_of_what_is_no_number(functions: dict[str, Function]) -> None:
+    x = np.array([-np.inf, np.inf, np.nan, 0, -0.0, 1e-45, -1e-45, 3e38, -3e38, 9.1] + [50] * 6, np.float32)
+    want = np.array([-1, 1, np.nan, 0, -0.0, 1e-45, -1e-45, 1, -1, 1] + [1] * 6, np.float32)
+    y = functions["tanh"](x)
+    assert np.array_equal(y, want, equal_nan=True)
+    assert (np.signbit(y) == np.signbit(want))[~np.isnan(x)].all()
 
 
 def test_what_a_lane_holds_changes_no_other(functions: dict[str, Function]) -> None:
