@@ -153,17 +153,22 @@ def begin(cache: Cache, slots: Slots, entry: SlotEntry) -> tuple[Cache, Slots]:
 
 
 class Program(NamedTuple):
-    """A function to compile, arguments of its one shape, which of them it may overwrite, and where its results live."""
+    """A function to compile, its arguments, which of them it may overwrite, and where its results live."""
 
     function: Callable[..., Any]
-    arguments: tuple[Any, ...]
+    arguments: tuple[Any, ...]  # arrays, or what they are like: shape, dtype, where they live
     donated: tuple[int, ...]
     results: Any  # shardings, a prefix of the results' tree
 
     def jitted(self, whole: NamedSharding) -> Any:
         """What comes from the host goes whole to every device."""
-        homes = jax.tree.map(lambda leaf: leaf.sharding if isinstance(leaf, Array) else whole, self.arguments)
+        homes = jax.tree.map(lambda leaf: getattr(leaf, "sharding", whole), self.arguments)
         return jax.jit(self.function, donate_argnums=self.donated, in_shardings=homes, out_shardings=self.results)
+
+
+def described(tree: Any, home: NamedSharding) -> Any:
+    """What the arrays of a tree are like, wherever they are now, when they live at `home`."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=home), tree)
 
 
 def rows_of(params: SamplingParams, key: DrawKey) -> Rows:
@@ -238,10 +243,10 @@ class Device:
         progress(f"reading the weights: {checkpoint.parameter_count:,} parameters")
         self.params, self.weights_digest = place(checkpoint, self.layout, jnp.dtype(settings.dtype))
         self.table_width = -(-self.config.max_position_embeddings // settings.page_size) + 1
-        self.clear()
         self.compiled = self._compile(progress, announce)
+        self.clear()  # no sooner: while programs are compiled, nothing large is there but the weights
         self.fingerprint = self._fingerprint()
-        self.clear()
+        self.slots = self._empty_slots()  # what the probe wrote into pages is read by nobody
 
     def _compile(self, progress: Callable[[str], None], announce: Callable[[str], None]) -> dict[str, Any]:
         programs = self.programs()
@@ -264,48 +269,60 @@ class Device:
         """Empty pages and slots. Those that were there are let go first: both at a time may be more than there is."""
         for old in ("cache", "slots"):
             vars(self).pop(old, None)
-        s, whole = self.settings, self.layout.whole
-        keys = self.layout.sharding("keys")
-        self.cache = empty_cache(self.config, self.pages + 1, s.page_size, cache_dtype(s), keys)
-        self.nothing = jax.device_put(np.zeros((s.slots, self.config.hidden_size), np.float32), whole)
+        nothing = np.zeros((self.settings.slots, self.config.hidden_size), np.float32)
+        self.nothing = jax.device_put(nothing, self.layout.whole)
+        self.cache = self._empty_cache()
+        self.slots = self._empty_slots()
+
+    def _empty_cache(self) -> Cache:
+        s, home = self.settings, self.layout.sharding("keys")
+        return empty_cache(self.config, self.pages + 1, s.page_size, cache_dtype(s), home)
+
+    def _empty_slots(self) -> Slots:
+        empty: Slots = jax.device_put(self._nobody(), self.layout.whole)
+        return empty
+
+    def _nobody(self) -> Slots:
+        """All slots, with nobody in them, on the host."""
+        s = self.settings
         nobody = Rows(*(np.zeros(s.slots, value.dtype) for value in rows_of(SamplingParams(), FIRST)))
-        self.slots: Slots = jax.device_put(
-            Slots(
-                tables=np.full((s.slots, self.table_width), SCRATCH_PAGE, np.int32),
-                position=np.zeros(s.slots, np.int32),
-                token=np.zeros(s.slots, np.int32),
-                begun=np.zeros((s.slots, self.config.hidden_size), np.float32),
-                bias=np.zeros((s.slots, self.config.vocab_size), np.float32),
-                counts=np.zeros((s.slots, self.config.vocab_size), np.int32),
-                rows=nobody._replace(is_greedy=np.ones(s.slots, bool)),
-            ),
-            whole,
+        return Slots(
+            tables=np.full((s.slots, self.table_width), SCRATCH_PAGE, np.int32),
+            position=np.zeros(s.slots, np.int32),
+            token=np.zeros(s.slots, np.int32),
+            begun=np.zeros((s.slots, self.config.hidden_size), np.float32),
+            bias=np.zeros((s.slots, self.config.vocab_size), np.float32),
+            counts=np.zeros((s.slots, self.config.vocab_size), np.int32),
+            rows=nobody._replace(is_greedy=np.ones(s.slots, bool)),
         )
 
     def programs(self) -> dict[str, Program]:
-        """Every program that the engine runs, with arguments of the shapes it is compiled for, and no others."""
+        """Every program that the engine runs, for arguments of its one shape, and no others. Of what lives on the device
+        only the weights are there for it; all else is described."""
         s, D, whole = self.settings, self.config.hidden_size, self.layout.whole
         nobody = np.zeros(s.slots, bool)
-        hidden = {rows: jax.device_put(np.zeros((rows, D), np.float32), whole) for rows in (s.slots, s.chunk)}
-        last = jax.device_put(np.zeros(D, np.float32), whole)
+        hidden = {rows: described(np.zeros((rows, D), np.float32), whole) for rows in (s.slots, s.chunk)}
+        last = described(np.zeros(D, np.float32), whole)
         pages = [(self.layout.sharding("keys"), self.layout.sharding("values"))] * self.config.num_hidden_layers
+        cache = described(jax.eval_shape(self._empty_cache), self.layout.sharding("keys"))
+        slots = described(self._nobody(), whole)
         entry = self._entry(0, [], 1, last, SamplingParams(), FIRST, None)
         return {
             "prefill": Program(
                 partial(prefill, self.config, self.kernels.many),
-                (self.params, self.cache, self._chunk([], [], 0), np.int32(0)),
+                (self.params, cache, self._chunk([], [], 0), np.int32(0)),
                 (1,),
                 (whole, whole, pages),
             ),
             "decode": Program(
                 partial(decode, self.config, self.kernels.few),
-                (self.params, self.cache, self.slots, nobody),
+                (self.params, cache, slots, nobody),
                 (1,),
                 (whole, pages),
             ),
             "sample": Program(
                 partial(sample_slots, self.config, self.kernels.few, whole),
-                (self.params, self.slots, hidden[s.slots], nobody, nobody),
+                (self.params, slots, hidden[s.slots], nobody, nobody),
                 (1,),
                 whole,
             ),
@@ -315,7 +332,7 @@ class Device:
                 (),
                 whole,
             ),
-            "begin": Program(begin, (self.cache, self.slots, entry), (0, 1), (pages, whole)),
+            "begin": Program(begin, (cache, slots, entry), (0, 1), (pages, whole)),
         }
 
     # ---- calls
