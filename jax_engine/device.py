@@ -34,9 +34,10 @@ from gnomon.jax_engine import sharding
 from gnomon.jax_engine.cache import SCRATCH_PAGE
 from gnomon.jax_engine.kernels.choice import Kernels, choose_kernels
 from gnomon.jax_engine.model import Batch, Cache, Params, empty_cache, hidden_states, over, unembed
+from gnomon.jax_engine.runtime.cores import usable_cores
 from gnomon.jax_engine.runtime.programs import Programs
 from gnomon.jax_engine.runtime.settings import EngineSettings, cache_dtype
-from gnomon.jax_engine.sampler import LOWEST_TEMPERATURE, Rows, Sampled, ranked_ids, report, sample
+from gnomon.jax_engine.sampler import LOWEST_TEMPERATURE, Reported, Rows, Sampled
 from gnomon.reference.checkpoint.load import Checkpoint
 from gnomon.reference.checkpoint.tensor_table import ParamPath
 from gnomon.reference.model_config import ModelConfig
@@ -106,8 +107,7 @@ def sample_slots(
 ) -> tuple[Sampled, Slots]:
     """The one head and one sampler: a token for every running slot; new ones have their hidden state in `begun`."""
     logits = unembed(config, params, jnp.where(is_new[:, None], slots.begun, hidden), over(running, kernels.linear))
-    logits = _constrain(jnp.where(running[:, None], logits, 0.0), whole)
-    drawn = sample(logits, slots.bias, slots.counts, slots.rows)
+    drawn = kernels.draw(_constrain(logits, whole), slots.bias, slots.counts, slots.rows, running)
     ones = running.astype(jnp.int32)
     return drawn, slots._replace(
         token=drawn.token,
@@ -130,15 +130,11 @@ def score(
     hidden: Array,
     targets: Array,
     count: Array,
-) -> tuple[Array, Array, Array, Array]:
-    """The log-probabilities of the first `count` of targets [chunk] given hidden [chunk, D], the rankings there, and
-    which rows are finite."""
+) -> Reported:
+    """What is reported of the first `count` of targets [chunk], given hidden [chunk, D]."""
     live = jnp.arange(len(targets)) < count
     logits = _constrain(unembed(config, params, hidden, over(live, kernels.linear)), whole)
-    logprobs = report(logits)
-    top_ids = ranked_ids(logits)
-    picked = jnp.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0]
-    return picked, top_ids, jnp.take_along_axis(logprobs, top_ids, axis=-1), jnp.isfinite(logits).all(axis=-1)
+    return kernels.report(logits, targets, live)
 
 
 def begin(cache: Cache, slots: Slots, entry: SlotEntry) -> tuple[Cache, Slots]:
@@ -184,6 +180,7 @@ def rows_of(params: SamplingParams, key: DrawKey) -> Rows:
         presence_penalty=np.float32(params.presence_penalty),
         is_greedy=np.bool_(params.temperature == 0),
         is_nucleus=np.bool_(params.temperature != 0 and params.top_p != 1),
+        is_biased=np.bool_(bool(params.logit_bias)),
         seed_high=np.uint32(key.seed % 2**64 >> 32),
         seed_low=np.uint32(key.seed % 2**32),
         candidate=np.uint32(key.candidate),
@@ -241,7 +238,8 @@ class Device:
         self.pages = pages
         self.layout = sharding.layout(self.config, settings.tensor_parallel)
         cache, devices = settings.compilation_cache, self.layout.size
-        self.kernels = choose_kernels(settings.native, devices, cache, progress, announce)
+        threads = settings.threads or usable_cores()
+        self.kernels = choose_kernels(settings.native, devices, cache, threads, progress, announce)
         progress(f"reading the weights: {checkpoint.parameter_count:,} parameters")
         self.params, self.weights_digest = place(checkpoint, self.layout, jnp.dtype(settings.dtype))
         self.table_width = -(-self.config.max_position_embeddings // settings.page_size) + 1
@@ -346,14 +344,11 @@ class Device:
         )
         return hidden, last
 
-    def score(self, hidden: Array, following: Sequence[int]) -> tuple[Array, Array, Array, Array]:
-        """What the ids after a chunk's positions cost: log-probabilities [chunk], ranked ids and theirs
-        [chunk, TOP], and which rows are finite [chunk]."""
+    def score(self, hidden: Array, following: Sequence[int]) -> Reported:
+        """What is reported of the ids after a chunk's positions, and of others beyond them, [chunk]."""
         targets = np.zeros(self.settings.chunk, np.int32)
         targets[: len(following)] = following
-        scored: tuple[Array, Array, Array, Array] = self.compiled["score"](
-            self.params, hidden, targets, np.int32(len(following))
-        )
+        scored: Reported = self.compiled["score"](self.params, hidden, targets, np.int32(len(following)))
         return scored
 
     def begin(

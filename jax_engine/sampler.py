@@ -35,20 +35,30 @@ class Rows(NamedTuple):
     presence_penalty: Any  # float32
     is_greedy: Any  # bool: the request's temperature is 0
     is_nucleus: Any  # bool: the request's top_p is below 1, and it is not greedy
+    is_biased: Any  # bool: the request has a logit_bias; where it has none, the row's bias is zeros
     seed_high: Any  # uint32: the seed mod 2⁶⁴, upper half
     seed_low: Any  # uint32
     candidate: Any  # uint32
     step: Any  # uint32
 
 
-class Sampled(NamedTuple):
-    """What one step gives for every row; arrays as in Rows."""
+class Reported(NamedTuple):
+    """What is reported of one id in every row; arrays as in Rows."""
 
-    token: Any  # [B] int32
-    logprob: Any  # [B] float32: the token's raw log-probability
+    logprob: Any  # [B] float32: the id's raw log-probability
     top_ids: Any  # [B, TOP] int32, in the order (−logit, id)
     top_logprobs: Any  # [B, TOP] float32
     finite: Any  # [B] bool: all raw logits of the row are finite
+
+
+class Sampled(NamedTuple):
+    """What one step gives for every row: a token, and its report."""
+
+    token: Any  # [B] int32
+    logprob: Any
+    top_ids: Any
+    top_logprobs: Any
+    finite: Any
 
 
 def report(logits: Array) -> Array:
@@ -157,11 +167,22 @@ def _first_largest(x: Array) -> Array:
     return jnp.minimum(first, x.shape[-1] - 1)
 
 
-def sample(logits: Array, bias: Array, counts: Array, rows: Rows) -> Sampled:
-    """One token for every row, and what is reported with it. logits [B, V] float32, raw."""
-    with jax.named_scope("report"):
-        logprobs = report(logits)
-        top_ids = ranked_ids(logits)
+def report_ids(logits: Array, ids: Array, live: Array) -> Reported:
+    """What is reported of one id a row, ids [B]. logits [B, V] float32, raw. Of rows that are not live [B], anything."""
+    logprobs = report(logits)
+    top_ids = ranked_ids(logits)
+    return Reported(
+        jnp.take_along_axis(logprobs, ids[:, None], axis=-1)[:, 0],
+        top_ids,
+        jnp.take_along_axis(logprobs, top_ids, axis=-1),
+        jnp.isfinite(logits).all(axis=-1),
+    )
+
+
+def sample(logits: Array, bias: Array, counts: Array, rows: Rows, live: Array) -> Sampled:
+    """One token for every row, and what is reported with it. logits [B, V] float32, raw. Rows that are not live [B] get
+    some id and ask for no stage."""
+    is_greedy, is_nucleus = rows.is_greedy | ~live, rows.is_nucleus & live
     with jax.named_scope("adjust"):
         z = penalize(add_bias(logits, bias), counts, rows.frequency_penalty, rows.presence_penalty)
         most_likely = greedy(z)
@@ -169,15 +190,10 @@ def sample(logits: Array, bias: Array, counts: Array, rows: Rows) -> Sampled:
     def drawn() -> Array:
         s = temper(z, rows.temperature)
         everything = jnp.ones_like(z, bool)
-        kept = lax.cond(rows.is_nucleus.any(), lambda: nucleus(z, s, rows.top_p, rows.is_nucleus), lambda: everything)
-        return jnp.where(rows.is_greedy, most_likely, draw(s, noise(rows, z.shape[-1]), kept))
+        kept = lax.cond(is_nucleus.any(), lambda: nucleus(z, s, rows.top_p, is_nucleus), lambda: everything)
+        return jnp.where(is_greedy, most_likely, draw(s, noise(rows, z.shape[-1]), kept))
 
     with jax.named_scope("draw"):
-        token = lax.cond(rows.is_greedy.all(), lambda: most_likely, drawn)
-    return Sampled(
-        token,
-        jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0],
-        top_ids,
-        jnp.take_along_axis(logprobs, top_ids, axis=-1),
-        jnp.isfinite(logits).all(axis=-1),
-    )
+        token = lax.cond(is_greedy.all(), lambda: most_likely, drawn)
+    with jax.named_scope("report"):
+        return Sampled(token, *report_ids(logits, token, live))

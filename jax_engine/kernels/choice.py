@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 from jax import Array
 
+from gnomon.jax_engine import sampler
 from gnomon.jax_engine.kernels import xla
 from gnomon.jax_engine.kernels.native import NoNativeKernels, load_native
 
@@ -35,11 +36,27 @@ class AttendKernel(Protocol):
     ) -> Array: ...
 
 
+class DrawKernel(Protocol):
+    """See `sampler.sample`."""
+
+    def __call__(
+        self, logits: Array, bias: Array, counts: Array, rows: sampler.Rows, live: Array
+    ) -> sampler.Sampled: ...
+
+
+class ReportKernel(Protocol):
+    """See `sampler.report_ids`: the draw without its token, for ids that are given."""
+
+    def __call__(self, logits: Array, ids: Array, live: Array) -> sampler.Reported: ...
+
+
 class Kernels(NamedTuple):
     """What a program is traced with."""
 
     linear: LinearKernel
     attend: AttendKernel
+    draw: DrawKernel
+    report: ReportKernel
 
 
 class ChosenKernels(NamedTuple):
@@ -48,24 +65,26 @@ class ChosenKernels(NamedTuple):
     description: str  # of all that decides their bits
 
 
-XLA = Kernels(xla.linear_rows, xla.attend)
+XLA = Kernels(xla.linear_rows, xla.attend, sampler.sample, sampler.report_ids)
 
 
 def choose_kernels(
     wants_native: bool,
     devices: int,
     cache: Path | None,
+    threads: int,
     progress: Callable[[str], None],
     announce: Callable[[str], None],
 ) -> ChosenKernels:
     """The native operations where they are wanted and can be had for one device, else XLA's. cache, announce: see
-    `load_native`; progress: is told which it is, and why not the other."""
+    `load_native`; threads: that they share their work between; progress: is told which it is, and why not the other."""
     if not wants_native:
         return ChosenKernels(XLA, XLA, "XLA")
     native = load_native(cache, announce) if devices == 1 else NoNativeKernels("there are several devices")
     if isinstance(native, NoNativeKernels):
         progress(f"products by XLA, not natively: {native}")
         return ChosenKernels(XLA, XLA, "XLA")
-    progress(f"products by {native.description}")
-    many = XLA._replace(linear=partial(native.linear, rounded=True))
-    return ChosenKernels(many, XLA._replace(linear=native.linear), native.description)
+    native.share_between(threads)
+    progress(f"products by {native.description}, on {threads} thread{'s' if threads > 1 else ''}")
+    few = Kernels(native.linear, native.attend, native.draw, native.report)
+    return ChosenKernels(few._replace(linear=partial(native.linear, rounded=True)), few, native.description)

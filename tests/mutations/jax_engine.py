@@ -13,7 +13,7 @@ MUTATIONS = (
     ),
     Mutation(
         "memory: a control group above allows what it does not",
-        "jax_engine/runtime/memory.py",
+        "jax_engine/runtime/control_groups.py",
         "for one in (folder, *folder.parents):",
         "for one in (folder,):",
         "jax_engine/runtime/test_pool_memory.py::test_the_least_that_a_group_or_the_machine_allows_is_there",

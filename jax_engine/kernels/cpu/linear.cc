@@ -28,6 +28,9 @@
 #include "xla/ffi/api/ffi.h"
 
 namespace gnomon {
+
+namespace ffi = xla::ffi;
+
 namespace {
 
 // ---- arithmetics: what a weight is, how many a step takes, what x is packed to, and how the two are added to a sum
@@ -82,7 +85,6 @@ constexpr size_t MOST_ROWS = SUMS / 3;        // of a panel
 constexpr size_t GROUP = 24;                  // outputs: whole tiles of every shape
 constexpr size_t PIECE_BYTES = 32 << 10;      // of a panel: stays in the first-level cache for a group of outputs
 constexpr size_t BLOCK_BYTES = 128 << 10;     // of weights: stays in the second-level cache for all panels
-constexpr size_t WORTH_A_THREAD = 512 << 10;  // bytes read, or four times as many multiply-adds
 
 template <class A>
 struct Product {
@@ -191,7 +193,7 @@ using Matrix = ffi::Buffer<ffi::F32, 2>;
 using Mask = ffi::Buffer<ffi::PRED, 1>;
 
 template <class A>
-void product(ffi::ThreadPool& pool, Matrix& x, const void* weight, Mask& live, Matrix& y) {
+void product(Matrix& x, const void* weight, Mask& live, Matrix& y) {
   Product<A> p{size_t(x.dimensions()[1]), size_t(y.dimensions()[1]), static_cast<const typename A::Weight*>(weight),
                y.typed_data(), {}, {}, nullptr};
   for (size_t r = 0; r < live.element_count(); r++) (live.typed_data()[r] ? p.live : p.dead).push_back(r);
@@ -199,16 +201,15 @@ void product(ffi::ThreadPool& pool, Matrix& x, const void* weight, Mask& live, M
   const size_t outputs = std::max<size_t>(1, BLOCK_BYTES / (bytes + 1) / GROUP) * GROUP;
   const size_t blocks = (p.out + outputs - 1) / outputs;
   const size_t cost = p.out * (bytes + p.in * p.live.size() / 4);
-  const size_t threads = cost < WORTH_A_THREAD ? 1 : std::clamp<size_t>(pool.num_threads(), 1, blocks);
   static thread_local std::vector<typename A::Vector> panels;  // of this call; kept for its memory
   panels.resize(std::max(panels.size(), p.live.size() * p.steps()));
   p.panels = panels.data();
   const size_t count = (p.live.size() + MOST_ROWS - 1) / MOST_ROWS;
-  share(pool, count > 1 ? threads - 1 : 0, count, [&](size_t i) { pack(p, x.typed_data(), i * MOST_ROWS); });
-  share(pool, threads - 1, blocks, [&](size_t i) { block(p, i * outputs, std::min(p.out, (i + 1) * outputs)); });
+  share(count, cost, [&](size_t i) { pack(p, x.typed_data(), i * MOST_ROWS); });
+  share(blocks, cost, [&](size_t i) { block(p, i * outputs, std::min(p.out, (i + 1) * outputs)); });
 }
 
-ffi::Error linear(ffi::ThreadPool pool, Matrix x, ffi::AnyBuffer weight, Mask live, ffi::Result<Matrix> y,
+ffi::Error linear(Matrix x, ffi::AnyBuffer weight, Mask live, ffi::Result<Matrix> y,
                   bool rounded) {
   const auto rows = x.dimensions()[0], in = x.dimensions()[1], out = y->dimensions()[1];
   if (weight.dimensions().size() != 2 || weight.dimensions()[0] != out || weight.dimensions()[1] != in ||
@@ -218,7 +219,7 @@ ffi::Error linear(ffi::ThreadPool pool, Matrix x, ffi::AnyBuffer weight, Mask li
   if (element != ffi::F32 && element != ffi::BF16)
     return ffi::Error::InvalidArgument("weight is neither float32 nor bfloat16");
   const auto compute = element == ffi::F32 ? product<Float32> : rounded ? product<BFloat16Rounded> : product<BFloat16>;
-  compute(pool, x, weight.untyped_data(), live, *y);
+  compute(x, weight.untyped_data(), live, *y);
   return ffi::Error::Success();
 }
 
@@ -227,7 +228,6 @@ ffi::Error linear(ffi::ThreadPool pool, Matrix x, ffi::AnyBuffer weight, Mask li
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(gnomon_linear, gnomon::linear,
                               xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
                                   .Arg<gnomon::Matrix>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<gnomon::Mask>()

@@ -11,7 +11,7 @@ from gnomon.jax_engine.kernels.native import NoNativeKernels
 
 def chosen(wants_native: bool, devices: int = 1) -> tuple[choice.ChosenKernels, list[str]]:
     told: list[str] = []
-    return choose_kernels(wants_native, devices, None, told.append, told.append), told
+    return choose_kernels(wants_native, devices, None, 3, told.append, told.append), told
 
 
 def test_who_wants_nothing_native_gets_xla_and_no_word() -> None:
@@ -32,6 +32,8 @@ def test_a_native_product_rounds_where_many_rows_are_prefilled_alone(monkeypatch
 
     class Native:
         description = "a library"
+        def share_between(self, threads: int) -> None:
+            asked.append(threads == 3)
 
         def linear(self, rows: object, weight: object, rounded: bool = False) -> None:
             asked.append(rounded)
@@ -42,6 +44,6 @@ def test_a_native_product_rounds_where_many_rows_are_prefilled_alone(monkeypatch
     for linear in linears:
         assert callable(linear)
         linear(None, None)
-    assert asked == [True, False]
-    assert (kernels.description, told) == ("a library", ["products by a library"])
+    assert asked == [True, True, False]
+    assert (kernels.description, told) == ("a library", ["products by a library, on 3 threads"])
     assert kernels.many.attend is kernels.few.attend is XLA.attend
