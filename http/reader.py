@@ -64,10 +64,10 @@ class Reading(Generic[T]):
         parts: list[T] | None = []
         while parts == []:
             if self._run.is_arriving:
-                self.wanted = asyncio.get_running_loop().create_future()
+                self.wanted = wanted = asyncio.get_running_loop().create_future()
                 if self.has_come:
                     self._reader.look(self)
-                parts = await self.wanted
+                parts = await wanted
             else:
                 parts = await asyncio.wrap_future(self._reader.threads.submit(self.take))
         return parts
@@ -126,7 +126,8 @@ class Reader:
         try:
             self.threads.submit(self._turns)
         except NoThread as error:
-            _deliver([Delivery(one.wanted, None, error) for one in self._taken() if one.wanted is not None])
+            while ready := self._taken():
+                _deliver([Delivery(one.wanted, None, error) for one in ready if one.wanted is not None])
 
     def _taken(self) -> list[Reading[Any]]:
         """Those that are ready; none, and the turns are over."""

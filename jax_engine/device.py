@@ -32,11 +32,10 @@ from numpy.typing import NDArray
 
 from gnomon.jax_engine import sharding
 from gnomon.jax_engine.cache import SCRATCH_PAGE
-from gnomon.jax_engine.kernels.choice import Kernels, choose_kernels
+from gnomon.jax_engine.kernels.choice import ChosenKernels, Kernels
 from gnomon.jax_engine.model import Batch, Cache, Params, empty_cache, hidden_states, over, unembed
-from gnomon.jax_engine.runtime.cores import usable_cores
 from gnomon.jax_engine.runtime.programs import Programs
-from gnomon.jax_engine.runtime.settings import EngineSettings, cache_dtype
+from gnomon.jax_engine.runtime.settings import SizedSettings, cache_dtype
 from gnomon.jax_engine.sampler import LOWEST_TEMPERATURE, Reported, Rows, Sampled
 from gnomon.reference.checkpoint.load import Checkpoint
 from gnomon.reference.checkpoint.tensor_table import ParamPath
@@ -228,7 +227,8 @@ class Device:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        settings: EngineSettings,
+        settings: SizedSettings,
+        kernels: ChosenKernels,
         pages: int,
         progress: Callable[[str], None],
         announce: Callable[[str], None],
@@ -237,9 +237,7 @@ class Device:
         self.settings = settings
         self.pages = pages
         self.layout = sharding.layout(self.config, settings.tensor_parallel)
-        cache, devices = settings.compilation_cache, self.layout.size
-        threads = settings.threads or usable_cores()
-        self.kernels = choose_kernels(settings.native, devices, cache, threads, progress, announce)
+        self.kernels = kernels
         progress(f"reading the weights: {checkpoint.parameter_count:,} parameters")
         self.params, self.weights_digest = place(checkpoint, self.layout, jnp.dtype(settings.dtype))
         self.table_width = -(-self.config.max_position_embeddings // settings.page_size) + 1

@@ -31,9 +31,11 @@ from jax import Array
 from numpy.typing import NDArray
 
 from gnomon.jax_engine.device import Device, Program
+from gnomon.jax_engine.kernels.choice import choose_kernels
 from gnomon.jax_engine.runtime.backend import one_line, require_devices
+from gnomon.jax_engine.runtime.cores import usable_cores
 from gnomon.jax_engine.runtime.pins import pinned, refused_option
-from gnomon.jax_engine.runtime.settings import EngineSettings, bytes_per_token, check_memory, default_pool_tokens
+from gnomon.jax_engine.runtime.settings import EngineSettings, bytes_per_token, check_memory, default_pool_tokens, sized
 from gnomon.jax_engine.sampler import Reported, Sampled
 from gnomon.jax_engine.scheduler import PromptWork, Running, Scheduler
 from gnomon.reference.body.rankings import Ranking, Rankings
@@ -179,26 +181,35 @@ class JaxEngine:
         require_devices()
         if (why := refused_option()) is not None:
             raise ValueError(why)
-        self.settings = settings or EngineSettings()
+        settings = settings or EngineSettings()
+        progress = progress or (lambda line: None)
+        announce = announce or progress
         self.config = checkpoint.config
         self.vocab_size = self.config.vocab_size
         self.context = self.config.max_position_embeddings
         self.eos_ids = self.config.eos_token_ids
-        s = self.settings
-        self.pool_tokens = default_pool_tokens(self.config, s) if s.pool_tokens is None else s.pool_tokens
-        check_memory(checkpoint, s, self.pool_tokens)
+        with pinned():
+            kernels = choose_kernels(
+                settings.native,
+                settings.tensor_parallel,
+                settings.compilation_cache,
+                settings.threads or usable_cores(),
+                progress,
+                announce,
+            )
+        self.settings = s = sized(settings, self.config, kernels.are_native)
+        check_memory(checkpoint, s)
         self._scheduler = self._new_scheduler()
         need = self._scheduler.largest_need(self.context)
         if self._scheduler.pool.size < need:
             raise ValueError(
-                f"a key/value pool of {self.pool_tokens} tokens holds less than one sequence of the context, "
+                f"a key/value pool of {s.pool_tokens} tokens holds less than one sequence of the context, "
                 f"{self.context} positions; give at least {need * s.page_size} tokens, "
                 f"{need * s.page_size * bytes_per_token(self.config, s)} bytes"
             )
-        progress = progress or (lambda line: None)
         try:
             with pinned():
-                self.device = Device(checkpoint, s, self._scheduler.pool.size, progress, announce or progress)
+                self.device = Device(checkpoint, s, kernels, self._scheduler.pool.size, progress, announce)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -215,7 +226,7 @@ class JaxEngine:
 
     def _new_scheduler(self) -> Scheduler:
         s = self.settings
-        return Scheduler(s.slots, self.pool_tokens // s.page_size, s.page_size, s.chunk)
+        return Scheduler(s.slots, s.pool_tokens // s.page_size, s.page_size, s.chunk)
 
     def programs(self) -> dict[str, Program]:
         """Every program that the engine runs, with arguments of the shapes it is compiled for, and no others."""

@@ -296,14 +296,18 @@ class Run:
         begun: set[int] = set()
         changed: dict[tuple[int, int], None] = {}
         with closing(self._events()) as events:
-            for taken, at in enumerate(events, 1):
-                if at is not None:
-                    changed[at] = None
-                if at is None or taken % EVENTS_AT_ONCE == 0:
-                    yield from self._release(changed, begun)
-                    changed.clear()
-                if at is None:
-                    yield None
+            try:
+                for taken, at in enumerate(events, 1):
+                    if at is not None:
+                        changed[at] = None
+                    if at is None or taken % EVENTS_AT_ONCE == 0:
+                        yield from self._release(changed, begun)
+                        changed.clear()
+                    if at is None:
+                        yield None
+            except EngineFailed:  # after what came before
+                yield from self._release(changed, begun)
+                raise
         yield from self._release(changed, begun)
 
     def _release(self, changed: Iterable[tuple[int, int]], begun: set[int]) -> Iterator[Stretch]:

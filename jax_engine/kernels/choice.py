@@ -64,6 +64,11 @@ class ChosenKernels(NamedTuple):
     few: Kernels  # for decode and the head, where reading the weights is
     description: str  # of all that decides their bits
 
+    @property
+    def are_native(self) -> bool:
+        """Then only live rows cost."""
+        return self.few is not XLA
+
 
 XLA = Kernels(xla.linear_rows, xla.attend, sampler.sample, sampler.report_ids)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gnomon.jax_engine.engine import JaxEngine
-from gnomon.jax_engine.runtime.settings import EngineSettings
+from gnomon.jax_engine.runtime.settings import NATIVE_SLOTS, EngineSettings
 from gnomon.jax_engine.tools.bare import BarePrograms
 from gnomon.jax_engine.tools.clients import CompletionsClient, RunningServer, Streams, run_streams, serving
 from gnomon.jax_engine.tools.measure import LLAMA_135M, MEBIBYTE, interleaved
@@ -21,7 +21,7 @@ from gnomon.reference.checkpoint.load import Checkpoint
 from gnomon.reference.engine import Engine
 from gnomon.reference.sampler import SamplingParams
 
-SLOTS, CHUNK = EngineSettings().slots, EngineSettings().chunk
+SLOTS, CHUNK = NATIVE_SLOTS, EngineSettings().chunk
 GREEDY_PARAMS = SamplingParams(temperature=0.0)  # end_ids is empty: nothing ends early
 LOADS = {"greedy": GREEDY_PARAMS, "temperature 0.8 and top_p 0.95": SamplingParams(temperature=0.8, top_p=0.95)}
 

@@ -121,9 +121,7 @@ def jitted(built: Native) -> Callable[..., Array]:
 
 
 def attend(built: Native, a: Arguments) -> Floats:
-    return np.asarray(
-        jitted(built)(a.q, a.keys, a.values, a.tables, a.positions, a.lengths, a.window, a.score_cap)
-    )
+    return np.asarray(jitted(built)(a.q, a.keys, a.values, a.tables, a.positions, a.lengths, a.window, a.score_cap))
 
 
 def same_bits(a: Floats, b: Floats) -> bool:
