@@ -42,6 +42,7 @@ from gnomon.reference.checkpoint.tensor_table import ParamPath
 from gnomon.reference.model_config import ModelConfig
 from gnomon.reference.prng import DrawKey
 from gnomon.reference.sampler import SamplingParams
+from gnomon.reference.system.heap import give_back
 from gnomon.reference.system.sources import sources_hash
 
 COMPILE_SECONDS, COMPILE_SECONDS_A_LAYER = 3, 0.5  # of all programs, as it took on a machine of two cores
@@ -242,9 +243,11 @@ class Device:
         self.params, self.weights_digest = place(checkpoint, self.layout, jnp.dtype(settings.dtype))
         self.table_width = -(-self.config.max_position_embeddings // settings.page_size) + 1
         self.compiled = self._compile(progress, announce)
+        give_back()
         self.clear()  # no sooner: while programs are compiled, nothing large is there but the weights
         self.fingerprint = self._fingerprint()
         self.slots = self._empty_slots()  # what the probe wrote into pages is read by nobody
+        give_back()
 
     def _compile(self, progress: Callable[[str], None], announce: Callable[[str], None]) -> dict[str, Any]:
         programs = self.programs()
@@ -419,8 +422,9 @@ class Device:
         digest = hashlib.sha256(_sources())
         digest.update(repr(self._decides()).encode())
         digest.update(self.weights_digest)
-        for bits in jax.tree.leaves(list(self._probe())):
-            digest.update(np.asarray(bits).tobytes())
+        for results in self._probe():
+            for bits in jax.tree.leaves(results):
+                digest.update(np.asarray(bits).tobytes())
         return "gnomon-jax-" + digest.hexdigest()[:16]
 
     def _decides(self) -> Mapping[str, Any]:
