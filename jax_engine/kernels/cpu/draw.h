@@ -9,7 +9,7 @@
 //   6 draw      the largest s + g; g is computed where it can matter
 //
 // Why a row's bits are its own: a row is read by one thread, no other row is, and its sums run in one order, lanes
-// within blocks of ids and then the blocks.
+// within parts of the row and then the parts.
 
 #pragma once
 
@@ -26,7 +26,7 @@
 namespace gnomon {
 
 constexpr size_t TOP = 20;            // entries of a ranking, where there are so many ids
-constexpr size_t BLOCK = 512;         // ids: what is summed in float32; blocks are in float64
+constexpr size_t PART = 512;          // ids whose sum is taken in float32; parts are added in float64
 constexpr float COLDEST = 0x1p-100f;  // a lower temperature is raised to this one
 constexpr float INFINITE = __builtin_inff();
 
@@ -58,9 +58,9 @@ template <class Term>
 double sum(size_t n, const Term& term) {
   double whole = 0;
   for (size_t i = 0; i < n;) {
-    Lanes block = {};
-    for (const size_t end = std::min(n, i + BLOCK); i < end; i += W) block += term(i);
-    whole += total(block);
+    Lanes part = {};
+    for (const size_t end = std::min(n, i + PART); i < end; i += W) part += term(i);
+    whole += total(part);
   }
   return whole;
 }
