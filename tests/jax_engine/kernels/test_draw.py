@@ -146,7 +146,9 @@ def test_every_token_and_report_is_the_laws(built: Native, V: int) -> None:
 def test_every_token_of_many_draws_is_the_laws(built: Native, V: int) -> None:
     """Of a draw whose margin is wide the two agree, so what is excused is where two scores nearly meet."""
     count = 60_000 // 48 if V < 49152 else 20
-    excused = sum(check_against_the_law(batch, drawn(built, batch)) for batch in (Batch(s, V, 48) for s in range(count)))
+    excused = sum(
+        check_against_the_law(batch, drawn(built, batch)) for batch in (Batch(s, V, 48) for s in range(count))
+    )
     print(f"{48 * count} tokens of {V} ids, {excused} excused")
     assert excused <= max(3, 48 * count // 1000)
 
@@ -269,7 +271,9 @@ def test_arguments_that_do_not_fit_are_an_error_not_a_crash(built: Native) -> No
 SOURCE = """#include "draw.h"
 using namespace gnomon;
 
-static Parameters keyed(const uint32_t* key) { return {1, 1, 0, 0, 0, 0, 0, key[0], key[1], key[2], key[3]}; }
+static Parameters keyed(const uint32_t* key, float temperature = 1) {
+  return {temperature, 1, 0, 0, false, false, false, key[0], key[1], key[2], key[3]};
+}
 
 extern "C" void words_of(const uint32_t* key, uint32_t first, uint32_t* x0, uint32_t* x1) {
   const TokenWords words(StepKey(keyed(key)), first);
@@ -308,7 +312,19 @@ extern "C" void tokens_of(const float* z, size_t V, float temperature, float abo
     const Lanes score = (all(z[v]) - largest.value) / temperature + gumbel(words.x0, words.x1);
     if (score[0] > best) best = score[0], *plain = int32_t(v);
   }
-  *quick = draw(z, V, largest, temperature, {above, tied}, keyed(key));
+  *quick = draw(z, V, largest, {above, tied}, keyed(key, temperature));
+}
+
+// the first step of this seed at which two of the first ids, a and b, have the same score, where their z are these
+extern "C" uint32_t tie_of(float z_of_a, float z_of_b, uint32_t seed, uint32_t* a, uint32_t* b) {
+  const float largest = std::max(z_of_a, z_of_b), s_of_a = z_of_a - largest, s_of_b = z_of_b - largest;
+  for (uint32_t step = 0;; step++) {
+    const TokenWords words(StepKey({1, 1, 0, 0, false, false, false, 0, seed, 0, step}), 0);
+    const Lanes g = gumbel(words.x0, words.x1);
+    for (*a = 0; *a < W; ++*a)
+      for (*b = *a + 1; *b < W; ++*b)
+        if (s_of_a + g[*a] == s_of_b + g[*b]) return step;
+  }
 }
 """
 X86 = platform.machine() in ("x86_64", "AMD64")
@@ -325,6 +341,7 @@ def stages(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     subprocess.run([str(COMPILER), *flags, f"-I{native.SOURCES}", "-o", *files], check=True)
     library = ctypes.CDLL(files[0])
     library.most_noise.restype, library.width.restype = ctypes.c_float, ctypes.c_size_t
+    library.tie_of.restype = ctypes.c_uint32
     return library
 
 
@@ -339,9 +356,7 @@ def key_words(key: DrawKey) -> NDArray[np.uint32]:
 
 
 @given(seed=st.integers(-(2**63), 2**64 - 1), candidate=st.integers(0, 2**32 - 1), step=st.integers(0, 2**32 - 1))
-def test_the_random_words_are_the_references_exactly(
-    stages: ctypes.CDLL, seed: int, candidate: int, step: int
-) -> None:
+def test_the_random_words_are_the_references_exactly(stages: ctypes.CDLL, seed: int, candidate: int, step: int) -> None:
     key, W = DrawKey(seed, candidate, step), stages.width()
     for first in (0, 16, 50256, 2**31, 2**32 - W):
         x0, x1 = np.empty((2, W), np.uint32)
@@ -395,6 +410,18 @@ def test_no_noise_is_more_than_it_is_taken_for_before_it_is_computed(stages: cty
         assert (most - g)[(x0 > 2**10) & (x0 < 2**24)].max() < 0.07
 
 
+def token(
+    stages: ctypes.CDLL, z: F32, temperature: float, above: np.float32, tied: int, key: DrawKey
+) -> tuple[int, int]:
+    """That of the largest score of all, and the one that is drawn."""
+    plain, quick = np.full(2, -1, np.int32)[:, None]
+    stages.tokens_of(
+        pointer(z), ctypes.c_size_t(len(z)), ctypes.c_float(temperature), ctypes.c_float(above), ctypes.c_size_t(tied),
+        pointer(key_words(key)), pointer(plain), pointer(quick),
+    )  # fmt: skip
+    return int(plain[0]), int(quick[0])
+
+
 @pytest.mark.parametrize("temperature", [2.0**-100, 0.05, 0.8, 30])
 def test_what_is_passed_over_could_not_have_won(stages: ctypes.CDLL, temperature: float) -> None:
     rng = np.random.default_rng(3)
@@ -404,13 +431,18 @@ def test_what_is_passed_over_could_not_have_won(stages: ctypes.CDLL, temperature
         above = np.float32(-np.inf) if i % 3 else np.sort(z)[V // 2]
         tied = 0 if i % 3 else int(rng.integers(0, 1 + (z == above).sum()))
         tied = max(tied, 1) if above == z.max() else tied
-        plain, quick = np.full(2, -1, np.int32), np.full(2, -2, np.int32)
-        key = key_words(DrawKey(int(rng.integers(2**63)), 0, i))
-        stages.tokens_of(
-            pointer(z), ctypes.c_size_t(V), ctypes.c_float(temperature), ctypes.c_float(above), ctypes.c_size_t(tied),
-            pointer(key), pointer(plain), pointer(quick),
-        )  # fmt: skip
-        assert plain[0] == quick[0]
+        plain, quick = token(stages, z, temperature, above, tied, DrawKey(int(rng.integers(2**63)), 0, i))
+        assert plain == quick
+
+
+@pytest.mark.parametrize("z", [(0, 0), (-1, 0), (0, -1)])
+def test_of_equal_scores_the_lower_id_wins(stages: ctypes.CDLL, z: tuple[float, float]) -> None:
+    """Whichever of the two is looked at first. Two scores are the same once in some millions."""
+    a, b = np.empty((2, 1), np.uint32)
+    step = stages.tie_of(*map(ctypes.c_float, z), ctypes.c_uint32(9), pointer(a), pointer(b))
+    values = np.full(stages.width(), -1e9, np.float32)
+    values[[int(a[0]), int(b[0])]] = z
+    assert token(stages, values, 1, np.float32(-np.inf), 0, DrawKey(9, 0, step)) == (a[0], a[0])
 
 
 def kept(stages: ctypes.CDLL, z: F32, e: F32, top_p: float) -> NDArray[np.bool_]:
