@@ -1,6 +1,6 @@
 """The operations that hardware decides, in every form there is of them.
 
-    xla.py      linear, attend: by XLA, on any device; so is the draw in sampler.py, stage by stage beside the reference's
+    xla.py      linear, attend: by XLA, on any device; sampler.py has the draw, stage by stage as the reference
     native.py   linear, attend, draw: by the C++ in cpu/, built for this CPU
     choice.py   which of them the compiled programs call
 
