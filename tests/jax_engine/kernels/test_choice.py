@@ -32,6 +32,7 @@ def test_a_native_product_rounds_where_many_rows_are_prefilled_alone(monkeypatch
 
     class Native:
         description = "a library"
+
         def share_between(self, threads: int) -> None:
             asked.append(threads == 3)
 
