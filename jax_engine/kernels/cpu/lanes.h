@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -30,6 +31,31 @@ typedef float LanesAnywhere __attribute__((vector_size(4 * W), aligned(4), may_a
 typedef uint32_t Words __attribute__((vector_size(4 * W)));
 typedef int32_t Integers __attribute__((vector_size(4 * W)));
 typedef uint32_t WordsAnywhere __attribute__((vector_size(4 * W), aligned(2), may_alias));
+
+inline Lanes everywhere(float x) {
+#if defined(__AVX512F__)
+  return _mm512_set1_ps(x);
+#elif defined(__AVX2__) && defined(__FMA__)
+  return _mm256_set1_ps(x);
+#elif defined(__aarch64__)
+  return vdupq_n_f32(x);
+#else
+  return Lanes{x, x, x, x};
+#endif
+}
+
+// The first W of the floats at x, of which there may be fewer.
+inline Lanes load_some(const float* x, size_t there) {
+  if (there >= W) return *reinterpret_cast<const LanesAnywhere*>(x);
+  Lanes some = {};
+  std::memcpy(&some, x, there * sizeof(*x));
+  return some;
+}
+
+inline void store_some(float* x, Lanes lanes, size_t room) {
+  if (room >= W) *reinterpret_cast<LanesAnywhere*>(x) = lanes;
+  else std::memcpy(x, &lanes, room * sizeof(*x));
+}
 
 inline Lanes fused(Lanes sum, Lanes x, Lanes w) {
 #if defined(__AVX512F__)
