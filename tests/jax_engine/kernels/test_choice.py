@@ -27,7 +27,9 @@ def test_what_cannot_be_built_is_xlas_with_the_reason(monkeypatch: pytest.Monkey
     assert chosen(True) == ((XLA, XLA, "XLA", None), ["products by XLA, not natively: no compiler"])
 
 
-def test_a_native_product_rounds_where_many_rows_are_prefilled_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_is_native_and_a_product_rounds_where_many_rows_are_prefilled_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked: list[bool] = []
 
     class Native:
