@@ -27,7 +27,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax import Array
 from numpy.typing import NDArray
 
 from gnomon.jax_engine.device import Device, Program

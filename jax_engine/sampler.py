@@ -8,6 +8,7 @@ What differs, and why it is the same law:
 - the nucleus is found by bisection on the boundary's value, not by a sort (on a CPU a sort of 8 × 49,152 costs a
   hundred times the rest), and ties at the boundary are settled by id, as a stable sort would;
 - a row never reads another row, so its result cannot depend on its neighbours; stages that no row needs are skipped.
+This is the draw by XLA; kernels/cpu/draw.h is the native one, in which a row costs what it asks for.
 
 `temperature == 0` and `top_p == 1` are decided on the request's own numbers, so they come as flags.
 """

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from jax import Array
 
 from gnomon.jax_engine import sampler
 from gnomon.jax_engine.kernels import xla
 from gnomon.jax_engine.kernels.native import NoNativeKernels, load_native
+from gnomon.jax_engine.kernels.panels import Packer
 
 
 class LinearKernel(Protocol):
-    """x [R, in] · weight [out, in] → [R, out] in float32; only the rows that are live [R] matter."""
+    """x [R, in] · each weight [out, in] → [R, out] in float32; only the rows that are live [R] matter."""
 
-    def __call__(self, x: Array, weight: Array, live: Array) -> Array: ...
+    def __call__(self, x: Array, weights: Sequence[Any], live: Array) -> list[Array]: ...
 
 
 class AttendKernel(Protocol):
@@ -63,6 +64,7 @@ class ChosenKernels(NamedTuple):
     many: Kernels  # for prefill, where arithmetic is the limit
     few: Kernels  # for decode and the head, where reading the weights is
     description: str  # of all that decides their bits
+    packer: Packer | None = None  # of the weights that they take; None: they take them as they are, [out, in]
 
     @property
     def are_native(self) -> bool:
@@ -92,4 +94,5 @@ def choose_kernels(
     native.share_between(threads)
     progress(f"products by {native.description}, on {threads} thread{'s' if threads > 1 else ''}")
     few = Kernels(native.linear, native.attend, native.draw, native.report)
-    return ChosenKernels(few._replace(linear=partial(native.linear, rounded=True)), few, native.description)
+    many = few._replace(linear=partial(native.linear, rounded=True))
+    return ChosenKernels(many, few, native.description, native.packer())

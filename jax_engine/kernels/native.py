@@ -20,7 +20,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from gnomon.jax_engine.kernels.panels import Packer, Panels
 from gnomon.jax_engine.runtime.checked import find, keep
 from gnomon.jax_engine.runtime.store import check_owner
 from gnomon.jax_engine.sampler import TOP, Reported, Rows, Sampled
@@ -68,16 +69,28 @@ class Native:
         engine asks."""
         _registered[self.name].gnomon_threads(threads)
 
-    def linear(self, x: Array, weight: Array, live: Array, rounded: bool = False) -> Array:
-        """x [R, in] float32 · weight [out, in] float32 or bfloat16 → [R, out] float32; rows that are not `live` [R]
-        are neither read nor computed, and come out as zeros.
+    def packer(self) -> Packer:
+        """Makes panels for `linear`."""
+        library = _registered[self.name]
+        size = ctypes.c_size_t
+        library.gnomon_lanes.restype = size
+        library.gnomon_pack.argtypes = (ctypes.c_void_p, size, size, size, ctypes.c_void_p)
+        library.gnomon_pack.restype = None
+        return Packer(library.gnomon_lanes(), library.gnomon_pack)
+
+    def linear(self, x: Array, weights: Sequence[Panels], live: Array, rounded: bool = False) -> list[Array]:
+        """x [R, in] float32 · each weight [out, in], all float32 or all bfloat16 → [R, out] float32; rows that are not
+        `live` [R] are neither read nor computed, and come out as zeros.
 
         A row's bits depend on nothing but that row, the weight and `rounded`. With bfloat16 weights x stays float32
         unless `rounded`, which rounds it to bfloat16 too where the CPU has an instruction for that (AVX512_BF16), for
         up to twice the speed with many rows.
         """
-        shape = jax.ShapeDtypeStruct((x.shape[0], weight.shape[0]), jnp.float32)  # type: ignore[no-untyped-call]
-        y: Array = jax.ffi.ffi_call(self.target("linear"), shape)(x, weight, live, rounded=rounded)
+        shapes = [jax.ShapeDtypeStruct((x.shape[0], weight.out), jnp.float32) for weight in weights]  # type: ignore[no-untyped-call]
+        at = np.int32(0) if weights[0].at is None else weights[0].at
+        y: list[Array] = jax.ffi.ffi_call(self.target("linear"), shapes)(
+            x, live, at, *(weight.words for weight in weights), rounded=rounded
+        )
         return y
 
     def attend(

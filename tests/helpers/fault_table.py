@@ -10,6 +10,7 @@ from gnomon.http.verify.verdict import Case
 from helpers.answer_faults import ANSWER_FAULTS
 from helpers.faults import Fault
 from helpers.request_faults import REQUEST_FAULTS
+from helpers.today import is_todays
 
 FAULTS = (*REQUEST_FAULTS, *ANSWER_FAULTS)
 BY_NAME = {case.name: case for case in CASES}
@@ -35,8 +36,8 @@ def file_of(fault: Fault) -> str:
 def chosen(day: int, touched: Collection[str]) -> list[Fault]:
     """A tenth of the faults, another one each day, and those whose case stands in a file that was touched: all of them,
     but no more than MOST together, for a change of every file is the weekly run's."""
-    tenth = [fault for i, fault in enumerate(FAULTS) if i % DAYS == day % DAYS]
-    others = [fault for i, fault in enumerate(FAULTS) if i % DAYS != day % DAYS and file_of(fault) in touched]
+    tenth = [fault for i, fault in enumerate(FAULTS) if is_todays(i, DAYS, day)]
+    others = [fault for i, fault in enumerate(FAULTS) if not is_todays(i, DAYS, day) and file_of(fault) in touched]
     first = day * 7 % max(len(others), 1)
     kept = [*tenth, *[*others[first:], *others[:first]][: MOST - len(tenth)]]
     return [fault for fault in FAULTS if fault in kept]

@@ -22,6 +22,7 @@ import pytest
 
 from gnomon.http.settings import Settings
 from helpers.live import MODEL, eventually
+from helpers.today import share_of_the_day
 from helpers.watched import CONTEXT
 
 LIMIT = 0.25
@@ -179,13 +180,7 @@ def check(server: Watched, send: Callable[[], Any]) -> None:
     assert worst <= LIMIT + calm + lost
 
 
-LONGEST = "many prompts, no n"
-BY_TIME = [pytest.param(s, marks=pytest.mark.weekly if s == LONGEST else pytest.mark.slow) for s in ANSWERS]
-
-
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("shape", BY_TIME)
-def test_the_largest_answers_leave_the_interpreter_to_others(server: Watched, shape: str, stream: bool) -> None:
+def largest_answers(server: Watched, shape: str, stream: bool) -> None:
     sent = body(**{**json.loads(ANSWERS[shape]()), "stream": stream})
     answers: list[tuple[int, int]] = []
     check(server, lambda: answers.append(server.ask("POST", "/v1/completions", sent)))
@@ -194,8 +189,23 @@ def test_the_largest_answers_leave_the_interpreter_to_others(server: Watched, sh
     assert size > 10 * 2**20 or shape == "text alone"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("shape", REQUESTS)
+LONGEST = "many prompts, no n"  # a minute and more
+streamed_and_not = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+
+
+@streamed_and_not
+@pytest.mark.parametrize("shape", share_of_the_day([shape for shape in ANSWERS if shape != LONGEST], days=3))
+def test_the_largest_answers_leave_the_interpreter_to_others(server: Watched, shape: str, stream: bool) -> None:
+    largest_answers(server, shape, stream)
+
+
+@pytest.mark.weekly
+@streamed_and_not
+def test_the_longest_answer_leaves_the_interpreter_to_others(server: Watched, stream: bool) -> None:
+    largest_answers(server, LONGEST, stream)
+
+
+@pytest.mark.parametrize("shape", share_of_the_day(REQUESTS, days=3))
 def test_the_largest_bodies_leave_the_interpreter_to_others(server: Watched, shape: str) -> None:
     path = "/v1/completions/trace" if "trace" in shape else "/v1/completions"
     sent = REQUESTS[shape]()

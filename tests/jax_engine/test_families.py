@@ -1,4 +1,4 @@
-"""Every family and variant against transformers, a few of them on the JAX engine; with `-m weekly` all of them."""
+"""Every family and variant against transformers, a twelfth of them on the JAX engine; with `-m weekly` all."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from gnomon.reference.sampler import SamplingParams
 from gnomon.reference.transformer import forward
 from helpers.extras import extra
 from helpers.families import CONTEXT, VARIANTS, architecture_in, save_random
+from helpers.today import share_of_the_day
 
 torch = extra("parity", "torch", "transformers")
 
 
-SHORT = ("Gemma 2", "GPT-2")
 LONG_ROPE = ("Phi-3, long", "Phi-4-mini, partly rotated")  # which change their factors with the context
 TOLERANCE = 2e-5  # of logits of scale 0.3 to 0.9; what transformers computes in float32 is off by up to 7e-6
 JAX_TOLERANCE = 1e-4
@@ -71,7 +71,7 @@ def test_the_references_logits_are_transformers(directories: dict[str, Path], na
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow if name in SHORT else pytest.mark.weekly) for name in VARIANTS],
+    share_of_the_day(VARIANTS, days=12),
 )
 def test_the_jax_engine_computes_what_the_reference_does(directories: dict[str, Path], name: str) -> None:
     worst, tokens_equal = against_jax(directories[name], text(seed_of(name)))

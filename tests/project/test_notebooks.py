@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from helpers.today import TOUCHED, share_of_the_day
 from notebooks import FOLDER, canonical, compare, dumps, exercises, paths, read, source, unlike
 
 NOTEBOOKS = paths([])
@@ -282,13 +283,21 @@ def test_a_cell_that_raises_is_shown_and_fails_and_nothing_is_stored(tmp_path: P
 
 
 TRAINS = "12"  # for a minute and a half
-BY_TIME = [
-    pytest.param(path, marks=pytest.mark.weekly if path.name.startswith(TRAINS) else pytest.mark.slow, id=path.stem)
-    for path in NOTEBOOKS
-]
+QUICK = [path.name for path in NOTEBOOKS if not path.name.startswith(TRAINS)]
+CHANGED = [name for name in QUICK if f"notebooks/{name}" in TOUCHED]
 
 
-@pytest.mark.parametrize("path", BY_TIME)
-def test_a_notebook_shows_what_its_code_gives_and_its_exercises_are_solved_by_their_answers(path: Path) -> None:
-    done = run(path.name)
+def shows_what_its_code_gives(name: str) -> None:
+    done = run(name)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", share_of_the_day(QUICK, days=3, always=CHANGED))
+def test_a_notebook_shows_what_its_code_gives_and_its_exercises_are_solved_by_their_answers(name: str) -> None:
+    shows_what_its_code_gives(name)
+
+
+@pytest.mark.weekly
+def test_the_notebook_that_trains_shows_what_its_code_gives() -> None:
+    [name] = [path.name for path in NOTEBOOKS if path.name.startswith(TRAINS)]
+    shows_what_its_code_gives(name)

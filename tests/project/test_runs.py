@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.today import share_of_the_day
+
 TESTS = Path(__file__).resolve().parents[1]
 
 
@@ -30,6 +32,17 @@ def run(tmp_path: Path, source: str, *options: str) -> str:
     ]
     environment |= {"PYTHONPATH": str(TESTS), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
+
+
+def test_the_shares_of_all_days_are_everything_once_and_what_is_always_run_daily() -> None:
+    def slow(day: int, always: str) -> str:
+        rows = share_of_the_day("abcdefgh", 3, always, day)
+        assert [row.values for row in rows] == [(letter,) for letter in "abcdefgh"]
+        assert {mark.name for row in rows for mark in row.marks} == {"slow", "weekly"}
+        return "".join(row.values[0] for row in rows if row.marks[0].name == "slow")
+
+    assert sorted("".join(slow(day, "") for day in range(20_000, 20_003))) == list("abcdefgh")
+    assert all("h" in slow(day, "h") for day in range(3))
 
 
 SKIPS = """

@@ -173,6 +173,17 @@ void pack_keys(const Stored* const (&row)[PIECE], size_t H, float* packed) {
     }
 }
 
+// values[i][h] of so many positions, lanes along the head's width, filled up with zeros to whole vectors.
+template <class Stored>
+void pack_values(const Stored* const* row, size_t count, size_t H, float* packed) {
+  for (size_t i = 0; i < count; i++) {
+    const Stored* const value = row[i];
+    size_t h = 0;
+    for (; h + W <= H; h += W, packed += W) store(packed, load(value + h));
+    if (h < H) store(packed, load(value + h, H - h)), packed += W;
+  }
+}
+
 // ---- a span
 
 // Scores of a row [SPAN] → their weights, 0 where a position is not seen; their maximum and their sum, in every lane.
@@ -284,8 +295,7 @@ void attend_span(const Attention<Stored>& a, const Block& block, const Space<Sto
   each_piece([&](size_t, size_t from, size_t to) {
     const Stored* row[PIECE];
     find(a, block, a.values, from, to, row);
-    for (size_t i = 0; i < to - from; i++)
-      for (size_t h = 0; h < a.H; h += W) store(space.values + i * width + h, load(row[i] + h, a.H - h));
+    pack_values(row, to - from, a.H, space.values);
     multiply(block.rows, a.vectors(), scores + from, SPAN, space.values, width, to - from, mix, record * W);
   });
 }

@@ -9,7 +9,7 @@
 //   6 draw      the largest s + g; g is computed where it can matter
 //
 // Why a row's bits are its own: a row is read by one thread, no other row is, and its sums run in one order, lanes
-// within blocks of ids and then the blocks.
+// within parts of the row and then the parts.
 
 #pragma once
 
@@ -25,13 +25,12 @@
 
 namespace gnomon {
 
-constexpr size_t TOP = 20;            // entries of a ranking, where there are so many ids
-constexpr size_t BLOCK = 512;         // ids: what is summed in float32; blocks are in float64
-constexpr float COLDEST = 0x1p-100f;  // a lower temperature is raised to this one
+constexpr size_t TOP = 20;    // entries of a ranking, where there are so many ids
+constexpr size_t PART = 512;  // ids whose sum is taken in float32; parts are added in float64
 constexpr float INFINITE = __builtin_inff();
 
 struct Parameters {  // of a row; see Rows in sampler.py
-  float temperature, top_p, frequency_penalty, presence_penalty;
+  float temperature, top_p, frequency_penalty, presence_penalty;  // the first above 0
   bool is_greedy, is_nucleus, is_biased;
   uint32_t seed_high, seed_low, candidate, step;
 };
@@ -58,9 +57,9 @@ template <class Term>
 double sum(size_t n, const Term& term) {
   double whole = 0;
   for (size_t i = 0; i < n;) {
-    Lanes block = {};
-    for (const size_t end = std::min(n, i + BLOCK); i < end; i += W) block += term(i);
-    whole += total(block);
+    Lanes part = {};
+    for (const size_t end = std::min(n, i + PART); i < end; i += W) part += term(i);
+    whole += total(part);
   }
   return whole;
 }
@@ -214,7 +213,7 @@ constexpr float MOST_GUMBEL = 45.07f;  // of any bits
 //
 // An id whose noise would have to be more than it can be is passed over, before its bits are computed or after. Rounding
 // keeps order, so from s + (the most that g can be) < best follows s + g < best of the rounded sums.
-inline int32_t draw(const float* z, size_t V, Ranked largest, float temperature, Kept kept, const Parameters& row) {
+inline int32_t draw(const float* z, size_t V, Ranked largest, Kept kept, const Parameters& row) {
   const StepKey key(row);
   const TokenWords own(key, largest.id);
   Ranked best = {gumbel(own.x0, own.x1)[0], largest.id};  // its s is 0
@@ -224,7 +223,7 @@ inline int32_t draw(const float* z, size_t V, Ranked largest, float temperature,
     for (uint32_t tied = kept.tied ? bits(values == kept.above) : 0; tied && kept.tied; tied &= tied - 1, kept.tied--)
       candidates |= tied & -tied;
     if (!candidates) continue;
-    const Lanes s = (values - largest.value) / temperature;
+    const Lanes s = (values - largest.value) / row.temperature;
     candidates &= bits(s + MOST_GUMBEL >= best.value);
     if (!candidates) continue;
     const TokenWords words(key, uint32_t(i));
@@ -255,12 +254,11 @@ inline int32_t sample(const float* logits, const float* bias, const int32_t* cou
     rank(z, V, &top, 1);
   }
   if (row.is_greedy) return top.id;
-  const float temperature = std::max(row.temperature, COLDEST);
   Kept kept = {-INFINITE, 0};
   if (row.is_nucleus) {
     Lanes lowest = all(top.value);
     const double total = sum(V, [&](size_t i) {
-      const Lanes values = lanes(z, i, V), e = exp((values - top.value) / temperature);
+      const Lanes values = lanes(z, i, V), e = exp((values - top.value) / row.temperature);
       lowest = (values < lowest) & (values > -INFINITE) ? values : lowest;
       std::memcpy(left + i, &values, sizeof values);
       std::memcpy(weights + i, &e, sizeof e);
@@ -270,7 +268,7 @@ inline int32_t sample(const float* logits, const float* bias, const int32_t* cou
     for (size_t lane = 1; lane < W; lane++) low = std::min(low, lowest[lane]);
     kept = nucleus(left, weights, V, low, top.value, double(row.top_p) * total);
   }
-  return draw(z, V, top, temperature, kept, row);
+  return draw(z, V, top, kept, row);
 }
 
 }  // namespace gnomon

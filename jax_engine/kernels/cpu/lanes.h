@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <utility>
 
 #if defined(__x86_64__)
@@ -37,6 +38,31 @@ constexpr Words counting(std::index_sequence<lane...>) {
   return Words{uint32_t(lane)...};
 }
 constexpr Words COUNTING = counting(std::make_index_sequence<W>());  // 0, 1, 2, …: the number of every lane
+
+inline Lanes everywhere(float x) {
+#if defined(__AVX512F__)
+  return _mm512_set1_ps(x);
+#elif defined(__AVX2__) && defined(__FMA__)
+  return _mm256_set1_ps(x);
+#elif defined(__aarch64__)
+  return vdupq_n_f32(x);
+#else
+  return Lanes{x, x, x, x};
+#endif
+}
+
+// The first W of the floats at x, of which there may be fewer.
+inline Lanes load_some(const float* x, size_t there) {
+  if (there >= W) return *reinterpret_cast<const LanesAnywhere*>(x);
+  Lanes some = {};
+  std::memcpy(&some, x, there * sizeof(*x));
+  return some;
+}
+
+inline void store_some(float* x, Lanes lanes, size_t room) {
+  if (room >= W) *reinterpret_cast<LanesAnywhere*>(x) = lanes;
+  else std::memcpy(x, &lanes, room * sizeof(*x));
+}
 
 inline Lanes fused(Lanes sum, Lanes x, Lanes w) {
 #if defined(__AVX512F__)

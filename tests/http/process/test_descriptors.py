@@ -25,6 +25,7 @@ from gnomon.http.wire import REFUSED_AT_ONCE
 from helpers.command import CODE
 from helpers.fake import EOT
 from helpers.live import eventually
+from helpers.today import share_of_the_day
 
 BODY: dict[str, Any] = {"model": "tiny", "prompt": "a", "max_tokens": 4000, "logit_bias": {EOT: -100}}
 
@@ -147,10 +148,7 @@ def test_what_talks_to_others_needs_descriptors_of_its_own() -> None:
     assert ours(Settings(otlp_endpoint="http://127.0.0.1:1/v1/traces")) == OURS + COLLECTOR
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "hard", [64, pytest.param(256, marks=pytest.mark.slow), pytest.param(1024, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("hard", share_of_the_day([64, 256, 1024], days=3))
 def test_a_flood_of_silent_connections_stops_no_stream_and_fills_no_log(tmp_path: Path, model: Path, hard: int) -> None:
     with serving(hard, tmp_path, model) as server, ExitStack() as stack:
         stream = Stream(server.base)

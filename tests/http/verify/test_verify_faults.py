@@ -1,17 +1,12 @@
 """A fault of a server turns cases of one parameter red, and no other: faults against every case.
 
-All of them are a `weekly` run (eight minutes). A tenth is a `slow` one: that of the day TESTS_DAY, a number (0 without
-it), and always those whose case stands in a file that TESTS_TOUCHED names (paths from the repository's root, between
-spaces or line ends). So CI drives it:
-
-    TESTS_DAY=$(( $(date +%s) / 86400 )) TESTS_TOUCHED=$(git diff --name-only HEAD~1) python -m pytest -m slow ...
-
+All of them are a `weekly` run (eight minutes). A tenth is a `slow` one: that of the day (helpers/today.py), and always
+those whose case stands in a file that was touched.
 That each fault is found at all is the default run's business: test_verify_cases.py.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +16,11 @@ from gnomon.http.verify.cases import CASES
 from gnomon.http.verify.verdict import Verdict
 from helpers.fault_table import DAYS, FAULTS, MOST, chosen, file_of, label
 from helpers.faults import Fault, InProcessServer, Model, judged
+from helpers.today import DAY, TOUCHED
 
 ROOT = Path(__file__).parents[3]
 PARAM = {case.name: case.param for case in CASES}
-TODAY = chosen(int(os.environ.get("TESTS_DAY", "0")), os.environ.get("TESTS_TOUCHED", "").split())
+TODAY = chosen(DAY, TOUCHED)
 
 
 def _rows() -> list[Any]:

@@ -18,20 +18,15 @@ from helpers.fault_table import FAULTS, closure, label
 from helpers.faults import Fault, InProcessServer, judged
 from helpers.live import serving
 from helpers.odd_models import ODD
+from helpers.today import is_todays, share_of_the_day
 
 QUICK = ("ends at once", "no text", "half of a character, whatever the bias", "SentencePiece")
-"""Of each kind one, and of the others every sixth, are slow ones; all of them a weekly run."""
+"""Of each kind one; they are run whenever a sixth of the others is."""
 
 NOTHING_TO_SEE = "form that this case cannot read"
 
 
-def _models() -> list[object]:
-    others = [name for name in ODD if name not in QUICK]
-    marks = {name: pytest.mark.weekly if i % 6 else pytest.mark.slow for i, name in enumerate(others)}
-    return [pytest.param(name, marks=marks.get(name, pytest.mark.slow)) for name in ODD]
-
-
-@pytest.mark.parametrize("name", _models())
+@pytest.mark.parametrize("name", share_of_the_day(ODD, days=6, always=QUICK))
 def test_no_case_accuses_a_sound_server_of_its_model(tmp_path: Path, name: str) -> None:
     findings = judged(InProcessServer(ODD[name].serve(tmp_path)))
     assert len(findings) == len(CASES)
@@ -67,7 +62,6 @@ def test_no_case_accuses_our_own_server_of_a_model_that_ends_at_once(tmp_path: P
 
 # ---- a fault is not acquitted
 
-EVERY = 12  # of the faults, in the default run; the others are a weekly one
 UNSEEN = (
     "values of the place before",  # texts of one token have one place: `echo.scores` sees it
     "another completion with echo",  # a fault that a request with a bias does not have
@@ -78,7 +72,7 @@ def _faults() -> list[object]:
     rows: list[object] = []
     for name in ("ends at once", "no text", "one token"):
         for i, fault in enumerate(fault for fault in FAULTS if fault.name not in UNSEEN):
-            marks = pytest.mark.weekly if i % EVERY else pytest.mark.slow
+            marks = pytest.mark.slow if is_todays(i, days=24) else pytest.mark.weekly
             rows.append(pytest.param(name, fault, id=f"{name}: {label(fault)}", marks=marks))
     return rows
 
