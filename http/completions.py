@@ -33,7 +33,7 @@ from gnomon.http.errors import Draining, QueueFull, as_request_error, let_go
 from gnomon.http.life import Life, Lives, Preparer
 from gnomon.http.observe.record import Record, record_of
 from gnomon.http.process.tidy import Tidy
-from gnomon.http.reader import Reader, Reading
+from gnomon.http.reader import AnswerReading, Reader
 from gnomon.http.schema.route import EVENTS, JSON, Facts, Operation, error_of
 from gnomon.http.service import Service, not_serving
 from gnomon.http.settings import Settings
@@ -187,10 +187,10 @@ class Completions:
             yield None if chunk is None else self.written(sse.pieces(chunk))
 
     @contextmanager
-    def reading(self, answer: Answer, parts: Iterator[T | None]) -> Iterator[Reading[T]]:
+    def reading(self, answer: Answer, parts: Iterator[T | None]) -> Iterator[AnswerReading[T]]:
         """Prompts that are scored are long work to encode: what is read of them is no turn's, but a thread's."""
         run = answer.run
-        reading = Reading(self.reader, run, parts)
+        reading = AnswerReading(self.reader, run, parts)
         if not run.is_scored:
             run.woken = reading.woken
         try:

@@ -46,7 +46,7 @@ class Delivery(NamedTuple):
             self.wanted.set_exception(self.error)
 
 
-class Reading(Generic[T]):
+class AnswerReading(Generic[T]):
     """One run on its way to its client. parts: what is read, with None wherever going on may mean to wait.
 
     Its owner sees to it that the run is closed.
@@ -113,10 +113,10 @@ class Reader:
     def __init__(self, threads: Threads) -> None:
         self.threads = threads
         self._lock = threading.Lock()
-        self._ready: list[Reading[Any]] = []
+        self._ready: list[AnswerReading[Any]] = []
         self._is_turning = False
 
-    def look(self, reading: Reading[Any]) -> None:
+    def look(self, reading: AnswerReading[Any]) -> None:
         """Something may have come for a reading. Called in any thread."""
         with self._lock:
             self._ready.append(reading)
@@ -129,7 +129,7 @@ class Reader:
             while ready := self._taken():
                 _deliver([Delivery(one.wanted, None, error) for one in ready if one.wanted is not None])
 
-    def _taken(self) -> list[Reading[Any]]:
+    def _taken(self) -> list[AnswerReading[Any]]:
         """Those that are ready; none, and the turns are over."""
         with self._lock:
             ready, self._ready = self._ready, []
@@ -149,7 +149,7 @@ class Reader:
                     made, began = [], time.monotonic()
             _deliver(made)
 
-    def _turn(self, reading: Reading[Any]) -> Delivery | None:
+    def _turn(self, reading: AnswerReading[Any]) -> Delivery | None:
         wanted = reading.wanted
         if wanted is None or not reading.has_come:
             return None  # somebody else was quicker

@@ -167,7 +167,7 @@ class Program(NamedTuple):
         return jax.jit(self.function, donate_argnums=self.donated, in_shardings=homes, out_shardings=self.results)
 
 
-def described(tree: Any, home: NamedSharding) -> Any:
+def abstract(tree: Any, home: NamedSharding) -> Any:
     """What the arrays of a tree are like, wherever they are now, when they live at `home`."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=home), tree)
 
@@ -318,11 +318,11 @@ class Device:
         only the weights are there for it; all else is described."""
         s, D, whole = self.settings, self.config.hidden_size, self.layout.whole
         nobody = np.zeros(s.slots, bool)
-        hidden = {rows: described(np.zeros((rows, D), np.float32), whole) for rows in (s.slots, s.chunk)}
-        last = described(np.zeros(D, np.float32), whole)
+        hidden = {rows: abstract(np.zeros((rows, D), np.float32), whole) for rows in (s.slots, s.chunk)}
+        last = abstract(np.zeros(D, np.float32), whole)
         pages = [(self.layout.sharding("keys"), self.layout.sharding("values"))] * self.config.num_hidden_layers
-        cache = described(jax.eval_shape(self._empty_cache), self.layout.sharding("keys"))
-        slots = described(self._nobody(), whole)
+        cache = abstract(jax.eval_shape(self._empty_cache), self.layout.sharding("keys"))
+        slots = abstract(self._nobody(), whole)
         entry = self._entry(0, [], 1, last, SamplingParams(), FIRST, None)
         return {
             "prefill": Program(

@@ -21,15 +21,7 @@ from typing import NamedTuple
 from gnomon.reference.body.answer_size import Size, check_size, text_bytes
 from gnomon.reference.body.kept import KeptPrompt, held_bytes
 from gnomon.reference.body.rankings import Ranking, Rankings
-from gnomon.reference.body.writing import (
-    EncodedStretch,
-    ReportedTokens,
-    answer,
-    choice,
-    encoded,
-    framed,
-    top_logprobs,
-)
+from gnomon.reference.body.writing import EncodedStretch, ReportedTokens, answer, choice, encoded, framed, top_logprobs
 from gnomon.reference.engine import ArrivingJob, Done, Engine, Event, Failed, Job, JobRequest, PromptScored, Token
 from gnomon.reference.errors import InvalidRequest, ModelNotFound, RequestError
 from gnomon.reference.prompt import encode_prompts
@@ -387,13 +379,10 @@ class Run:
             job.close()
 
     def _arrivals(self, job: Job) -> Iterator[Event | None]:
-        if self.woken is not None and isinstance(job, ArrivingJob):
-            self.is_arriving = True
-            yield from job.arrived(self.woken)
-            return
-        for event in job.events():
-            yield event
-            yield None
+        if self.woken is None or not isinstance(job, ArrivingJob):
+            return (part for event in job.events() for part in (event, None))
+        self.is_arriving = True
+        return job.arrived(self.woken)
 
     def _submit(self) -> Job:
         request = self.request

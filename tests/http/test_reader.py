@@ -13,7 +13,7 @@ import pytest
 from starlette.applications import Starlette
 
 from gnomon.http.app import create_app
-from gnomon.http.reader import MOST_AT_ONCE, Reader, Reading
+from gnomon.http.reader import MOST_AT_ONCE, AnswerReading, Reader
 from gnomon.http.settings import Settings
 from gnomon.http.threads import NoThread, Panic, Threads
 from gnomon.jax_engine.engine import JaxJob
@@ -48,7 +48,7 @@ class Parts:
             yield part
 
 
-Scene = Callable[[Reader, Parts, Reading[int]], Any]
+Scene = Callable[[Reader, Parts, AnswerReading[int]], Any]
 
 
 def played(scene: Scene, threads: Threads | None = None) -> Any:
@@ -57,7 +57,7 @@ def played(scene: Scene, threads: Threads | None = None) -> Any:
 
     async def play() -> Any:
         reader, run = Reader(pool), Parts()
-        reading: Reading[int] = Reading(reader, run, run.parts())  # type: ignore[arg-type]
+        reading: AnswerReading[int] = AnswerReading(reader, run, run.parts())  # type: ignore[arg-type]
         return await asyncio.wait_for(scene(reader, run, reading), 20)
 
     try:
@@ -67,7 +67,7 @@ def played(scene: Scene, threads: Threads | None = None) -> Any:
 
 
 def test_what_comes_together_is_given_together_and_no_more_of_one_answer_than_its_share() -> None:
-    async def scene(reader: Reader, run: Parts, reading: Reading[int]) -> None:
+    async def scene(reader: Reader, run: Parts, reading: AnswerReading[int]) -> None:
         run.come.extend(range(3 * MOST_AT_ONCE))
         run.come.append(None)
         reading.woken()
@@ -81,7 +81,7 @@ def test_what_comes_together_is_given_together_and_no_more_of_one_answer_than_it
 def test_nothing_is_lost_whoever_comes_first() -> None:
     """Whoever waits looks for what has come, and what comes for who waits: a thousand times at the same time."""
 
-    async def scene(reader: Reader, run: Parts, reading: Reading[int]) -> list[int]:
+    async def scene(reader: Reader, run: Parts, reading: AnswerReading[int]) -> list[int]:
         def engine() -> None:
             for i in range(1000):
                 run.come.append(i)
@@ -100,7 +100,7 @@ def test_nothing_is_lost_whoever_comes_first() -> None:
 
 
 def test_an_error_comes_after_what_was_there_before_it() -> None:
-    async def scene(reader: Reader, run: Parts, reading: Reading[int]) -> None:
+    async def scene(reader: Reader, run: Parts, reading: AnswerReading[int]) -> None:
         run.come.extend([1, 2, ValueError("later")])
         reading.woken()
         assert await reading.next() == [1, 2]
@@ -111,9 +111,9 @@ def test_an_error_comes_after_what_was_there_before_it() -> None:
 
 
 def test_what_is_no_exception_ends_the_answer_and_not_the_turns() -> None:
-    async def scene(reader: Reader, run: Parts, reading: Reading[int]) -> None:
+    async def scene(reader: Reader, run: Parts, reading: AnswerReading[int]) -> None:
         other = Parts()
-        second: Reading[int] = Reading(reader, other, other.parts())  # type: ignore[arg-type]
+        second: AnswerReading[int] = AnswerReading(reader, other, other.parts())  # type: ignore[arg-type]
         run.come.append(SystemExit(3))
         other.come.append(5)
         first = asyncio.ensure_future(reading.next())
@@ -128,7 +128,7 @@ def test_what_is_no_exception_ends_the_answer_and_not_the_turns() -> None:
 
 
 def test_an_answer_that_nobody_waits_for_any_more_holds_up_nobody() -> None:
-    async def scene(reader: Reader, run: Parts, reading: Reading[int]) -> None:
+    async def scene(reader: Reader, run: Parts, reading: AnswerReading[int]) -> None:
         waiting = asyncio.ensure_future(reading.next())
         await asyncio.sleep(0.01)
         waiting.cancel()
@@ -136,7 +136,7 @@ def test_an_answer_that_nobody_waits_for_any_more_holds_up_nobody() -> None:
         run.come.append(1)
         reading.woken()
         other = Parts()
-        second: Reading[int] = Reading(reader, other, other.parts())  # type: ignore[arg-type]
+        second: AnswerReading[int] = AnswerReading(reader, other, other.parts())  # type: ignore[arg-type]
         other.come.append(5)
         second.woken()
         assert await second.next() == [5]
@@ -149,7 +149,7 @@ def test_where_the_system_has_no_thread_left_those_who_wait_are_told() -> None:
         def submit(self, call: Any) -> Any:
             raise NoThread("none left")
 
-    async def scene(reader: Reader, run: Parts, reading: Reading[int]) -> None:
+    async def scene(reader: Reader, run: Parts, reading: AnswerReading[int]) -> None:
         for _ in range(2):
             waiting = asyncio.ensure_future(reading.next())
             await asyncio.sleep(0)
@@ -161,14 +161,14 @@ def test_where_the_system_has_no_thread_left_those_who_wait_are_told() -> None:
 
 
 def test_a_run_that_is_computed_by_its_reader_is_read_a_part_at_a_time() -> None:
-    async def scene(reader: Reader, run: Parts, reading: Reading[int]) -> None:
+    async def scene(reader: Reader, run: Parts, reading: AnswerReading[int]) -> None:
         computed = Parts(is_arriving=False)
 
         def parts() -> Iterator[int | None]:
             for i in range(3):
                 yield from (None, i, None)
 
-        own: Reading[int] = Reading(reader, computed, parts())  # type: ignore[arg-type]
+        own: AnswerReading[int] = AnswerReading(reader, computed, parts())  # type: ignore[arg-type]
         assert [await own.next() for _ in range(4)] == [[0], [1], [2], None]
 
     played(scene)
