@@ -314,8 +314,8 @@ class Device:
         )
 
     def programs(self) -> dict[str, Program]:
-        """Every program that the engine runs, for arguments of its one shape, and no others. Of what lives on the device
-        only the weights are there for it; all else is described."""
+        """Every program that the engine runs, for arguments of its one shape, and no others. Of what lives on the
+        device only the weights need to be there."""
         s, D, whole = self.settings, self.config.hidden_size, self.layout.whole
         nobody = np.zeros(s.slots, bool)
         hidden = {rows: abstract(np.zeros((rows, D), np.float32), whole) for rows in (s.slots, s.chunk)}

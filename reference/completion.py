@@ -33,7 +33,6 @@ from gnomon.reference.text.utf8 import Decoder
 from gnomon.reference.tokenizer import Effort, Tokenizer
 from gnomon.reference.work import Work
 
-
 EVENTS_AT_ONCE = 64  # that are taken before what they have released is written: a millisecond or two
 
 

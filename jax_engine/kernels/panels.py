@@ -5,7 +5,6 @@ of an embedding that is also the head are taken out of the panels.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial

@@ -71,9 +71,9 @@ def sized(settings: EngineSettings, config: ModelConfig, is_native: bool) -> Siz
 
 
 def default_slots(config: ModelConfig, is_native: bool) -> int:
-    """As many as a CPU has a use for, where a slot that nobody is in costs no time, as with native operations: from some
-    ten rows on arithmetic is the limit of a step, and no longer memory, so that more of them answer no more tokens a
-    second. With XLA's, every slot costs in every step. Half as many, or a quarter, where memory is short."""
+    """As many as a CPU has a use for, where a slot that nobody is in costs no time, as with native operations: from
+    some ten rows on arithmetic is the limit of a step, and no longer memory, so that more of them answer no more tokens
+    a second. With XLA's, every slot costs in every step. Half as many, or a quarter, where memory is short."""
     slots, most = NATIVE_SLOTS if is_native else XLA_SLOTS, memory_bytes().limit // SLOTS_PART
     while slots > 1 and slots * config.vocab_size * SLOT_BYTES > most:
         slots //= 2
@@ -90,9 +90,9 @@ def check_memory(checkpoint: Checkpoint, settings: SizedSettings) -> None:
     whole, free = memory_bytes(settings.tensor_parallel)
     if pool + weights + slots > free:
         raise ValueError(
-            f"a key/value pool of {settings.pool_tokens:,} tokens takes {_mib(pool)} MiB, the weights {_mib(weights)} "
-            f"and {settings.slots:,} slots {_mib(slots)}, and there are {_mib(whole)} MiB of memory, {_mib(free)} of them "
-            "free; give less with --kv-cache-memory or --slots"
+            f"a key/value pool of {settings.pool_tokens:,} tokens takes {_mib(pool)} MiB, the weights "
+            f"{_mib(weights)} and {settings.slots:,} slots {_mib(slots)}, and there are {_mib(whole)} MiB of memory, "
+            f"{_mib(free)} of them free; give less with --kv-cache-memory or --slots"
         )
 
 

@@ -439,9 +439,9 @@ MUTATIONS = (
     Mutation(
         "start: half a library is loaded",
         "jax_engine/kernels/native.py",
-        "        kept = find(cache, target, LIBRARY_SUFFIX, announce)\n",
+        "        kept = find(cache, name, LIBRARY_SUFFIX, announce)\n",
         "        from gnomon.jax_engine.runtime.checked import Kept\n\n"
-        '        there = list(cache.glob(f"{target}-*"))\n'
+        '        there = list(cache.glob(f"{name}-*"))\n'
         '        kept = Kept(there[0], b"") if there else None\n',
         "jax_engine/kernels/test_native.py::test_half_a_library_does_not_end_the_process_but_is_built_anew_with_a_line",
     ),
