@@ -169,7 +169,11 @@ class Program(NamedTuple):
 
 def abstract(tree: Any, home: NamedSharding) -> Any:
     """What the arrays of a tree are like, wherever they are now, when they live at `home`."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=home), tree)
+
+    def like(leaf: Any) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=home)  # type: ignore[no-untyped-call]
+
+    return jax.tree.map(like, tree)
 
 
 def rows_of(params: SamplingParams, key: DrawKey) -> Rows:
