@@ -78,7 +78,7 @@ void tile(const typename A::Input* const (&x)[R], const uint32_t* panel, size_t 
   const auto add = [&](size_t k, size_t half) __attribute__((always_inline)) {
     decltype(A::weight(Words{}, 0)) w[N];
 #pragma GCC unroll 4
-    for (size_t n = 0; n < N; n++) w[n] = A::weight(*reinterpret_cast<const Words*>(word + n * W), half);
+    for (size_t n = 0; n < N; n++) w[n] = A::weight(*reinterpret_cast<const WordsAnywhere*>(word + n * W), half);
 #pragma GCC unroll 8
     for (size_t r = 0; r < R; r++) {
       auto one = A::input(x[r] + k);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ Floats = NDArray[np.float32]
 Integers = NDArray[np.int32]
 
 pytestmark = pytest.mark.skipif(
-    not any(shutil.which(name) for name in native.COMPILERS), reason="there is no C++ compiler"
+    isinstance(native.find_compiler(), native.NoNativeKernels), reason="there is no C++ compiler"
 )
 
 
