@@ -291,9 +291,9 @@ MUTATIONS = (
     Mutation(
         "start: half a library is loaded",
         "jax_engine/kernels/native.py",
-        "        kept = find(cache, target, LIBRARY_SUFFIX, announce)\n",
+        "        kept = find(cache, name, LIBRARY_SUFFIX, announce)\n",
         "        from gnomon.jax_engine.runtime.checked import Kept\n\n"
-        '        there = list(cache.glob(f"{target}-*"))\n'
+        '        there = list(cache.glob(f"{name}-*"))\n'
         '        kept = Kept(there[0], b"") if there else None\n',
         "jax_engine/kernels/test_native.py::test_half_a_library_does_not_end_the_process_but_is_built_anew_with_a_line",
     ),
@@ -301,8 +301,8 @@ MUTATIONS = (
     Mutation(
         "linear: the last lane of a panel is dropped",
         "jax_engine/kernels/cpu/linear.h",
-        "store_some(y[r] + n * W, sum[r][n], outputs - n * W);",
-        "store_some(y[r] + n * W, sum[r][n], outputs - n * W - 1);",
+        "store_some(y[r], n * W, outputs, sum[r][n]);",
+        "store_some(y[r], n * W, outputs - 1, sum[r][n]);",
         "jax_engine/kernels/test_native.py::test_a_sum_errs_by_no_more_than_its_roundings[shape4-float32]",
     ),
     Mutation(
