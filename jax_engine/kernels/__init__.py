@@ -1,7 +1,7 @@
 """The operations that hardware decides, in every form there is of them.
 
     xla.py      linear, attend: by XLA, on any device
-    native.py   linear: by the C++ in cpu/, built for this CPU
+    native.py   linear, attend: by the C++ in cpu/, built for this CPU
     panels.py   weights packed as the native product reads them, once, when they are loaded
     choice.py   which of them the compiled programs call
 
