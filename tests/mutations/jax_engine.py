@@ -436,7 +436,7 @@ MUTATIONS = (
         "jax_engine/kernels/cpu/attend.h",
         "return positions[query] < lengths[query / T]; }",
         "return positions[query] <= lengths[query / T]; }",
-        "jax_engine/kernels/test_attend.py::test_sequences_of_no_length_are_zeros_and_nothing_of_them_is_read",
+        "jax_engine/kernels/test_attend.py::test_a_chunk_is_a_softmax_over_what_each_query_sees",
     ),
     Mutation(
         "attend: spans begin where a block's queries begin to see",
