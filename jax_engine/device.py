@@ -33,7 +33,9 @@ from numpy.typing import NDArray
 from gnomon.jax_engine import sharding
 from gnomon.jax_engine.cache import SCRATCH_PAGE
 from gnomon.jax_engine.kernels.choice import Kernels, choose_kernels
+from gnomon.jax_engine.kernels.panels import Packer
 from gnomon.jax_engine.model import Batch, Cache, Params, empty_cache, hidden_states, over, unembed
+from gnomon.jax_engine.runtime.cores import usable_cores
 from gnomon.jax_engine.runtime.programs import Programs
 from gnomon.jax_engine.runtime.settings import EngineSettings, cache_dtype
 from gnomon.jax_engine.sampler import LOWEST_TEMPERATURE, Rows, Sampled, ranked_ids, report, sample
@@ -194,19 +196,33 @@ class Placed(NamedTuple):
     digest: bytes  # of the weights' bits
 
 
-def place(checkpoint: Checkpoint, layout: sharding.Layout, dtype: Any) -> Placed:
-    """The weights on their devices, one after the other. They are hashed on their way: reading them back would leave a
-    second copy in the host's memory."""
+def place(checkpoint: Checkpoint, layout: sharding.Layout, dtype: Any, packer: Packer | None) -> Placed:
+    """The weights on their devices, one after the other, and packed if the kernels want it so; experts of a layer are
+    one array a projection, [E, …]. They are hashed on their way, as they are before they are packed: reading them back
+    would leave a second copy in the host's memory."""
     digests: dict[str, bytes] = {}
 
-    def put(place: ParamPath, array: NDArray[Any]) -> Array:
+    def put(place: ParamPath, array: NDArray[Any]) -> Any:
         host = sharding.ready(array, dtype)
         digests[repr(place)] = hashlib.sha256(host.view(np.uint8).data).digest()
-        return layout.put(str(place[-1]), host)
+        name = str(place[-1])
+        if packer is None or host.ndim == 1 or name == "embed_positions":  # of which rows are taken and no more
+            return layout.put(name, host)
+        return host if "experts" in place else packer.weight(host)
+
+    def stacked(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+        mlp = layer["mlp"]
+        if "experts" not in mlp:
+            return layer
+        stacks: dict[str, Any] = {}
+        for name in list(mlp["experts"][0]):
+            weights = [expert.pop(name) for expert in mlp["experts"]]
+            stacks[name] = layout.stack(name, weights) if packer is None else packer.stack(weights)
+        return {**layer, "mlp": {**mlp, "experts": stacks}}
 
     params = checkpoint.read(put)
     tied = params["lm_head"] is params["embed_tokens"]
-    params["layers"] = [layout.stacked(layer) for layer in params["layers"]]
+    params["layers"] = [stacked(layer) for layer in params["layers"]]
     return Placed(params, hashlib.sha256(repr((tied, sorted(digests.items()))).encode()).digest())
 
 
@@ -236,9 +252,11 @@ class Device:
         self.pages = pages
         self.layout = sharding.layout(self.config, settings.tensor_parallel)
         cache, devices = settings.compilation_cache, self.layout.size
-        self.kernels = choose_kernels(settings.native, devices, cache, progress, announce)
+        threads = settings.threads or usable_cores()
+        self.kernels = choose_kernels(settings.native, devices, cache, threads, progress, announce)
         progress(f"reading the weights: {checkpoint.parameter_count:,} parameters")
-        self.params, self.weights_digest = place(checkpoint, self.layout, jnp.dtype(settings.dtype))
+        dtype = jnp.dtype(settings.dtype)
+        self.params, self.weights_digest = place(checkpoint, self.layout, dtype, self.kernels.packer)
         self.table_width = -(-self.config.max_position_embeddings // settings.page_size) + 1
         self.clear()
         self.compiled = self._compile(progress, announce)

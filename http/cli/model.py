@@ -107,9 +107,18 @@ class JaxOptions:
     )
     native: bool = option(
         True,
-        "On a CPU, multiply by the kernel that is built with this machine's C++ compiler, if it has one, "
+        "On a CPU, compute by the kernels that are built with this machine's C++ compiler, if it has one, "
         "and not by XLA; only with --engine jax.",
         ENGINE_GROUP,
+    )
+    threads: int | None = option(
+        None,
+        "Threads that this kernel computes with, the same bytes with any number; only with --engine jax. "
+        "Default: the processors that this process may use.",
+        ENGINE_GROUP,
+        min=1,
+        max=1024,
+        metavar="N",
     )
     cache_dir: str | None = option(
         None,
@@ -208,6 +217,7 @@ def _jax_engine(checkpoint: Checkpoint, jax_options: JaxOptions, say: Say, annou
         dtype=jax_options.dtype,
         tensor_parallel=jax_options.tensor_parallel,
         native=jax_options.native,
+        threads=jax_options.threads,
     )
     per_token = bytes_per_token(checkpoint.config, settings)
     if jax_options.kv_cache_memory is not None:

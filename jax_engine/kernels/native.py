@@ -20,24 +20,27 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from gnomon.jax_engine.kernels.panels import Packer, Panels
 from gnomon.jax_engine.runtime.checked import find, keep
 from gnomon.jax_engine.runtime.store import check_owner
 from gnomon.reference.system.atomic import PARTIAL
 
 SOURCES = Path(__file__).resolve().with_name("cpu")  # its *.cc are compiled together
-CALLS = ("linear",)  # what the library is to have, as gnomon_linear and so on
+CALLS = ("linear", "attend")  # what the library is to have, as gnomon_linear and so on
 COMPILERS = ("c++", "g++", "clang++")
 CPU_FLAG = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
 COMPILER_FLAGS = ("-std=c++20", "-O3", CPU_FLAG, "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-w")
+EVERYTHING = 2**31  # a window of so many positions hides none
 LIBRARY_SUFFIX = ".so"
 COMPILER_SECONDS = 300  # for one run of the compiler
 BUILD_SECONDS = 10  # what a build took on a machine of two cores with little else to do
@@ -60,16 +63,57 @@ class Native:
         """What XLA knows one of CALLS by."""
         return self.name.replace("native", call)
 
-    def linear(self, x: Array, weight: Array, live: Array, rounded: bool = False) -> Array:
-        """x [R, in] float32 · weight [out, in] float32 or bfloat16 → [R, out] float32; rows that are not `live` [R]
-        are neither read nor computed, and come out as zeros.
+    def share_between(self, threads: int) -> None:
+        """So many threads of this process compute from now on; it decides no bits. It is the library's, whichever
+        engine asks."""
+        _registered[self.name].gnomon_threads(threads)
+
+    def packer(self) -> Packer:
+        """Makes panels for `linear`."""
+        library = _registered[self.name]
+        size = ctypes.c_size_t
+        library.gnomon_lanes.restype = size
+        library.gnomon_pack.argtypes = (ctypes.c_void_p, size, size, size, ctypes.c_void_p)
+        library.gnomon_pack.restype = None
+        return Packer(library.gnomon_lanes(), library.gnomon_pack)
+
+    def linear(self, x: Array, weights: Sequence[Panels], live: Array, rounded: bool = False) -> list[Array]:
+        """x [R, in] float32 · each weight [out, in], all float32 or all bfloat16 → [R, out] float32; rows that are not
+        `live` [R] are neither read nor computed, and come out as zeros.
 
         A row's bits depend on nothing but that row, the weight and `rounded`. With bfloat16 weights x stays float32
         unless `rounded`, which rounds it to bfloat16 too where the CPU has an instruction for that (AVX512_BF16), for
         up to twice the speed with many rows.
         """
-        shape = jax.ShapeDtypeStruct((x.shape[0], weight.shape[0]), jnp.float32)  # type: ignore[no-untyped-call]
-        y: Array = jax.ffi.ffi_call(self.target("linear"), shape)(x, weight, live, rounded=rounded)
+        shapes = [jax.ShapeDtypeStruct((x.shape[0], weight.out), jnp.float32) for weight in weights]  # type: ignore[no-untyped-call]
+        at = np.int32(0) if weights[0].at is None else weights[0].at
+        y: list[Array] = jax.ffi.ffi_call(self.target("linear"), shapes)(
+            x, live, at, *(weight.words for weight in weights), rounded=rounded
+        )
+        return y
+
+    def attend(
+        self,
+        q: Array,
+        keys: Array,
+        values: Array,
+        tables: Array,
+        positions: Array,
+        lengths: Array,
+        window: int | None,
+        score_cap: float | None,
+    ) -> Array:
+        """See `xla.attend`; keys and values are float32 or bfloat16. Queries at or beyond their sequence's length are
+        neither read nor computed, and come out as zeros; pages that no query sees are not read.
+
+        The bits of a query depend on nothing but q, its position, the keys and values that it sees, window and cap.
+        """
+        shape = jax.ShapeDtypeStruct(q.shape, jnp.float32)  # type: ignore[no-untyped-call]
+        y: Array = jax.ffi.ffi_call(self.target("attend"), shape)(
+            q, keys, values, tables, positions, lengths,
+            window=np.int64(EVERYTHING if window is None else window),
+            score_cap=np.float32(np.inf if score_cap is None else score_cap),
+        )  # fmt: skip
         return y
 
 

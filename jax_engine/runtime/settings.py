@@ -26,6 +26,7 @@ class EngineSettings:
     dtype: str = "float32"  # of the weights: float32 or bfloat16
     tensor_parallel: int = 1  # devices over which heads, feed-forward and vocabulary are cut
     native: bool = True  # on a CPU, what kernels/cpu has if it can be built into the compilation cache; else XLA's
+    threads: int | None = None  # of the native operations; None: as many as this process may use processors
     compilation_cache: Path | None = None  # where compiled programs are kept for the next start; None: nowhere
 
 

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -28,7 +29,34 @@ constexpr size_t W = 4, SUMS = 12;
 typedef float Lanes __attribute__((vector_size(4 * W)));
 typedef float LanesAnywhere __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef uint32_t Words __attribute__((vector_size(4 * W)));
+typedef int32_t Integers __attribute__((vector_size(4 * W)));
 typedef uint32_t WordsAnywhere __attribute__((vector_size(4 * W), aligned(2), may_alias));
+
+inline Lanes everywhere(float x) {
+#if defined(__AVX512F__)
+  return _mm512_set1_ps(x);
+#elif defined(__AVX2__) && defined(__FMA__)
+  return _mm256_set1_ps(x);
+#elif defined(__aarch64__)
+  return vdupq_n_f32(x);
+#else
+  return Lanes{x, x, x, x};
+#endif
+}
+
+// Those of W floats from x[at] on that are among the first `count`; zero for the others.
+inline Lanes load_some(const float* x, size_t at, size_t count) {
+  if (at + W <= count) return *reinterpret_cast<const LanesAnywhere*>(x + at);
+  Lanes some = {};
+  if (at < count) std::memcpy(&some, x + at, (count - at) * sizeof(*x));
+  return some;
+}
+
+// Leaves those of W lanes in x[at] and on that are among the first `count`.
+inline void store_some(float* x, size_t at, size_t count, Lanes lanes) {
+  if (at + W <= count) *reinterpret_cast<LanesAnywhere*>(x + at) = lanes;
+  else if (at < count) std::memcpy(x + at, &lanes, (count - at) * sizeof(*x));
+}
 
 inline Lanes fused(Lanes sum, Lanes x, Lanes w) {
 #if defined(__AVX512F__)

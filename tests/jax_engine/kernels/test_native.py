@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -22,12 +23,13 @@ from numpy.typing import NDArray
 
 from gnomon.jax_engine.kernels import native
 from gnomon.jax_engine.kernels.native import Native, NoNativeKernels
+from gnomon.jax_engine.kernels.panels import Packer, Panels, of_stack
 from gnomon.jax_engine.runtime.checked import keep
 from helpers.damage import DAMAGES, Damage
 
 DTYPES = ("float32", "bfloat16")
-# in, out, rows: odd tails; panels that are full, over-full and cut along k; outputs that are no multiple of a group
-SHAPES = ((1, 1, 1), (5, 3, 2), (17, 25, 7), (33, 100, 9), (576, 49, 8), (1030, 75, 21), (2050, 30, 8))
+# in, out, rows: odd k; rows of less than a tile, of one and of several; blocks along k; panels that are not full
+SHAPES = ((1, 1, 1), (5, 3, 2), (17, 25, 7), (33, 100, 9), (576, 49, 8), (1030, 75, 21), (2050, 30, 8), (2051, 30, 9))
 # enough that threads share the work
 SHARED = (576, 3001, 8)
 
@@ -57,7 +59,12 @@ def operands(seed: int, inputs: int, out: int, rows: int, dtype: str) -> tuple[N
 
 
 @cache
-def jitted(built: Native) -> Callable[..., Array]:
+def packer(built: Native) -> Packer:
+    return built.packer()
+
+
+@cache
+def jitted(built: Native) -> Callable[..., list[Array]]:
     return jax.jit(built.linear, static_argnums=3)
 
 
@@ -65,7 +72,8 @@ def linear(
     built: Native, x: NDArray[np.float32], weight: Array, live: NDArray[np.bool_] | None = None, rounded: bool = False
 ) -> NDArray[np.float32]:
     live = np.ones(len(x), bool) if live is None else live
-    return np.asarray(jitted(built)(jnp.asarray(x), weight, live, rounded))
+    [y] = jitted(built)(jnp.asarray(x), [packer(built).weight(np.asarray(weight))], live, rounded)
+    return np.asarray(y)
 
 
 def same_bits(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
@@ -148,6 +156,64 @@ def test_subnormal_sums_survive_on_whatever_thread(built: Native, out: int) -> N
     assert same_bits(y, np.full((1, out), np.float32(1e-39) * np.float32(40), np.float32))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_number_of_threads_gives_the_same_bits(built: Native, dtype: str) -> None:
+    x, weight = operands(10, *SHARED, dtype)
+    try:
+        results = [(built.share_between(threads), linear(built, x, weight))[1] for threads in (1, 2, 5, 3, 1)]
+    finally:
+        built.share_between(2)
+    assert all(same_bits(y, results[0]) for y in results)
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_asked_for_together_are_those_asked_for_one_by_one(built: Native, dtype: str, rounded: bool) -> None:
+    """Of one panel, of none that is full, and of several."""
+    x, _ = operands(11, 577, 1, 9, dtype)
+    weights = [operands(out, 577, out, 1, dtype)[1] for out in (48, 1, 300, 97)]
+    panels = [packer(built).weight(np.asarray(weight)) for weight in weights]
+    live = np.arange(9) % 4 > 0
+    together = jitted(built)(jnp.asarray(x), panels, live, rounded)
+    for weight, y in zip(weights, together, strict=True):
+        assert same_bits(np.asarray(y), linear(built, x, weight, live, rounded))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_weight_of_a_stack_is_that_weight_alone(built: Native, dtype: str) -> None:
+    x, _ = operands(12, 33, 1, 5, dtype)
+    weights = [operands(20 + e, 33, 50, 1, dtype)[1] for e in range(3)]
+    stack, live = packer(built).stack([np.asarray(weight) for weight in weights]), np.ones(5, bool)
+    for e, weight in enumerate(weights):
+        [y] = jitted(built)(jnp.asarray(x), [of_stack(stack, jnp.int32(e))], live, False)
+        assert same_bits(np.asarray(y), linear(built, x, weight))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_taken_out_of_panels_are_those_that_were_packed(
+    built: Native, shape: tuple[int, int, int], dtype: str
+) -> None:
+    _, weight = operands(13, *shape, dtype)
+    rows = np.arange(shape[1])[::-1].reshape(1, -1)
+    taken = packer(built).weight(np.asarray(weight))[jnp.asarray(rows)]
+    assert taken.dtype == weight.dtype
+    assert (np.asarray(taken) == np.asarray(weight)[rows]).all()
+
+
+ENDS = """
+import ctypes, sys
+for _ in range(3):
+    ctypes.CDLL(sys.argv[1]).gnomon_threads(4)
+"""
+
+
+def test_a_process_ends_whatever_its_threads_do(built: Native, native_cache: Path) -> None:
+    [library] = native_cache.glob(f"{built.name}-*.so")
+    done = subprocess.run([sys.executable, "-c", ENDS, str(library)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 # ---- its errors
 
 
@@ -178,38 +244,49 @@ def test_a_program_of_many_products_and_a_donated_argument_agrees_with_single_ca
     """Every product is shared by threads and read at once by the next: it is whole when it returns."""
     x, weight = operands(7, 1000, 1000, 8, "float32")
     weight, live = weight / 32, np.arange(8) < 5
+    panels = packer(built).weight(np.asarray(weight))
 
-    def program(x: Array, weight: Array, live: Array) -> Array:
+    def program(x: Array, panels: Panels, live: Array) -> Array:
         for _ in range(40):
-            x = built.linear(x, weight, live)
+            [x] = built.linear(x, [panels], live)
         return x
 
-    compiled = jax.jit(program, donate_argnums=0).lower(jnp.asarray(x), weight, live).compile()
+    compiled = jax.jit(program, donate_argnums=0).lower(jnp.asarray(x), panels, live).compile()
     step = x
     for _ in range(40):
         step = linear(built, step, weight, live)
     for _ in range(3):
         given = jnp.asarray(x)
-        assert same_bits(np.asarray(compiled(given, weight, live)), step)
+        assert same_bits(np.asarray(compiled(given, panels, live)), step)
         assert given.is_deleted()
 
 
 def test_products_called_from_many_threads_at_once_all_end_with_the_same_bits(built: Native) -> None:
     x, weight = operands(8, *SHARED, "float32")
-    live = np.ones(len(x), bool)
-    compiled = jax.jit(built.linear).lower(jnp.asarray(x), weight, live).compile()
-    want = np.asarray(compiled(jnp.asarray(x), weight, live))
+    live, panels = np.ones(len(x), bool), packer(built).weight(np.asarray(weight))
+    compiled = jax.jit(built.linear).lower(jnp.asarray(x), [panels], live).compile()
+    built.share_between(3)
+    want = linear(built, x, weight)
     with ThreadPoolExecutor(16) as pool:
-        results = list(pool.map(lambda _: np.asarray(compiled(jnp.asarray(x), weight, live)), range(200)))
+        results = list(pool.map(lambda _: np.asarray(compiled(jnp.asarray(x), [panels], live)[0]), range(200)))
     assert all(same_bits(y, want) for y in results)
 
 
 def test_arguments_that_do_not_fit_are_an_error_not_a_crash(built: Native) -> None:
     x, weight = operands(9, 16, 8, 4, "float32")
-    with pytest.raises(jax.errors.JaxRuntimeError, match="shapes are not"):
-        linear(built, x, weight[:, :15])
-    with pytest.raises(jax.errors.JaxRuntimeError, match="neither float32 nor bfloat16"):
-        linear(built, x, weight.astype(jnp.float16))
+    panels, live = packer(built).weight(np.asarray(weight)), np.ones(4, bool)
+    for wrong, message in (
+        (replace(panels, words=panels.words[:, :15]), "shapes are not"),
+        (replace(panels, out=1000), "shapes are not"),
+        (replace(panels, words=panels.words.astype(jnp.float16)), "neither float32 nor bfloat16"),
+    ):
+        with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+            jax.block_until_ready(jitted(built)(jnp.asarray(x), [wrong], live, False))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="not as many rows as bits"):
+        jax.block_until_ready(jitted(built)(jnp.asarray(x), [panels], live[:3], False))
+    narrow = packer(built).weight(np.asarray(weight.astype(jnp.bfloat16)))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="weights of two kinds"):
+        jax.block_until_ready(jitted(built)(jnp.asarray(x), [panels, narrow], live, False))
 
 
 # ---- building
