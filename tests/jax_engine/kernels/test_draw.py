@@ -66,7 +66,7 @@ class Batch:
     def take(self, places: Sequence[int] | NDArray[np.integer[Any]]) -> Batch:
         """The rows at these places, in that order."""
         taken = object.__new__(Batch)
-        taken.logits, taken.bias, taken.counts = (a[places] for a in (self.logits, self.bias, self.counts))
+        taken.logits, taken.bias, taken.counts = self.logits[places], self.bias[places], self.counts[places]
         taken.params, taken.keys = [self.params[i] for i in places], [self.keys[i] for i in places]
         return taken
 
@@ -216,8 +216,8 @@ def test_a_row_that_is_not_finite_says_so_and_touches_no_other(built: Native, ba
 def test_the_largest_and_smallest_floats_are_finite(built: Native) -> None:
     most = np.finfo(np.float32).max
     batch = Batch(11, 40, 8)
-    for i, row in enumerate(([most] * 40, [-most] * 40, [most, -most] * 20, [1e-45, -1e-45] * 20)):
-        batch.logits[2 * i : 2 * i + 2] = row
+    for i, pair in enumerate([(most, most), (-most, -most), (most, -most), (1e-45, -1e-45)]):
+        batch.logits[2 * i : 2 * i + 2] = np.tile(np.array(pair, np.float32), 20)
     batch.params = [SamplingParams(temperature=(1.0, 0.0)[i % 2], top_p=0.9) for i in range(8)]
     batch.bias[:] = 0
     sampled = drawn(built, batch)
@@ -257,14 +257,14 @@ def test_an_id_out_of_range_is_not_followed(built: Native) -> None:
 
 
 def test_arguments_that_do_not_fit_are_an_error_not_a_crash(built: Native) -> None:
-    batch = Batch(15, 30, 2)
-    live = np.ones(2, bool)
+    batch, live = Batch(15, 30, 2), jnp.ones(2, bool)
+    logits, bias, counts = jnp.asarray(batch.logits), jnp.asarray(batch.bias), jnp.asarray(batch.counts)
     with pytest.raises(jax.errors.JaxRuntimeError, match="shapes are not"):
-        built.draw(jnp.asarray(batch.logits), jnp.asarray(batch.bias[:, :29]), batch.counts, batch.rows(), live)
+        built.draw(logits, bias[:, :29], counts, batch.rows(), live)
     with pytest.raises(jax.errors.JaxRuntimeError, match="shapes are not"):
-        built.draw(jnp.asarray(batch.logits), batch.bias, batch.counts, batch.take([0]).rows(), live)
+        built.draw(logits, bias, counts, batch.take([0]).rows(), live)
     with pytest.raises(jax.errors.JaxRuntimeError, match="shapes are not"):
-        built.report(jnp.asarray(batch.logits), np.zeros(3, np.int32), live)
+        built.report(logits, jnp.zeros(3, jnp.int32), live)
 
 
 # ---- the stages, compiled for this CPU and for others whose instructions it has
@@ -417,8 +417,8 @@ def token(
     """That of the largest score of all, and the one that is drawn."""
     plain, quick = np.full(2, -1, np.int32)[:, None]
     stages.tokens_of(
-        pointer(z), ctypes.c_size_t(len(z)), ctypes.c_float(temperature), ctypes.c_float(above), ctypes.c_size_t(tied),
-        pointer(key_words(key)), pointer(plain), pointer(quick),
+        pointer(z), ctypes.c_size_t(len(z)), ctypes.c_float(temperature), ctypes.c_float(float(above)),
+        ctypes.c_size_t(tied), pointer(key_words(key)), pointer(plain), pointer(quick),
     )  # fmt: skip
     return int(plain[0]), int(quick[0])
 
