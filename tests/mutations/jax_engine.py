@@ -510,4 +510,30 @@ MUTATIONS = (
         "weights = probabilities",
         "jax_engine/test_families.py::test_the_jax_engine_computes_what_the_reference_does[Mixtral]",
     ),
+    # ---- the bench
+    Mutation(
+        "bench: a Llama's heads are written to GGUF as the checkpoint pairs them",
+        "jax_engine/tools/gguf.py",
+        ".swapaxes(1, 2).reshape(array.shape)",
+        ".reshape(array.shape)",
+        "jax_engine/tools/test_gguf.py::test_a_llamas_heads_are_turned_in_neighbouring_pairs",
+    ),
+    Mutation(
+        "bench: sides are measured one after the other, not in turn",
+        "jax_engine/tools/measure.py",
+        """    for number in range(rounds + warm_up):
+        for name, measure in sides.items():
+""",
+        """    for name, measure in sides.items():
+        for number in range(rounds + warm_up):
+""",
+        "jax_engine/tools/test_measure.py::test_sides_are_measured_in_turn_after_a_round_that_does_not_count",
+    ),
+    Mutation(
+        "bench: one thread's part is not read when the bandwidth is measured",
+        "jax_engine/tools/measure.py",
+        "self._find(part.ctypes.data, 0, len(part)), parts)",
+        "self._find(part.ctypes.data, 0, len(part)), parts[1:])",
+        "jax_engine/tools/test_measure.py::test_the_read_limit_reads_every_byte_of_its_array",
+    ),
 )
