@@ -390,11 +390,130 @@ MUTATIONS = (
     Mutation(
         "start: half a library is loaded",
         "jax_engine/kernels/native.py",
-        "        kept = find(cache, target, LIBRARY_SUFFIX, announce)\n",
+        "        kept = find(cache, name, LIBRARY_SUFFIX, announce)\n",
         "        from gnomon.jax_engine.runtime.checked import Kept\n\n"
-        '        there = list(cache.glob(f"{target}-*"))\n'
+        '        there = list(cache.glob(f"{name}-*"))\n'
         '        kept = Kept(there[0], b"") if there else None\n',
         "jax_engine/kernels/test_native.py::test_half_a_library_does_not_end_the_process_but_is_built_anew_with_a_line",
+    ),
+    # ---- native products
+    Mutation(
+        "linear: the last lane of a panel is dropped",
+        "jax_engine/kernels/cpu/linear.h",
+        "store_some(y[r], n * W, outputs, sum[r][n]);",
+        "store_some(y[r], n * W, outputs - 1, sum[r][n]);",
+        "jax_engine/kernels/test_native.py::test_a_sum_errs_by_no_more_than_its_roundings[shape4-float32]",
+    ),
+    Mutation(
+        "linear: an odd k is skipped",
+        "jax_engine/kernels/cpu/linear.h",
+        "  if (k < to) add(k, 0);\n",
+        "",
+        "jax_engine/kernels/test_native.py::test_a_sum_errs_by_no_more_than_its_roundings[shape3-bfloat16]",
+    ),
+    Mutation(
+        "linear: the two of a word change places",
+        "jax_engine/kernels/cpu/linear.h",
+        "half == 0 ? word << 16",
+        "half == 1 ? word << 16",
+        "jax_engine/kernels/test_native.py::test_a_sum_errs_by_no_more_than_its_roundings[shape4-bfloat16]",
+    ),
+    Mutation(
+        "linear: sums start anew in every block",
+        "jax_engine/kernels/cpu/linear.h",
+        "  if (from > 0)\n",
+        "  if (from > to)\n",
+        "jax_engine/kernels/test_native.py::test_a_sum_errs_by_no_more_than_its_roundings[shape7-float32]",
+    ),
+    Mutation(
+        "linear: a dead row is read",
+        "jax_engine/kernels/cpu/linear.h",
+        "(live[r] ? rows.live : rows.dead).push_back(r)",
+        "rows.live.push_back(r)",
+        "jax_engine/kernels/test_native.py::test_dead_rows_are_not_read_and_come_out_as_zeros[shape0-float32]",
+    ),
+    Mutation(
+        "linear: what a dead row had is left",
+        "jax_engine/kernels/cpu/linear.h",
+        "  for (size_t r : rows.dead) std::fill_n(column + r * to.out, outputs, 0.0f);\n",
+        "",
+        "jax_engine/kernels/test_native.py::test_dead_rows_are_not_read_and_come_out_as_zeros[shape1-float32]",
+    ),
+    Mutation(
+        "linear: the first panel of a weight is the last of the one before",
+        "jax_engine/kernels/cpu/linear.h",
+        "for (; i >= to->count(); to++)",
+        "for (; i > to->count(); to++)",
+        "jax_engine/kernels/test_native.py::"
+        "test_products_asked_for_together_are_those_asked_for_one_by_one[float32-False]",
+    ),
+    Mutation(
+        "linear: a panel is shifted by an output",
+        "jax_engine/kernels/cpu/linear.h",
+        "const T* from = weight + i * LANES * in;",
+        "const T* from = weight + (i * LANES - (i > 0)) * in;",
+        "jax_engine/kernels/test_native.py::test_a_sum_errs_by_no_more_than_its_roundings[shape3-float32]",
+    ),
+    Mutation(
+        "linear: the first of a stack is every one",
+        "jax_engine/kernels/cpu/linear.cc",
+        "    to.panels += words * size_t(std::clamp<int64_t>(*at.typed_data(), 0, int64_t(stack) - 1));\n",
+        "",
+        "jax_engine/kernels/test_native.py::test_a_weight_of_a_stack_is_that_weight_alone[float32]",
+    ),
+    Mutation(
+        "linear: a row with few neighbours is added up in two halves",
+        "jax_engine/kernels/cpu/linear.h",
+        "  const size_t step = count > MOST_ROWS ? BLOCK * A::OF_WORD : rows.in;\n",
+        "  if (count == 1 && rows.in > 500) {\n"
+        "    std::vector<float> half(to.out);\n"
+        "    float* whole[] = {column + rows.live[0] * to.out};\n"
+        "    float* y[] = {half.data() + i * LANES};\n"
+        "    any_tile<A>(rows.x.data(), to.panels + i * words * LANES, 1, 0, rows.in / 4 * 2, outputs, whole);\n"
+        "    const typename A::Input* rest[] = {rows.x[0] + rows.in / 4 * 2};\n"
+        "    any_tile<A>(rest, to.panels + (i * words + rows.in / 4 * 2 / A::OF_WORD) * LANES, 1, 0,\n"
+        "                rows.in - rows.in / 4 * 2, outputs, y);\n"
+        "    for (size_t o = 0; o < outputs; o++) whole[0][o] += y[0][o];\n"
+        "    return;\n"
+        "  }\n"
+        "  const size_t step = count > MOST_ROWS ? BLOCK * A::OF_WORD : rows.in;\n",
+        "jax_engine/kernels/test_native.py::test_every_row_alone_has_the_bits_it_has_among_all[shape4-float32-False]",
+    ),
+    Mutation(
+        "linear: rows are taken out of the wrong lanes",
+        "jax_engine/kernels/panels.py",
+        "[rows // lanes, :, rows % lanes]",
+        "[rows // lanes, :, (rows + 1) % lanes]",
+        "jax_engine/kernels/test_native.py::test_rows_taken_out_of_panels_are_those_that_were_packed[shape3-float32]",
+    ),
+    Mutation(
+        "threads: a piece is done twice, another not at all",
+        "jax_engine/kernels/cpu/threads.h",
+        "        work_(of_, count_ - n);\n",
+        "        work_(of_, n % count_ / 2 * 2);\n",
+        "jax_engine/kernels/test_native.py::"
+        "test_an_output_has_the_same_bits_whether_threads_share_the_product_or_not[float32-False]",
+    ),
+    Mutation(
+        "threads: subnormals are flushed as on XLA's threads",
+        "jax_engine/kernels/cpu/threads.h",
+        "  const FloatingPoint ieee;\n  const Team::Work call",
+        "  const Team::Work call",
+        "jax_engine/kernels/test_native.py::test_subnormal_sums_survive_on_whatever_thread[30]",
+    ),
+    Mutation(
+        "threads: a group of processes with less time has all processors",
+        "jax_engine/runtime/cores.py",
+        "                allowed.append(quota / period)\n",
+        "                pass\n",
+        "jax_engine/runtime/test_cores.py::test_cores_are_those_of_the_affinity_or_fewer_where_a_group_has_less_time",
+    ),
+    Mutation(
+        "start: weights lie on small pages",
+        "jax_engine/runtime/huge_pages.py",
+        "            mapped.madvise(mmap.MADV_HUGEPAGE)\n",
+        "            pass\n",
+        "jax_engine/runtime/test_huge_pages.py::test_weights_lie_on_huge_pages",
     ),
     # ---- native attention
     Mutation(
