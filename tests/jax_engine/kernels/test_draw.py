@@ -26,7 +26,7 @@ from gnomon.jax_engine.kernels.native import Native
 from gnomon.jax_engine.sampler import TOP, Reported, Rows, Sampled
 from gnomon.reference import sampler as law
 from gnomon.reference.parity import judge
-from gnomon.reference.prng import DrawKey, step_key, token_words
+from gnomon.reference.prng import DrawKey, token_words
 from gnomon.reference.sampler import SamplingParams
 
 F32 = NDArray[np.float32]
@@ -365,14 +365,6 @@ def test_the_random_words_are_the_references_exactly(stages: ctypes.CDLL, seed: 
         wanted = token_words(key, first + np.arange(W))
         assert (x0 == wanted[0]).all()
         assert (x1 == wanted[1]).all()
-
-
-def test_the_words_of_the_laws_example(stages: ctypes.CDLL) -> None:
-    key = DrawKey(-1, 2, 3)
-    assert [int(word[0]) for word in step_key(key)] == [0xD3DA3AC7, 0x40BA5D18]
-    x0, x1 = np.empty((2, stages.width()), np.uint32)
-    stages.words_of(pointer(key_words(key)), ctypes.c_uint32(50256), pointer(x0), pointer(x1))
-    assert (int(x0[0]), int(x1[0])) == (0x551BC202, 0x844C86ED)
 
 
 def noise(stages: ctypes.CDLL, x0: NDArray[np.uint32], x1: NDArray[np.uint32]) -> tuple[F32, F32]:
