@@ -27,14 +27,13 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax import Array
 from numpy.typing import NDArray
 
 from gnomon.jax_engine.device import Device, Program
 from gnomon.jax_engine.runtime.backend import one_line, require_devices
 from gnomon.jax_engine.runtime.pins import pinned, refused_option
 from gnomon.jax_engine.runtime.settings import EngineSettings, bytes_per_token, check_memory, default_pool_tokens
-from gnomon.jax_engine.sampler import Sampled
+from gnomon.jax_engine.sampler import Reported, Sampled
 from gnomon.jax_engine.scheduler import PromptWork, Running, Scheduler
 from gnomon.reference.body.rankings import Ranking, Rankings
 from gnomon.reference.checkpoint.load import Checkpoint
@@ -322,7 +321,7 @@ class JaxEngine:
             )
         self._scheduler.chunk_done(work, last_hidden if is_last else None)
 
-    def _hand_out_scores(self, work: PromptWork, scored: tuple[Array, ...], count: int, is_last: bool) -> None:
+    def _hand_out_scores(self, work: PromptWork, scored: Reported, count: int, is_last: bool) -> None:
         """`count` scores of a chunk have come; with the prompt's last ones all of them are handed out."""
         job = work.owner
         if job.has_failed:

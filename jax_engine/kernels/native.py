@@ -33,10 +33,11 @@ from jax import Array
 from gnomon.jax_engine.kernels.panels import Packer, Panels
 from gnomon.jax_engine.runtime.checked import find, keep
 from gnomon.jax_engine.runtime.store import check_owner
+from gnomon.jax_engine.sampler import TOP, Reported, Rows, Sampled
 from gnomon.reference.system.atomic import PARTIAL
 
 SOURCES = Path(__file__).resolve().with_name("cpu")  # its *.cc are compiled together
-CALLS = ("linear", "attend")  # what the library is to have, as gnomon_linear and so on
+CALLS = ("linear", "attend", "draw", "report")  # what the library is to have, as gnomon_linear and so on
 COMPILERS = ("c++", "g++", "clang++")
 CPU_FLAG = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
 COMPILER_FLAGS = ("-std=c++20", "-O3", CPU_FLAG, "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-w")
@@ -115,6 +116,24 @@ class Native:
             score_cap=np.float32(np.inf if score_cap is None else score_cap),
         )  # fmt: skip
         return y
+
+    def draw(self, logits: Array, bias: Array, counts: Array, rows: Rows, live: Array) -> Sampled:
+        """`sampler.sample`: a row's token and report, which depend on that row alone. Of a row that is not live nothing
+        is read; it comes out as zeros, and so does one that is not finite."""
+        token = jax.ShapeDtypeStruct(live.shape, jnp.int32)  # type: ignore[no-untyped-call]
+        call = jax.ffi.ffi_call(self.target("draw"), Sampled(token, *_reported(*logits.shape)))
+        return Sampled(*call(logits, bias, counts, live, *rows))
+
+    def report(self, logits: Array, ids: Array, live: Array) -> Reported:
+        """`sampler.report_ids`: of what `draw` computes, the report alone."""
+        call = jax.ffi.ffi_call(self.target("report"), _reported(*logits.shape))
+        return Reported(*call(logits, ids, live))
+
+
+def _reported(B: int, V: int) -> Reported:
+    """The shapes of a report."""
+    shape, top = jax.ShapeDtypeStruct, (B, min(TOP, V))
+    return Reported(shape((B,), jnp.float32), shape(top, jnp.int32), shape(top, jnp.float32), shape((B,), jnp.bool_))  # type: ignore[no-untyped-call]
 
 
 def load_native(cache: Path | None, announce: Callable[[str], None] = lambda line: None) -> Native | NoNativeKernels:

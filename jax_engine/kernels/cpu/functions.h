@@ -38,6 +38,34 @@ inline Lanes exp(Lanes x) {
   return power * two_to(half) * two_to(steps - half);
 }
 
+// 2ⁿ (1 + f) → its logarithm, n ln 2 + f − f²/2 + f³ p(f), p of degree 8: of all such the one whose largest error
+// relative to log(1 + f), 2⁻³⁰, is least. √½ − 1 ≤ f ≤ √2 − 1, but that f ends a little beyond where log1p cuts.
+inline Lanes log_of_parts(Lanes n, Lanes f) {
+  constexpr float LN_2 = 0x1.63p-1f, REST = -0x1.bd0106p-13f;  // n times the first is exact
+  constexpr float P[] = {0x1.1457a8p-4f,  -0x1.de3c16p-4f, 0x1.e6f06ap-4f, -0x1.fc2208p-4f, 0x1.233768p-3f,
+                         -0x1.555c4ep-3f, 0x1.99a4b6p-3f,  -0x1.000006p-2f, 0x1.555548p-2f};
+  Lanes p = all(P[0]);
+  for (int i = 1; i < 9; i++) p = fused(all(P[i]), p, f);
+  const Lanes square = f * f, bent = fused(square * -0.5f, square * f, p);
+  return fused(f + fused(bent, n, all(REST)), n, all(LN_2));
+}
+
+// ln x for 0 < x < ∞, subnormal x too, off by less than one unit in the last place.
+inline Lanes log(Lanes x) {
+  constexpr float SMALLEST = 0x1p-126f, ROOT = 0x1.6a09e6p-1f;  // of the normal ones; √½
+  const auto is_small = x < SMALLEST;
+  const Words bits = (Words)(is_small ? x * 0x1p23f : x) - (Words)all(ROOT);  // x = 2ⁿ m with √½ ≤ m < √2
+  const Lanes n = __builtin_convertvector((Integers)bits >> 23, Lanes) - (is_small ? all(23.0f) : Lanes{});
+  const Lanes m = (Lanes)((bits & 0x7FFFFFu) + (Words)all(ROOT));
+  return log_of_parts(n, m - 1.0f);
+}
+
+// ln(1 + x) for −½ ≤ x ≤ 0, off by less than one unit in the last place; 1 + 2x is exact where it is used.
+inline Lanes log1p(Lanes x) {
+  const auto is_far = x < 0x1.6a09e6p-1f - 1.0f;
+  return log_of_parts(is_far ? all(-1.0f) : Lanes{}, is_far ? 1.0f + 2.0f * x : x);
+}
+
 // The hyperbolic tangent, off by less than two units in the last place: near 0 by a polynomial, x + x³ p(x²) with p of
 // degree 4, elsewhere from 1 − 2 / (e²ˣ + 1). Both are computed for every lane.
 inline Lanes tanh(Lanes x) {

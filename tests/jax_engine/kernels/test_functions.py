@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gnomon.jax_engine.kernels import native
 
-FUNCTIONS = ("exp", "tanh")
+FUNCTIONS = ("exp", "tanh", "log", "log1p")
 SOURCE = """#include "functions.h"
 using namespace gnomon;
 #define EVERY(function) \\
@@ -25,6 +25,7 @@ using namespace gnomon;
 """
 X86 = platform.machine() in ("x86_64", "AMD64")
 OTHERS = ("-march=haswell", "-march=x86-64") if X86 else ()  # any x86 CPU of the last ten years has those
+UNFUSED = OTHERS[1:]  # a multiply-add rounds twice there
 
 Function = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -85,6 +86,32 @@ def test_exp_at_the_ends_and_of_what_is_no_number(functions: dict[str, Function]
         exact = np.exp(x.astype(np.float32).astype(np.float64)).astype(np.float32)
     assert np.array_equal(y[:-1], exact[:-1], equal_nan=True)
     assert abs(y[-1] / np.e - 1) < 2**-24
+
+
+def test_log_errs_by_less_than_one_unit_at_every_exponent(functions: dict[str, Function]) -> None:
+    """Of the smallest subnormals all."""
+    mantissas = 1 + 2047 * np.arange(4096, dtype=np.uint32)
+    for exponent in range(255):
+        x = (np.uint32(exponent << 23) + mantissas).view(np.float32)
+        assert units(functions["log"](x), np.log(x.astype(np.float64))) < 1
+    few = np.arange(1, 2**12 + 1, dtype=np.uint32).view(np.float32)
+    assert units(functions["log"](few), np.log(few.astype(np.float64))) < 1
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.5, 2), (0.99, 1.01), (0.7, 0.72), (1.40, 1.42)])
+def test_log_near_one_errs_by_less_than_one_unit_of_a_small_result(
+    functions: dict[str, Function], low: float, high: float
+) -> None:
+    x = floats(low, high)
+    assert units(functions["log"](x), np.log(x.astype(np.float64))) < 1
+    assert functions["log"](np.ones(16, np.float32)).tobytes() == bytes(64)
+
+
+@pytest.mark.parametrize("least", [0.5, 0.3, 1e-3, 1e-10, 2**-65])
+def test_log1p_of_what_is_subtracted_errs_by_less_than_one_unit(functions: dict[str, Function], least: float) -> None:
+    x = -floats(least / 2, least)
+    x[:2] = -0.5, -least
+    assert units(functions["log1p"](x), np.log1p(x.astype(np.float64))) < 1
 
 
 @pytest.mark.parametrize("most", [1e-30, 1e-3, 0.56, 1, 20])
