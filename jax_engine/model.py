@@ -42,7 +42,8 @@ class Batch(NamedTuple):
 
 
 def over(live: Array, product: LinearKernel) -> Times:
-    """`times(x [..., in], *weights)` → [..., out] for each weight [out, in]; only the rows that are live [...] matter."""
+    """`times(x [..., in], *weights)` → [..., out] for each weight [out, in]; rows that are not live [...] do not
+    matter."""
 
     def times(x: Array, *weights: Any) -> list[Array]:
         rows = x.reshape(-1, x.shape[-1])

@@ -111,7 +111,8 @@ def nucleus(z: Array, s: Array, top_p: Array, is_nucleus: Array) -> Array:
     _, boundary = lax.fori_loop(0, 32, halve, (jnp.zeros_like(highest), highest))
     at_boundary = keys == boundary[:, None]
     mass_above = jnp.where(keys > boundary[:, None], q, 0.0).sum(axis=-1, keepdims=True)
-    is_tied = at_boundary.sum(axis=-1, dtype=jnp.int32).max() > 1  # a sum over all ids is slow, and seldom needed
+    is_tied = (is_nucleus & (at_boundary.sum(axis=-1, dtype=jnp.int32) > 1)).any()
+    # a running sum over all ids is slow, and seldom needed
     ranked = lax.cond(is_tied, lambda: jnp.cumsum(at_boundary, axis=-1), lambda: at_boundary.astype(jnp.int32))
     rank_in_tie = ranked - 1  # −1 before the first
     mass_before = mass_above + rank_in_tie * jnp.where(at_boundary, q, 0.0)
@@ -169,7 +170,7 @@ def _first_largest(x: Array) -> Array:
 
 
 def report_ids(logits: Array, ids: Array, live: Array) -> Reported:
-    """What is reported of one id a row, ids [B]. logits [B, V] float32, raw. Of rows that are not live [B], anything."""
+    """What is reported of one id a row, ids [B]. logits [B, V] float32, raw. Of rows that are not live [B] anything."""
     logprobs = report(logits)
     top_ids = ranked_ids(logits)
     return Reported(

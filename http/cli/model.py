@@ -115,7 +115,7 @@ class JaxOptions:
     )
     native: bool = option(
         True,
-        "On a CPU, multiply by the kernel that is built with this machine's C++ compiler, if it has one, "
+        "On a CPU, compute by the kernels that are built with this machine's C++ compiler, if it has one, "
         "and not by XLA; only with --engine jax.",
         ENGINE_GROUP,
     )

@@ -2,8 +2,10 @@
 
     xla.py      linear, attend: by XLA, on any device; sampler.py has the draw, stage by stage as the reference
     native.py   linear, attend, draw: by the C++ in cpu/, built for this CPU
+    panels.py   weights packed as the native product reads them, once, when they are loaded
     choice.py   which of them the compiled programs call
 
-A form may replace another where a row's bits depend on that row alone, so that neighbours change no byte. What a draw
-reports is also an operation of its own, for ids that are given: those of a prompt.
+A form may replace another where a row's bits depend on that row alone, so that neighbours change no byte. Natively the
+number of threads, which cpu/threads.h shares the work between, changes none either. What a draw reports is also an
+operation of its own, for ids that are given: those of a prompt.
 """

@@ -109,7 +109,8 @@ class Native:
 
         The bits of a query depend on nothing but q, its position, the keys and values that it sees, window and cap.
         """
-        y: Array = jax.ffi.ffi_call(self.target("attend"), jax.ShapeDtypeStruct(q.shape, jnp.float32))(  # type: ignore[no-untyped-call]
+        shape = jax.ShapeDtypeStruct(q.shape, jnp.float32)  # type: ignore[no-untyped-call]
+        y: Array = jax.ffi.ffi_call(self.target("attend"), shape)(
             q, keys, values, tables, positions, lengths,
             window=np.int64(EVERYTHING if window is None else window),
             score_cap=np.float32(np.inf if score_cap is None else score_cap),

@@ -1,6 +1,6 @@
-"""Weights packed as the native product reads them: panels of outputs, with the outputs of a panel side by side and the
+"""Weights packed as the native product reads them: panels of outputs, in which the outputs stand side by side and their
 inputs one after the other (see cpu/linear.h). They are packed once, and the packed form is the only one there is: rows
-of an embedding that is also the head are taken out of the panels.
+of an embedding, which may also be the head, are taken out of the panels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Memory on pages of 2 MiB, where the system has them: what is read once a step costs fewer misses of the table of pages.
+"""Memory on pages of 2 MiB, where the system has them: to find what is read in every step takes fewer entries of its
+table of pages.
 
 Asked for by madvise, so that it works with the system's setting "madvise" as with "always"; where there are none, with
 "never" or on other systems, memory is as it always was.

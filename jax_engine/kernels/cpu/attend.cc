@@ -13,17 +13,16 @@ using Queries = ffi::Buffer<ffi::F32, 5>;
 using Tables = ffi::Buffer<ffi::S32, 2>;
 using Lengths = ffi::Buffer<ffi::S32, 1>;
 
-// Whether every page that is read is there. Positions from ≤ at < to are, of which there are some.
+// Whether every page that a query sees is there.
 template <class Stored>
-bool has_pages(const Attention<Stored>& a, int64_t pages) {
-  for (size_t b = 0; b < a.B; b++)
-    for (size_t t = 0; t < a.T; t++) {
-      const size_t token = b * a.T + t;
-      if (a.positions[token] >= a.lengths[b]) continue;
-      if (a.positions[token] < 0 || a.end(token) > a.P * a.page_size) return false;
-      for (size_t i = a.begin(token) / a.page_size; i <= (a.end(token) - 1) / a.page_size; i++)
-        if (a.tables[b * a.P + i] < 0 || a.tables[b * a.P + i] >= pages) return false;
-    }
+bool has_pages(const Attention<Stored>& a, int32_t pages) {
+  for (size_t i = 0; i < a.B * a.T; i++) {
+    if (!a.lives(i)) continue;
+    if (a.positions[i] < 0 || a.end(i) > a.P * a.page_size) return false;
+    const int32_t* const table = a.tables + i / a.T * a.P;
+    for (size_t page = a.begin(i) / a.page_size; page <= (a.end(i) - 1) / a.page_size; page++)
+      if (table[page] < 0 || table[page] >= pages) return false;
+  }
   return true;
 }
 
@@ -37,7 +36,7 @@ ffi::Error compute(Queries& q, ffi::AnyBuffer& keys, ffi::AnyBuffer& values, Tab
       size_t(tables.dimensions()[1]), size_t(pages[1]), q.typed_data(),
       static_cast<const Stored*>(keys.untyped_data()), static_cast<const Stored*>(values.untyped_data()),
       tables.typed_data(), positions.typed_data(), lengths.typed_data(), size_t(window), score_cap, y.typed_data()};
-  if (!has_pages(a, pages[0])) return ffi::Error::InvalidArgument("a query sees a page that is not there");
+  if (!has_pages(a, int32_t(pages[0]))) return ffi::Error::InvalidArgument("a query sees a page that is not there");
   attend(a);
   return ffi::Error::Success();
 }

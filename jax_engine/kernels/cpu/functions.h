@@ -75,8 +75,8 @@ inline Lanes tanh(Lanes x) {
   const Lanes size = (Lanes)((Words)x ^ sign), square = x * x;
   Lanes p = all(P[0]);
   for (int i = 1; i < 5; i++) p = fused(all(P[i]), p, square);
-  const Lanes near = fused(x, x * square, p), far = 1.0f - 2.0f / (exp(size + size) + 1.0f);
-  return size < NEAR ? near : (Lanes)((Words)far | sign);
+  const Lanes near = fused(size, size * square, p), far = 1.0f - 2.0f / (exp(size + size) + 1.0f);
+  return (Lanes)((Words)(size < NEAR ? near : far) | sign);
 }
 
 }  // namespace gnomon

@@ -51,17 +51,18 @@ inline Lanes everywhere(float x) {
 #endif
 }
 
-// The first W of the floats at x, of which there may be fewer.
-inline Lanes load_some(const float* x, size_t there) {
-  if (there >= W) return *reinterpret_cast<const LanesAnywhere*>(x);
+// Those of W floats from x[at] on that are among the first `count`; zero for the others.
+inline Lanes load_some(const float* x, size_t at, size_t count) {
+  if (at + W <= count) return *reinterpret_cast<const LanesAnywhere*>(x + at);
   Lanes some = {};
-  std::memcpy(&some, x, there * sizeof(*x));
+  if (at < count) std::memcpy(&some, x + at, (count - at) * sizeof(*x));
   return some;
 }
 
-inline void store_some(float* x, Lanes lanes, size_t room) {
-  if (room >= W) *reinterpret_cast<LanesAnywhere*>(x) = lanes;
-  else std::memcpy(x, &lanes, room * sizeof(*x));
+// Leaves those of W lanes in x[at] and on that are among the first `count`.
+inline void store_some(float* x, size_t at, size_t count, Lanes lanes) {
+  if (at + W <= count) *reinterpret_cast<LanesAnywhere*>(x + at) = lanes;
+  else if (at < count) std::memcpy(x + at, &lanes, (count - at) * sizeof(*x));
 }
 
 inline Lanes fused(Lanes sum, Lanes x, Lanes w) {

@@ -65,54 +65,52 @@ using BFloat16Rounded = BFloat16;  // this CPU has no such instruction: x stays 
 
 // ---- one product
 
-// The k-th of `from` ≤ k < `to` of R rows of x times the weights of a panel's first N vectors. At 0 the sums start,
-// later they go on from y[r], of which `outputs` are there.
-template <class A, size_t R, size_t N>
+// R rows of x times a panel, for `from` ≤ k < `to`. At 0 the sums start, later they go on from y[r], of which there are
+// `outputs`; the lanes beyond them are no one's.
+template <class A, size_t R>
 void tile(const typename A::Input* const (&x)[R], const uint32_t* panel, size_t from, size_t to, size_t outputs,
           float* const (&y)[R]) {
-  Lanes sum[R][N] = {};
+  Lanes sum[R][VECTORS] = {};
   if (from > 0)
     for (size_t r = 0; r < R; r++)
-      for (size_t n = 0; n < N; n++) sum[r][n] = load_some(y[r] + n * W, outputs - n * W);
+      for (size_t n = 0; n < VECTORS; n++) sum[r][n] = load_some(y[r], n * W, outputs);
   const uint32_t* word = panel + from / A::OF_WORD * LANES;
   const auto add = [&](size_t k, size_t half) __attribute__((always_inline)) {
-    decltype(A::weight(Words{}, 0)) w[N];
-#pragma GCC unroll 4
-    for (size_t n = 0; n < N; n++) w[n] = A::weight(*reinterpret_cast<const Words*>(word + n * W), half);
+    decltype(A::weight(Words{}, 0)) w[VECTORS];
+#pragma GCC unroll 3
+    for (size_t n = 0; n < VECTORS; n++) w[n] = A::weight(*reinterpret_cast<const WordsAnywhere*>(word + n * W), half);
 #pragma GCC unroll 8
     for (size_t r = 0; r < R; r++) {
       auto one = A::input(x[r] + k);
       hold(one);
-#pragma GCC unroll 4
-      for (size_t n = 0; n < N; n++) sum[r][n] = A::add(sum[r][n], one, w[n]);
+#pragma GCC unroll 3
+      for (size_t n = 0; n < VECTORS; n++) sum[r][n] = A::add(sum[r][n], one, w[n]);
     }
   };
   size_t k = from;
   for (; k + A::OF_WORD <= to; k += A::OF_WORD, word += LANES) {
-#pragma GCC unroll 4
-    for (size_t line = 0; line < N * W; line += 16) __builtin_prefetch(word + AHEAD + line);
+#pragma GCC unroll 3
+    for (size_t line = 0; line < LANES; line += 16) __builtin_prefetch(word + AHEAD + line);
 #pragma GCC unroll 2
     for (size_t half = 0; half < A::OF_WORD; half++) add(k + half, half);
   }
   if (k < to) add(k, 0);
 #pragma GCC unroll 8
   for (size_t r = 0; r < R; r++)
-#pragma GCC unroll 4
-    for (size_t n = 0; n < N; n++) store_some(y[r] + n * W, sum[r][n], outputs - n * W);
+#pragma GCC unroll 3
+    for (size_t n = 0; n < VECTORS; n++) store_some(y[r], n * W, outputs, sum[r][n]);
 }
 
-// A tile for `rows` ≤ R rows and `outputs` ≤ N · W.
-template <class A, size_t R = MOST_ROWS, size_t N = VECTORS>
+// A tile of `rows` ≤ R rows.
+template <class A, size_t R = MOST_ROWS>
 void any_tile(const typename A::Input* const* x, const uint32_t* panel, size_t rows, size_t from, size_t to,
               size_t outputs, float* const* y) {
   if constexpr (R > 1)
-    if (rows < R) return any_tile<A, R - 1, N>(x, panel, rows, from, to, outputs, y);
-  if constexpr (N > 1)
-    if (outputs <= (N - 1) * W) return any_tile<A, R, N - 1>(x, panel, rows, from, to, outputs, y);
+    if (rows < R) return any_tile<A, R - 1>(x, panel, rows, from, to, outputs, y);
   const typename A::Input* own_x[R];
   float* own_y[R];
   std::copy_n(x, R, own_x), std::copy_n(y, R, own_y);
-  tile<A, R, N>(own_x, panel, from, to, outputs, own_y);
+  tile<A, R>(own_x, panel, from, to, outputs, own_y);
 }
 
 // ---- all products of one x
@@ -155,7 +153,7 @@ void multiply(const Rows<typename A::Input>& rows, const Output& to, size_t i) {
 inline void round_pairs(const float* x, size_t in, uint32_t* pairs) {
   for (size_t k = 0; k < in; k += 2 * W) {
     const size_t left = in - k;
-    const __m512bh both = _mm512_cvtne2ps_pbh(left > W ? load_some(x + k + W, left - W) : Lanes{}, load_some(x + k, left));
+    const __m512bh both = _mm512_cvtne2ps_pbh(load_some(x, k + W, in), load_some(x, k, in));
     std::memcpy(pairs + k / 2, &both, std::min<size_t>(2 * W, left + left % 2) * 2);
   }
 }

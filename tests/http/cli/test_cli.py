@@ -46,6 +46,7 @@ JAX_OPTIONS = (
     ["--tensor-parallel", "2"],
     ["--native"],
     ["--no-native"],
+    ["--threads", "5"],
     ["--cache-dir", "cache"],
 )
 NO_END = json.dumps({EOT: -100})
@@ -859,6 +860,7 @@ def test_options_of_the_jax_engine_reach_it(
     given["--tensor-parallel"], given["--cache-dir"] = settings.tensor_parallel, settings.compilation_cache
     expected["--native"], given["--native"] = True, settings.native
     expected["--no-native"], given["--no-native"] = False, settings.native
+    expected["--threads"], given["--threads"] = 5, settings.threads
     assert given[options[0]] == expected[options[0]]
 
 

@@ -26,7 +26,7 @@ from gnomon.jax_engine.kernels.native import Native
 from gnomon.jax_engine.sampler import TOP, Reported, Rows, Sampled
 from gnomon.reference import sampler as law
 from gnomon.reference.parity import judge
-from gnomon.reference.prng import DrawKey, step_key, token_words
+from gnomon.reference.prng import DrawKey, token_words
 from gnomon.reference.sampler import SamplingParams
 
 F32 = NDArray[np.float32]
@@ -66,7 +66,7 @@ class Batch:
     def take(self, places: Sequence[int] | NDArray[np.integer[Any]]) -> Batch:
         """The rows at these places, in that order."""
         taken = object.__new__(Batch)
-        taken.logits, taken.bias, taken.counts = (a[places] for a in (self.logits, self.bias, self.counts))
+        taken.logits, taken.bias, taken.counts = self.logits[places], self.bias[places], self.counts[places]
         taken.params, taken.keys = [self.params[i] for i in places], [self.keys[i] for i in places]
         return taken
 
@@ -145,7 +145,7 @@ def test_every_token_and_report_is_the_laws(built: Native, V: int) -> None:
 @pytest.mark.parametrize("V", [1, 7, 20, 96, 1000, 49152])
 def test_every_token_of_many_draws_is_the_laws(built: Native, V: int) -> None:
     """Of a draw whose margin is wide the two agree, so what is excused is where two scores nearly meet."""
-    count = 60_000 // 48 if V < 49152 else 20
+    count = 20_000 // 48 if V < 49152 else 20
     excused = sum(
         check_against_the_law(batch, drawn(built, batch)) for batch in (Batch(s, V, 48) for s in range(count))
     )
@@ -216,8 +216,8 @@ def test_a_row_that_is_not_finite_says_so_and_touches_no_other(built: Native, ba
 def test_the_largest_and_smallest_floats_are_finite(built: Native) -> None:
     most = np.finfo(np.float32).max
     batch = Batch(11, 40, 8)
-    for i, row in enumerate(([most] * 40, [-most] * 40, [most, -most] * 20, [1e-45, -1e-45] * 20)):
-        batch.logits[2 * i : 2 * i + 2] = row
+    for i, pair in enumerate([(most, most), (-most, -most), (most, -most), (1e-45, -1e-45)]):
+        batch.logits[2 * i : 2 * i + 2] = np.tile(np.array(pair, np.float32), 20)
     batch.params = [SamplingParams(temperature=(1.0, 0.0)[i % 2], top_p=0.9) for i in range(8)]
     batch.bias[:] = 0
     sampled = drawn(built, batch)
@@ -257,14 +257,14 @@ def test_an_id_out_of_range_is_not_followed(built: Native) -> None:
 
 
 def test_arguments_that_do_not_fit_are_an_error_not_a_crash(built: Native) -> None:
-    batch = Batch(15, 30, 2)
-    live = np.ones(2, bool)
+    batch, live = Batch(15, 30, 2), jnp.ones(2, bool)
+    logits, bias, counts = jnp.asarray(batch.logits), jnp.asarray(batch.bias), jnp.asarray(batch.counts)
     with pytest.raises(jax.errors.JaxRuntimeError, match="shapes are not"):
-        built.draw(jnp.asarray(batch.logits), jnp.asarray(batch.bias[:, :29]), batch.counts, batch.rows(), live)
+        built.draw(logits, bias[:, :29], counts, batch.rows(), live)
     with pytest.raises(jax.errors.JaxRuntimeError, match="shapes are not"):
-        built.draw(jnp.asarray(batch.logits), batch.bias, batch.counts, batch.take([0]).rows(), live)
+        built.draw(logits, bias, counts, batch.take([0]).rows(), live)
     with pytest.raises(jax.errors.JaxRuntimeError, match="shapes are not"):
-        built.report(jnp.asarray(batch.logits), np.zeros(3, np.int32), live)
+        built.report(logits, jnp.zeros(3, jnp.int32), live)
 
 
 # ---- the stages, compiled for this CPU and for others whose instructions it has
@@ -367,14 +367,6 @@ def test_the_random_words_are_the_references_exactly(stages: ctypes.CDLL, seed: 
         assert (x1 == wanted[1]).all()
 
 
-def test_the_words_of_the_laws_example(stages: ctypes.CDLL) -> None:
-    key = DrawKey(-1, 2, 3)
-    assert [int(word[0]) for word in step_key(key)] == [0xD3DA3AC7, 0x40BA5D18]
-    x0, x1 = np.empty((2, stages.width()), np.uint32)
-    stages.words_of(pointer(key_words(key)), ctypes.c_uint32(50256), pointer(x0), pointer(x1))
-    assert (int(x0[0]), int(x1[0])) == (0x551BC202, 0x844C86ED)
-
-
 def noise(stages: ctypes.CDLL, x0: NDArray[np.uint32], x1: NDArray[np.uint32]) -> tuple[F32, F32]:
     g, most = np.empty((2, len(x0)), np.float32)
     stages.noise_of(pointer(x0), pointer(x1), ctypes.c_size_t(len(x0)), pointer(g), pointer(most))
@@ -417,8 +409,8 @@ def token(
     """That of the largest score of all, and the one that is drawn."""
     plain, quick = np.full(2, -1, np.int32)[:, None]
     stages.tokens_of(
-        pointer(z), ctypes.c_size_t(len(z)), ctypes.c_float(temperature), ctypes.c_float(above), ctypes.c_size_t(tied),
-        pointer(key_words(key)), pointer(plain), pointer(quick),
+        pointer(z), ctypes.c_size_t(len(z)), ctypes.c_float(temperature), ctypes.c_float(float(above)),
+        ctypes.c_size_t(tied), pointer(key_words(key)), pointer(plain), pointer(quick),
     )  # fmt: skip
     return int(plain[0]), int(quick[0])
 

@@ -23,12 +23,13 @@ using namespace gnomon;
     for (size_t i = 0; i < n; i += W) *(LanesAnywhere*)(y + i) = function(*(const LanesAnywhere*)(x + i)); \\
   }
 """
-COMPILER = next((name for name in native.COMPILERS if shutil.which(name)), None)
 X86 = platform.machine() in ("x86_64", "AMD64")
 OTHERS = ("-march=haswell", "-march=x86-64") if X86 else ()  # any x86 CPU of the last ten years has those
 UNFUSED = OTHERS[1:]  # a multiply-add rounds twice there
 
 Function = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+COMPILER = next((name for name in native.COMPILERS if shutil.which(name)), None)
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
 

@@ -201,6 +201,19 @@ def test_rows_taken_out_of_panels_are_those_that_were_packed(
     assert (np.asarray(taken) == np.asarray(weight)[rows]).all()
 
 
+ENDS = """
+import ctypes, sys
+for _ in range(3):
+    ctypes.CDLL(sys.argv[1]).gnomon_threads(4)
+"""
+
+
+def test_a_process_ends_whatever_its_threads_do(built: Native, native_cache: Path) -> None:
+    [library] = native_cache.glob(f"{built.name}-*.so")
+    done = subprocess.run([sys.executable, "-c", ENDS, str(library)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 # ---- its errors
 
 
