@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from jax import Array
 
+from gnomon.jax_engine import sampler
 from gnomon.jax_engine.kernels import xla
 from gnomon.jax_engine.kernels.native import NoNativeKernels, load_native
 from gnomon.jax_engine.kernels.panels import Packer
@@ -36,11 +37,27 @@ class AttendKernel(Protocol):
     ) -> Array: ...
 
 
+class DrawKernel(Protocol):
+    """See `sampler.sample`."""
+
+    def __call__(
+        self, logits: Array, bias: Array, counts: Array, rows: sampler.Rows, live: Array
+    ) -> sampler.Sampled: ...
+
+
+class ReportKernel(Protocol):
+    """See `sampler.report_ids`: the draw without its token, for ids that are given."""
+
+    def __call__(self, logits: Array, ids: Array, live: Array) -> sampler.Reported: ...
+
+
 class Kernels(NamedTuple):
     """What a program is traced with."""
 
     linear: LinearKernel
     attend: AttendKernel
+    draw: DrawKernel
+    report: ReportKernel
 
 
 class ChosenKernels(NamedTuple):
@@ -49,8 +66,13 @@ class ChosenKernels(NamedTuple):
     description: str  # of all that decides their bits
     packer: Packer | None = None  # of the weights that they take; None: they take them as they are, [out, in]
 
+    @property
+    def are_native(self) -> bool:
+        """Then only live rows cost."""
+        return self.few is not XLA
 
-XLA = Kernels(xla.linear_rows, xla.attend)
+
+XLA = Kernels(xla.linear_rows, xla.attend, sampler.sample, sampler.report_ids)
 
 
 def choose_kernels(
@@ -71,5 +93,6 @@ def choose_kernels(
         return ChosenKernels(XLA, XLA, "XLA")
     native.share_between(threads)
     progress(f"products by {native.description}, on {threads} thread{'s' if threads > 1 else ''}")
-    many = XLA._replace(linear=partial(native.linear, rounded=True))
-    return ChosenKernels(many, XLA._replace(linear=native.linear), native.description, native.packer())
+    few = Kernels(native.linear, native.attend, native.draw, native.report)
+    many = few._replace(linear=partial(native.linear, rounded=True))
+    return ChosenKernels(many, few, native.description, native.packer())

@@ -33,13 +33,15 @@ from jax import Array
 from gnomon.jax_engine.kernels.panels import Packer, Panels
 from gnomon.jax_engine.runtime.checked import find, keep
 from gnomon.jax_engine.runtime.store import check_owner
+from gnomon.jax_engine.sampler import TOP, Reported, Rows, Sampled
 from gnomon.reference.system.atomic import PARTIAL
 
 SOURCES = Path(__file__).resolve().with_name("cpu")  # its *.cc are compiled together
-CALLS = ("linear",)  # what the library is to have, as gnomon_linear and so on
+CALLS = ("linear", "attend", "draw", "report")  # what the library is to have, as gnomon_linear and so on
 COMPILERS = ("c++", "g++", "clang++")
 CPU_FLAG = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
 COMPILER_FLAGS = ("-std=c++20", "-O3", CPU_FLAG, "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-w")
+EVERYTHING = 2**31  # a window of so many positions hides none
 LIBRARY_SUFFIX = ".so"
 COMPILER_SECONDS = 300  # for one run of the compiler
 BUILD_SECONDS = 10  # what a build took on a machine of two cores with little else to do
@@ -88,6 +90,48 @@ class Native:
         at = np.int32(0) if weights[0].at is None else weights[0].at
         call = jax.ffi.ffi_call(self.target("linear"), shapes)
         return list(call(x, live, at, *(weight.words for weight in weights), rounded=rounded))
+
+    def attend(
+        self,
+        q: Array,
+        keys: Array,
+        values: Array,
+        tables: Array,
+        positions: Array,
+        lengths: Array,
+        window: int | None,
+        score_cap: float | None,
+    ) -> Array:
+        """See `xla.attend`; keys and values are float32 or bfloat16. Queries at or beyond their sequence's length are
+        neither read nor computed, and come out as zeros; pages that no query sees are not read.
+
+        The bits of a query depend on nothing but q, its position, the keys and values that it sees, window and cap.
+        """
+        shape = jax.ShapeDtypeStruct(q.shape, jnp.float32)  # type: ignore[no-untyped-call]
+        y: Array = jax.ffi.ffi_call(self.target("attend"), shape)(
+            q, keys, values, tables, positions, lengths,
+            window=np.int64(EVERYTHING if window is None else window),
+            score_cap=np.float32(np.inf if score_cap is None else score_cap),
+        )  # fmt: skip
+        return y
+
+    def draw(self, logits: Array, bias: Array, counts: Array, rows: Rows, live: Array) -> Sampled:
+        """`sampler.sample`: a row's token and report, which depend on that row alone. Of a row that is not live nothing
+        is read; it comes out as zeros, and so does one that is not finite."""
+        token = jax.ShapeDtypeStruct(live.shape, jnp.int32)  # type: ignore[no-untyped-call]
+        call = jax.ffi.ffi_call(self.target("draw"), Sampled(token, *_reported(*logits.shape)))
+        return Sampled(*call(logits, bias, counts, live, *rows))
+
+    def report(self, logits: Array, ids: Array, live: Array) -> Reported:
+        """`sampler.report_ids`: of what `draw` computes, the report alone."""
+        call = jax.ffi.ffi_call(self.target("report"), _reported(*logits.shape))
+        return Reported(*call(logits, ids, live))
+
+
+def _reported(B: int, V: int) -> Reported:
+    """The shapes of a report."""
+    shape, top = jax.ShapeDtypeStruct, (B, min(TOP, V))
+    return Reported(shape((B,), jnp.float32), shape(top, jnp.int32), shape(top, jnp.float32), shape((B,), jnp.bool_))  # type: ignore[no-untyped-call]
 
 
 def load_native(cache: Path | None, announce: Callable[[str], None] = lambda line: None) -> Native | NoNativeKernels:

@@ -116,7 +116,7 @@ def test_a_family_that_is_cut_over_two_devices_computes_the_same(directories: di
     """In a process of its own, which is told before it begins that it has two."""
     names = ("Llama, biases", *UNLIKE_LLAMA, "GPT-NeoX", "Phi-2", "StarCoder2")
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    command = [sys.executable, str(Path(__file__).with_name("family_table.py")), "--tensor-parallel"]
+    command = [sys.executable, str(Path(__file__).parents[1] / "family_table.py"), "--tensor-parallel"]
     arguments = [f"{seed_of(name)}={directories[name]}" for name in names]
     done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

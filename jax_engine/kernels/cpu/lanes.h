@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -29,7 +30,14 @@ constexpr size_t W = 4, SUMS = 12;
 typedef float Lanes __attribute__((vector_size(4 * W)));
 typedef float LanesAnywhere __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef uint32_t Words __attribute__((vector_size(4 * W)));
+typedef int32_t Integers __attribute__((vector_size(4 * W)));
 typedef uint32_t WordsAnywhere __attribute__((vector_size(4 * W), aligned(2), may_alias));
+
+template <size_t... lane>
+constexpr Words counting(std::index_sequence<lane...>) {
+  return Words{uint32_t(lane)...};
+}
+constexpr Words COUNTING = counting(std::make_index_sequence<W>());  // 0, 1, 2, …: the number of every lane
 
 inline Lanes everywhere(float x) {
 #if defined(__AVX512F__)
@@ -78,6 +86,28 @@ inline float total(Lanes sum) {
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 #else
   return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+#endif
+}
+
+// A bit for every lane in which a comparison holds, as `bits(x > y)`; the first lane's is the lowest.
+inline uint32_t bits(Integers holds) {
+#if defined(__AVX512F__)
+  return _mm512_cmplt_epi32_mask((__m512i)holds, _mm512_setzero_si512());
+#elif defined(__AVX2__) && defined(__FMA__)
+  return uint32_t(_mm256_movemask_ps((__m256)holds));
+#elif defined(__x86_64__)
+  return uint32_t(_mm_movemask_ps((__m128)holds));
+#else
+  return uint32_t((holds[0] & 1) | (holds[1] & 2) | (holds[2] & 4) | (holds[3] & 8));
+#endif
+}
+
+// Writes the lanes of x whose bit is set, one after the other, and anything behind them, W floats in all.
+inline void compress(float* to, Lanes x, uint32_t lanes) {
+#if defined(__AVX512F__)
+  _mm512_storeu_ps(to, _mm512_maskz_compress_ps(__mmask16(lanes), x));
+#else
+  for (; lanes; lanes &= lanes - 1) *to++ = x[__builtin_ctz(lanes)];
 #endif
 }
 

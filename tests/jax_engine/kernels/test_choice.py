@@ -27,11 +27,18 @@ def test_what_cannot_be_built_is_xlas_with_the_reason(monkeypatch: pytest.Monkey
     assert chosen(True) == ((XLA, XLA, "XLA", None), ["products by XLA, not natively: no compiler"])
 
 
-def test_a_native_product_rounds_where_many_rows_are_prefilled_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_xlas_form_is_not_native() -> None:
+    assert not chosen(False)[0].are_native
+
+
+def test_all_is_native_and_a_product_rounds_where_many_rows_are_prefilled_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked: list[bool] = []
 
     class Native:
         description = "a library"
+        attend = draw = report = staticmethod(lambda *arguments: None)
 
         def share_between(self, threads: int) -> None:
             asked.append(threads == 3)
@@ -49,6 +56,7 @@ def test_a_native_product_rounds_where_many_rows_are_prefilled_alone(monkeypatch
         assert callable(linear)
         linear(None, None)
     assert asked == [True, True, False]
-    assert (kernels.description, kernels.packer) == ("a library", "a packer")
+    assert (kernels.description, kernels.packer, kernels.are_native) == ("a library", "a packer", True)
     assert told == ["products by a library, on 3 threads"]
-    assert kernels.many.attend is kernels.few.attend is XLA.attend
+    for name in ("attend", "draw", "report"):
+        assert getattr(kernels.many, name) is getattr(kernels.few, name) is getattr(Native, name)
