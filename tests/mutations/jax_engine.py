@@ -366,7 +366,7 @@ MUTATIONS = (
     Mutation(
         "draw: the logarithm of a subnormal number forgets its scale",
         "jax_engine/kernels/cpu/functions.h",
-        "(is_small ? all(23.0f) : Lanes{})",
+        "(is_small ? everywhere(23.0f) : Lanes{})",
         "Lanes{}",
         "jax_engine/kernels/test_functions.py::test_log_errs_by_less_than_one_unit_at_every_exponent",
     ),
@@ -624,8 +624,8 @@ MUTATIONS = (
     Mutation(
         "attend: the sum leaves a lane out",
         "jax_engine/kernels/cpu/attend.h",
-        "record[1] = all(total(sum));",
-        "sum[W - 1] = 0, record[1] = all(total(sum));",
+        "record[1] = everywhere(total(sum));",
+        "sum[W - 1] = 0, record[1] = everywhere(total(sum));",
         "jax_engine/kernels/test_attend.py::test_decode_is_a_softmax_over_what_each_query_sees",
     ),
     Mutation(
@@ -652,15 +652,15 @@ MUTATIONS = (
     Mutation(
         "functions: exp of what is too small is not limited",
         "jax_engine/kernels/cpu/functions.h",
-        "  x = x < LOWEST ? all(LOWEST) : x;  // NaN is neither below nor above\n",
+        "  x = x < LOWEST ? everywhere(LOWEST) : x;  // NaN is neither below nor above\n",
         "",
         "jax_engine/kernels/test_functions.py::test_exp_at_the_ends_and_of_what_is_no_number",
     ),
     Mutation(
         "functions: exp takes ln 2 for less than it is",
         "jax_engine/kernels/cpu/functions.h",
-        "const Lanes r = fused(fused(x, n, all(-LN_2)), n, all(-REST));",
-        "const Lanes r = fused(x, n, all(-LN_2 - REST));",
+        "const Lanes r = fused(fused(x, n, everywhere(-LN_2)), n, everywhere(-REST));",
+        "const Lanes r = fused(x, n, everywhere(-LN_2 - REST));",
         "jax_engine/kernels/test_functions.py::test_exp_errs_by_less_than_one_unit_in_the_last_place",
     ),
     Mutation(

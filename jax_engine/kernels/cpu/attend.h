@@ -161,12 +161,12 @@ struct Space {
 inline void weigh(float* scores, size_t from, size_t to, size_t first, size_t last, float score_cap, Lanes* record) {
   Words lane;
   for (size_t i = 0; i < W; i++) lane[i] = uint32_t(i);
-  Lanes top = all(LEAST), sum = {};
+  Lanes top = everywhere(LEAST), sum = {};
   for (size_t v = first; v < last; v++) {
     const Words i = lane + uint32_t(v * W);
     Lanes x = load(scores + v * W);
     if (score_cap < __builtin_inff()) x = score_cap * tanh(x / score_cap);
-    x = (i >= uint32_t(from)) & (i < uint32_t(to)) ? x : all(-__builtin_inff());
+    x = (i >= uint32_t(from)) & (i < uint32_t(to)) ? x : everywhere(-__builtin_inff());
     top = x > top ? x : top;
     store(scores + v * W, x);
   }
@@ -176,7 +176,7 @@ inline void weigh(float* scores, size_t from, size_t to, size_t first, size_t la
     sum += weight;
     store(scores + v * W, weight);
   }
-  record[0] = top, record[1] = all(total(sum));
+  record[0] = top, record[1] = everywhere(total(sum));
 }
 
 // What a row makes of earlier positions, and of later ones → of all of them, in `earlier`.

@@ -47,7 +47,7 @@ inline Lanes lanes(const float* x) { return *reinterpret_cast<const LanesAnywher
 // x[i], x[i + 1] and so on; what lies beyond x[n − 1] is −∞: below every number, and its exponential is 0.
 inline Lanes lanes(const float* x, size_t i, size_t n) {
   if (i + W <= n) return lanes(x + i);
-  Lanes rest = all(-INFINITE);
+  Lanes rest = everywhere(-INFINITE);
   std::memcpy(&rest, x + i, (n - i) * sizeof(float));
   return rest;
 }
@@ -100,7 +100,7 @@ inline Report report(const float* logits, size_t V) {
   Report r;
   rank(logits, V, r.top, std::min(V, TOP));
   const double total = sum(V, [&](size_t i) { return exp(lanes(logits, i, V) - r.top[0].value); });
-  r.log_total = log(all(float(total)))[0];
+  r.log_total = log(everywhere(float(total)))[0];
   return r;
 }
 
@@ -137,7 +137,7 @@ inline Kept nucleus(float* z, float* e, size_t n, float low, float high, double 
     const bool is_above = before + more >= enough;
     if (!is_above) before += more;
     const float least = is_above ? middle : -INFINITE, most = is_above ? high : middle;
-    Lanes lowest = all(INFINITE), highest = all(-INFINITE);
+    Lanes lowest = everywhere(INFINITE), highest = everywhere(-INFINITE);
     size_t left = 0;
     for (size_t i = 0; i < n; i += W) {
       const Lanes values = lanes(z, i, n), weights = lanes(e + i);
@@ -256,7 +256,7 @@ inline int32_t sample(const float* logits, const float* bias, const int32_t* cou
   if (row.is_greedy) return top.id;
   Kept kept = {-INFINITE, 0};
   if (row.is_nucleus) {
-    Lanes lowest = all(top.value);
+    Lanes lowest = everywhere(top.value);
     const double total = sum(V, [&](size_t i) {
       const Lanes values = lanes(z, i, V), e = exp((values - top.value) / row.temperature);
       lowest = (values < lowest) & (values > -INFINITE) ? values : lowest;

@@ -83,7 +83,7 @@ void tile(const float* a, size_t a_stride, const float* const* b, size_t depth, 
     for (size_t v = 0; v < C; v++) vectors[v] = load(b[k] + at + v * W), hold(vectors[v]);
 #pragma GCC unroll 8
     for (size_t r = 0; r < R; r++) {
-      const Lanes row = all(a[r * a_stride + k]);
+      const Lanes row = everywhere(a[r * a_stride + k]);
 #pragma GCC unroll 8
       for (size_t v = 0; v < C; v++) sum[r][v] = fused(sum[r][v], row, vectors[v]);
     }

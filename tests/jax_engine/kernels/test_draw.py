@@ -310,7 +310,7 @@ extern "C" void tokens_of(const float* z, size_t V, float temperature, float abo
   for (size_t v = 0; v < V; v++) {
     if (!(z[v] > above) && !(z[v] == above && left > 0 && left--)) continue;
     const TokenWords words(StepKey(keyed(key)), uint32_t(v));
-    const Lanes score = (all(z[v]) - largest.value) / temperature + gumbel(words.x0, words.x1);
+    const Lanes score = (everywhere(z[v]) - largest.value) / temperature + gumbel(words.x0, words.x1);
     if (score[0] > best) best = score[0], *plain = int32_t(v);
   }
   *quick = draw(z, V, largest, {above, tied}, keyed(key, temperature));
