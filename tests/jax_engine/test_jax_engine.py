@@ -177,7 +177,7 @@ def test_a_job_can_be_read_without_waiting_and_says_when_there_is_more(engine: J
             seen.append(event)
     by_candidate = [
         [
-            [e for e in some if (e.prompt, getattr(e, "candidate", None)) == (j, c)]
+            [e for e in some if (getattr(e, "prompt", None), getattr(e, "candidate", None)) == (j, c)]
             for j in (0, 1)
             for c in (None, 0, 1, 2)
         ]

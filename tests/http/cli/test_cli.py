@@ -854,9 +854,13 @@ def test_options_of_the_jax_engine_reach_it(
     assert (result.code, result.err) == (1, "gnomon: enough was seen\n")
     [settings] = seen
     per_token = 2 * 2 * 2 * 8 * 4  # keys and values, layers, key/value heads, head width, bytes of a float32
-    expected = {"--slots": 3, "--dtype": "bfloat16", "--kv-cache-memory": 7 * 2**20 // per_token}
+    expected: dict[str, object] = {"--slots": 3, "--dtype": "bfloat16", "--kv-cache-memory": 7 * 2**20 // per_token}
     expected["--tensor-parallel"], expected["--cache-dir"] = 2, tmp_path / "cache" / "jax"
-    given = {"--slots": settings.slots, "--dtype": settings.dtype, "--kv-cache-memory": settings.pool_tokens}
+    given: dict[str, object] = {
+        "--slots": settings.slots,
+        "--dtype": settings.dtype,
+        "--kv-cache-memory": settings.pool_tokens,
+    }
     given["--tensor-parallel"], given["--cache-dir"] = settings.tensor_parallel, settings.compilation_cache
     expected["--native"], given["--native"] = True, settings.native
     expected["--no-native"], given["--no-native"] = False, settings.native

@@ -95,7 +95,7 @@ def arguments(
     """Sequence b has queries at starts[b], starts[b] + 1 and so on, of which the first live[b] live."""
     rng = np.random.default_rng(seed)
     B, (K, G, H, size) = len(starts), (heads.K, heads.G, heads.H, heads.page_size)
-    positions = np.array(starts, np.int32)[:, None] + np.arange(T, dtype=np.int32)
+    positions = (np.array(starts)[:, None] + np.arange(T)).astype(np.int32)
     lengths = np.array([start + count if count else 0 for start, count in zip(starts, live, strict=True)], np.int32)
     P = int(positions.max()) // size + 1
     pages = int((-(-lengths // size)).sum()) + 1
@@ -113,8 +113,8 @@ def arguments(
     for unseen in (keys, values):
         unseen[~exists] = np.nan
     q[positions >= lengths[:, None]] = np.nan
-    stored = (jnp.asarray(pages, dtype) for pages in (keys, values))
-    return Arguments(heads, q, *stored, tables, positions, lengths, window, score_cap)
+    stored = jnp.asarray(keys, dtype), jnp.asarray(values, dtype)
+    return Arguments(heads, q, stored[0], stored[1], tables, positions, lengths, window, score_cap)
 
 
 @cache

@@ -56,7 +56,8 @@ def test_all_is_native_and_a_product_rounds_where_many_rows_are_prefilled_alone(
         assert callable(linear)
         linear(None, None)
     assert asked == [True, True, False]
-    assert (kernels.description, kernels.packer, kernels.are_native) == ("a library", "a packer", True)
+    said: tuple[object, ...] = (kernels.description, kernels.packer, kernels.are_native)
+    assert said == ("a library", "a packer", True)
     assert told == ["products by a library, on 3 threads"]
     for name in ("attend", "draw", "report"):
         assert getattr(kernels.many, name) is getattr(kernels.few, name) is getattr(Native, name)

@@ -88,7 +88,9 @@ def test_every_number_of_the_checkpoint_is_in_the_file(tmp_path: Path, kind: str
     assert np.array_equal(tensors["blk.1.ffn_down.weight"], layer["mlp"]["down_proj"])
     assert entries["general.architecture"] == kind
     assert entries[f"{kind}.attention.head_count_kv"] == 2
-    assert entries[f"{kind}.rope.freq_base"] == checkpoint.config.family.layers[0].rope.theta
+    rope = checkpoint.config.family.layers[0].rope
+    assert rope is not None
+    assert entries[f"{kind}.rope.freq_base"] == rope.theta
     assert len(entries["tokenizer.ggml.tokens"]) == len(entries["tokenizer.ggml.token_type"]) == 300
 
 
