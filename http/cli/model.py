@@ -94,8 +94,8 @@ class JaxOptions:
 
     slots: int | None = option(
         None,
-        "Sequences decoded at a time; only with --engine jax. Default: 32 with the native kernels, to which a slot "
-        "that nobody is in costs no time, else 8; fewer where memory is short.",
+        "Sequences decoded at a time; only with --engine jax. Default: 16 with the native kernels, to which a slot "
+        "that nobody is in costs little, else 8; fewer where memory is short.",
         ENGINE_GROUP,
         min=1,
         max=65536,
