@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +33,7 @@ from jax import Array
 
 from gnomon.jax_engine.kernels.panels import Packer, Panels
 from gnomon.jax_engine.runtime.checked import find, keep
+from gnomon.jax_engine.runtime.cores import usable_cores
 from gnomon.jax_engine.runtime.store import check_owner
 from gnomon.jax_engine.sampler import TOP, Reported, Rows, Sampled
 from gnomon.reference.system.atomic import PARTIAL
@@ -188,11 +190,16 @@ def _compiler() -> list[str]:
 
 
 def _build(compiler: list[str], cache: Path, name: str) -> Path:
-    sources = map(str, sorted(SOURCES.glob("*.cc")))
+    """Compiles the sources beside each other, as far as there are processors, and links them."""
+    command = [*compiler, *COMPILER_FLAGS, f"-I{jax.ffi.include_dir()}"]
     with tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=PARTIAL, dir=cache) as folder:
-        built = Path(folder) / f"built{LIBRARY_SUFFIX}"
-        _run([*compiler, *COMPILER_FLAGS, f"-I{jax.ffi.include_dir()}", "-o", str(built), *sources])
-        return keep(cache, name, LIBRARY_SUFFIX, built.read_bytes())
+        objects = {file: f"{folder}/{file.stem}.o" for file in sorted(SOURCES.glob("*.cc"))}
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            for built in [pool.submit(_run, [*command, "-c", "-o", to, str(file)]) for file, to in objects.items()]:
+                built.result()
+        library = Path(folder) / f"built{LIBRARY_SUFFIX}"
+        _run([*command, "-o", str(library), *objects.values()])
+        return keep(cache, name, LIBRARY_SUFFIX, library.read_bytes())
 
 
 def _run(command: list[str]) -> str:
