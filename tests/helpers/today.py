@@ -1,5 +1,5 @@
-"""Which of many slow tests of one kind a day's run has: a share of them, another one each day, and of some kinds those
-whose files were touched. The others are marked `weekly`.
+"""Which of many slow tests of one kind a day's run has: a share of them, another one each day, and always those whose
+subject was touched. The others are marked `weekly`.
 
     TESTS_DAY        a number of the day; 0 without it
     TESTS_TOUCHED    paths from the repository's root, between spaces or line ends
@@ -12,13 +12,18 @@ So CI drives it:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pytest
 
 DAY = int(os.environ.get("TESTS_DAY", "0"))
 TOUCHED = frozenset(os.environ.get("TESTS_TOUCHED", "").split())
+
+
+def is_touched(*beginnings: str, paths: Collection[str] = TOUCHED) -> bool:
+    """Whether a path that begins in one of these ways was touched: `http/` is all of that folder."""
+    return any(path.startswith(beginnings) for path in paths)
 
 
 def is_todays(number: int, days: int, day: int = DAY) -> bool:

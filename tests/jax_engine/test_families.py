@@ -35,6 +35,7 @@ from helpers.today import share_of_the_day
 torch = extra("parity", "torch", "transformers")
 
 
+UNLIKE = ("Gemma 2", "GPT-2")  # one another: always on the JAX engine
 LONG_ROPE = ("Phi-3, long", "Phi-4-mini, partly rotated")  # which change their factors with the context
 TOLERANCE = 2e-5  # of logits of scale 0.3 to 0.9; what transformers computes in float32 is off by up to 7e-6
 JAX_TOLERANCE = 1e-4
@@ -69,10 +70,7 @@ def test_the_references_logits_are_transformers(directories: dict[str, Path], na
     assert difference < TOLERANCE
 
 
-@pytest.mark.parametrize(
-    "name",
-    share_of_the_day(VARIANTS, days=12),
-)
+@pytest.mark.parametrize("name", share_of_the_day(VARIANTS, days=12, always=UNLIKE))
 def test_the_jax_engine_computes_what_the_reference_does(directories: dict[str, Path], name: str) -> None:
     worst, tokens_equal = against_jax(directories[name], text(seed_of(name)))
     assert worst < JAX_TOLERANCE

@@ -284,7 +284,29 @@ def test_a_cell_that_raises_is_shown_and_fails_and_nothing_is_stored(tmp_path: P
 
 TRAINS = "12"  # for a minute and a half
 QUICK = [path.name for path in NOTEBOOKS if not path.name.startswith(TRAINS)]
-CHANGED = [name for name in QUICK if f"notebooks/{name}" in TOUCHED]
+COMMON = {"notebooks/course.py", "tests/notebooks.py"}
+
+
+def files_used(name: str) -> set[str]:
+    """The notebook itself, what all of them use, and the modules of ours that its code imports, from the root."""
+    modules: set[str] = set()
+    for cell in read(FOLDER / name)["cells"]:
+        for node in ast.walk(ast.parse(source(cell))) if cell["cell_type"] == "code" else ():
+            if isinstance(node, ast.ImportFrom) and node.module:
+                modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            elif isinstance(node, ast.Import):
+                modules |= {alias.name for alias in node.names}
+    ours = {module.removeprefix("gnomon.").replace(".", "/") for module in modules if module.startswith("gnomon.")}
+    return {f"notebooks/{name}", *COMMON, *(f"{path}.py" for path in ours), *(f"{path}/__init__.py" for path in ours)}
+
+
+CHANGED = [name for name in QUICK if files_used(name) & TOUCHED]
+
+
+def test_a_notebook_is_run_whenever_it_or_what_it_imports_was_touched() -> None:
+    used = files_used("10-numpy-to-jax.ipynb")
+    assert {"notebooks/10-numpy-to-jax.ipynb", "notebooks/course.py", "jax_engine/sampler.py"} <= used
+    assert "http/app.py" not in used
 
 
 def shows_what_its_code_gives(name: str) -> None:

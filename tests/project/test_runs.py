@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.today import share_of_the_day
+from helpers.today import is_touched, share_of_the_day
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -43,6 +43,12 @@ def test_the_shares_of_all_days_are_everything_once_and_what_is_always_run_daily
 
     assert sorted("".join(slow(day, "") for day in range(20_000, 20_003))) == list("abcdefgh")
     assert all("h" in slow(day, "h") for day in range(3))
+
+
+def test_what_begins_with_a_folders_name_and_a_slash_is_touched_with_it() -> None:
+    assert is_touched("http/", "reference/body/", paths={"README.md", "reference/body/json.py"})
+    assert not is_touched("http/", paths={"tests/http/test_app.py", "httpx.py"})
+    assert not is_touched("http/", paths=())
 
 
 SKIPS = """

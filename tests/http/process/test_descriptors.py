@@ -25,7 +25,7 @@ from gnomon.http.wire import REFUSED_AT_ONCE
 from helpers.command import CODE
 from helpers.fake import EOT
 from helpers.live import eventually
-from helpers.today import share_of_the_day
+from helpers.today import is_touched, share_of_the_day
 
 BODY: dict[str, Any] = {"model": "tiny", "prompt": "a", "max_tokens": 4000, "logit_bias": {EOT: -100}}
 
@@ -148,7 +148,10 @@ def test_what_talks_to_others_needs_descriptors_of_its_own() -> None:
     assert ours(Settings(otlp_endpoint="http://127.0.0.1:1/v1/traces")) == OURS + COLLECTOR
 
 
-@pytest.mark.parametrize("hard", share_of_the_day([64, 256, 1024], days=3))
+LIMITS = [64, 256, 1024]
+
+
+@pytest.mark.parametrize("hard", share_of_the_day(LIMITS, days=3, always=LIMITS if is_touched("http/") else ()))
 def test_a_flood_of_silent_connections_stops_no_stream_and_fills_no_log(tmp_path: Path, model: Path, hard: int) -> None:
     with serving(hard, tmp_path, model) as server, ExitStack() as stack:
         stream = Stream(server.base)

@@ -21,7 +21,7 @@ from helpers.odd_models import ODD
 from helpers.today import is_todays, share_of_the_day
 
 QUICK = ("ends at once", "no text", "half of a character, whatever the bias", "SentencePiece")
-"""Of each kind one; they are run whenever a sixth of the others is."""
+"""Of each kind one: they are run every day, and a sixth of the others."""
 
 NOTHING_TO_SEE = "form that this case cannot read"
 

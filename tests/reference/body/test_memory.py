@@ -109,7 +109,9 @@ def test_a_waiting_prompt_is_four_bytes_a_token_and_no_text_unless_it_is_echoed(
     text = "ab " * 1600
     tokens = len(prepared(body_of({"prompt": text}), tokenizer).prompts[0].ids)
     for fields, most in (({"prompt": text}, 0), ({"prompt": text, "echo": True}, len(text))):
-        assert least_taken(partial(prepared, body_of(fields), tokenizer)) < 4096 + 4 * tokens + most, fields
+        waiting = partial(prepared, body_of(fields), tokenizer)
+        assert least_taken(waiting) < 4096 + 4 * tokens + most, fields
+        assert waiting().usage.prompt_tokens == tokens
 
 
 @pytest.mark.slow
