@@ -3,7 +3,7 @@
     1 the body      body.py. Nothing of it is kept once the run is there
     2 prepare       read and held against the model in a thread; whatever can be refused is refused here
     3 admission     is there room for it? admission.py
-    4 the answer    read from the engine in threads of our own number
+    4 the answer    read from the engine, encoded and sent. reader.py
 
 What ends any of these before its time (the client leaves, a clock, the server ends) is decided in life.py; what a
 field means, in `gnomon.reference`; how an error looks, in errors.py; the bytes of an event, in sse.py.
@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TypeVar
 
@@ -32,6 +33,7 @@ from gnomon.http.errors import Draining, QueueFull, as_request_error, let_go
 from gnomon.http.life import Life, Lives, Preparer
 from gnomon.http.observe.record import Record, record_of
 from gnomon.http.process.tidy import Tidy
+from gnomon.http.reader import AnswerReading, Reader
 from gnomon.http.schema.route import EVENTS, JSON, Facts, Operation, error_of
 from gnomon.http.service import Service, not_serving
 from gnomon.http.settings import Settings
@@ -75,6 +77,7 @@ class Completions:
         self.admission = Admission(settings)
         # at most one for every connection, so that no answer ever waits for a thread that waits for another
         self.threads = Threads("completions")
+        self.reader = Reader(self.threads)
         self.writing = threading.Lock()
         self.preparer = Preparer()
         self.tidy = Tidy(self.threads)
@@ -144,8 +147,10 @@ class Completions:
 
     async def whole(self, answer: Answer, record: Record, send: Send) -> None:
         async with self.places.place(answer):
-            pieces = await self.read(answer, answer.run.whole_bytes)
-            body = await self.read(answer, lambda: self.written(pieces))
+            with self.reading(answer, answer.run.whole_bytes()) as reading:
+                parts = await self.read(answer, reading.next())
+            assert parts is not None
+            body = await self.read(answer, self.called(lambda: self.written(parts[0])))
         self.service.sound()
         await send_json(body, send)
         if sum(map(len, body)) > LARGE_ANSWER:
@@ -157,9 +162,9 @@ class Completions:
         watching = asyncio.create_task(events.watch(self.settings.ping_seconds, lambda: self.places.leave(answer)))
         try:
             async with self.places.place(answer):
-                chunks = answer.run.chunk_bytes()
-                while (data := await self.read(answer, lambda: self.next_event(chunks))) is not None:
-                    await events.write(*data)
+                with self.reading(answer, self.events(answer.run)) as reading:
+                    while (parts := await self.read(answer, reading.next())) is not None:
+                        await events.write(*blocks(piece for part in parts for piece in part))
             if answer.error is not None:
                 raise answer.error
         except Exception as error:
@@ -176,10 +181,23 @@ class Completions:
         await events.end()
         record.outcome = record.outcome or "answered"
 
-    def next_event(self, chunks: Iterator[Iterator[bytes]]) -> list[bytes] | None:
-        """None at the end: a StopIteration cannot cross from a thread to a coroutine."""
-        chunk = next(chunks, None)
-        return None if chunk is None else self.written(sse.pieces(chunk))
+    def events(self, run: Run) -> Iterator[list[bytes] | None]:
+        """The bytes of its events; None where going on may mean to wait."""
+        for chunk in run.chunk_bytes():
+            yield None if chunk is None else self.written(sse.pieces(chunk))
+
+    @contextmanager
+    def reading(self, answer: Answer, parts: Iterator[T | None]) -> Iterator[AnswerReading[T]]:
+        """Prompts that are scored are long work to encode: what is read of them is no turn's, but a thread's."""
+        run = answer.run
+        reading = AnswerReading(self.reader, run, parts)
+        if not run.is_scored:
+            run.woken = reading.woken
+        try:
+            yield reading
+        finally:
+            run.woken = None
+            reading.close()
 
     def written(self, pieces: Iterator[bytes]) -> list[bytes]:
         """All pieces, in blocks for the socket. One answer at a time gets on with it: of any number of threads that
@@ -193,10 +211,10 @@ class Completions:
                 return body
             body.append(block)
 
-    async def read(self, answer: Answer, step: Callable[[], T]) -> T:
-        """One step of reading the engine. Raises what ended the answer, or the engine's fault, which is counted."""
+    async def read(self, answer: Answer, coming: Awaitable[T]) -> T:
+        """What comes of the engine. Raises what ended the answer, or the engine's fault, which is counted."""
         try:
-            return await asyncio.wrap_future(self.threads.submit(step))
+            return await coming
         except NoThread:
             raise  # no fault of the engine
         except Exception:
@@ -204,6 +222,10 @@ class Completions:
                 raise answer.error from None
             self.service.fault(answer.run.started or answer.arrived)
             raise
+
+    async def called(self, step: Callable[[], T]) -> T:
+        """In a thread."""
+        return await asyncio.wrap_future(self.threads.submit(step))
 
     @cached_property
     def places(self) -> Places:

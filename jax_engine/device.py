@@ -32,16 +32,18 @@ from numpy.typing import NDArray
 
 from gnomon.jax_engine import sharding
 from gnomon.jax_engine.cache import SCRATCH_PAGE
-from gnomon.jax_engine.kernels.choice import Kernels, choose_kernels
+from gnomon.jax_engine.kernels.choice import ChosenKernels, Kernels
+from gnomon.jax_engine.kernels.panels import Packer
 from gnomon.jax_engine.model import Batch, Cache, Params, empty_cache, hidden_states, over, unembed
 from gnomon.jax_engine.runtime.programs import Programs
-from gnomon.jax_engine.runtime.settings import EngineSettings, cache_dtype
-from gnomon.jax_engine.sampler import LOWEST_TEMPERATURE, Rows, Sampled, ranked_ids, report, sample
+from gnomon.jax_engine.runtime.settings import SizedSettings, cache_dtype
+from gnomon.jax_engine.sampler import LOWEST_TEMPERATURE, Reported, Rows, Sampled
 from gnomon.reference.checkpoint.load import Checkpoint
 from gnomon.reference.checkpoint.tensor_table import ParamPath
 from gnomon.reference.model_config import ModelConfig
 from gnomon.reference.prng import DrawKey
 from gnomon.reference.sampler import SamplingParams
+from gnomon.reference.system.heap import give_back
 from gnomon.reference.system.sources import sources_hash
 
 COMPILE_SECONDS, COMPILE_SECONDS_A_LAYER = 3, 0.5  # of all programs, as it took on a machine of two cores
@@ -106,8 +108,7 @@ def sample_slots(
 ) -> tuple[Sampled, Slots]:
     """The one head and one sampler: a token for every running slot; new ones have their hidden state in `begun`."""
     logits = unembed(config, params, jnp.where(is_new[:, None], slots.begun, hidden), over(running, kernels.linear))
-    logits = _constrain(jnp.where(running[:, None], logits, 0.0), whole)
-    drawn = sample(logits, slots.bias, slots.counts, slots.rows)
+    drawn = kernels.draw(_constrain(logits, whole), slots.bias, slots.counts, slots.rows, running)
     ones = running.astype(jnp.int32)
     return drawn, slots._replace(
         token=drawn.token,
@@ -130,15 +131,11 @@ def score(
     hidden: Array,
     targets: Array,
     count: Array,
-) -> tuple[Array, Array, Array, Array]:
-    """The log-probabilities of the first `count` of targets [chunk] given hidden [chunk, D], the rankings there, and
-    which rows are finite."""
+) -> Reported:
+    """What is reported of the first `count` of targets [chunk], given hidden [chunk, D]."""
     live = jnp.arange(len(targets)) < count
     logits = _constrain(unembed(config, params, hidden, over(live, kernels.linear)), whole)
-    logprobs = report(logits)
-    top_ids = ranked_ids(logits)
-    picked = jnp.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0]
-    return picked, top_ids, jnp.take_along_axis(logprobs, top_ids, axis=-1), jnp.isfinite(logits).all(axis=-1)
+    return kernels.report(logits, targets, live)
 
 
 def begin(cache: Cache, slots: Slots, entry: SlotEntry) -> tuple[Cache, Slots]:
@@ -157,17 +154,26 @@ def begin(cache: Cache, slots: Slots, entry: SlotEntry) -> tuple[Cache, Slots]:
 
 
 class Program(NamedTuple):
-    """A function to compile, arguments of its one shape, which of them it may overwrite, and where its results live."""
+    """A function to compile, its arguments, which of them it may overwrite, and where its results live."""
 
     function: Callable[..., Any]
-    arguments: tuple[Any, ...]
+    arguments: tuple[Any, ...]  # arrays, or what they are like: shape, dtype, where they live
     donated: tuple[int, ...]
     results: Any  # shardings, a prefix of the results' tree
 
     def jitted(self, whole: NamedSharding) -> Any:
         """What comes from the host goes whole to every device."""
-        homes = jax.tree.map(lambda leaf: leaf.sharding if isinstance(leaf, Array) else whole, self.arguments)
+        homes = jax.tree.map(lambda leaf: getattr(leaf, "sharding", whole), self.arguments)
         return jax.jit(self.function, donate_argnums=self.donated, in_shardings=homes, out_shardings=self.results)
+
+
+def abstract(tree: Any, home: NamedSharding) -> Any:
+    """What the arrays of a tree are like, wherever they are now, when they live at `home`."""
+
+    def like(leaf: Any) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=home)  # type: ignore[no-untyped-call]
+
+    return jax.tree.map(like, tree)
 
 
 def rows_of(params: SamplingParams, key: DrawKey) -> Rows:
@@ -179,6 +185,7 @@ def rows_of(params: SamplingParams, key: DrawKey) -> Rows:
         presence_penalty=np.float32(params.presence_penalty),
         is_greedy=np.bool_(params.temperature == 0),
         is_nucleus=np.bool_(params.temperature != 0 and params.top_p != 1),
+        is_biased=np.bool_(bool(params.logit_bias)),
         seed_high=np.uint32(key.seed % 2**64 >> 32),
         seed_low=np.uint32(key.seed % 2**32),
         candidate=np.uint32(key.candidate),
@@ -194,26 +201,40 @@ class Placed(NamedTuple):
     digest: bytes  # of the weights' bits
 
 
-def place(checkpoint: Checkpoint, layout: sharding.Layout, dtype: Any) -> Placed:
-    """The weights on their devices, one after the other. They are hashed on their way: reading them back would leave a
-    second copy in the host's memory."""
+def place(checkpoint: Checkpoint, layout: sharding.Layout, dtype: Any, packer: Packer | None) -> Placed:
+    """The weights on their devices, one after the other, and packed if the kernels want it so; experts of a layer are
+    one array a projection, [E, …]. They are hashed on their way, as they are before they are packed: reading them back
+    would leave a second copy in the host's memory."""
     digests: dict[str, bytes] = {}
 
-    def put(place: ParamPath, array: NDArray[Any]) -> Array:
+    def put(place: ParamPath, array: NDArray[Any]) -> Any:
         host = sharding.ready(array, dtype)
         digests[repr(place)] = hashlib.sha256(host.view(np.uint8).data).digest()
-        return layout.put(str(place[-1]), host)
+        name = str(place[-1])
+        if packer is None or host.ndim == 1 or name == "embed_positions":  # of which rows are taken and no more
+            return layout.put(name, host)
+        return host if "experts" in place else packer.weight(host)
+
+    def stacked(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+        mlp = layer["mlp"]
+        if "experts" not in mlp:
+            return layer
+        stacks: dict[str, Any] = {}
+        for name in list(mlp["experts"][0]):
+            weights = [expert.pop(name) for expert in mlp["experts"]]
+            stacks[name] = layout.stack(name, weights) if packer is None else packer.stack(weights)
+        return {**layer, "mlp": {**mlp, "experts": stacks}}
 
     params = checkpoint.read(put)
     tied = params["lm_head"] is params["embed_tokens"]
-    params["layers"] = [layout.stacked(layer) for layer in params["layers"]]
+    params["layers"] = [stacked(layer) for layer in params["layers"]]
     return Placed(params, hashlib.sha256(repr((tied, sorted(digests.items()))).encode()).digest())
 
 
 def _sources() -> bytes:
     """A hash of every source that decides a served number."""
     wing = Path(__file__).parent
-    own = sources_hash(wing, SERVE_NOTHING, (".py", ".cc"))
+    own = sources_hash(wing, SERVE_NOTHING, (".py", ".cc", ".h"))
     return hashlib.sha256(own + sources_hash(wing.parent / "reference")).digest()
 
 
@@ -226,7 +247,8 @@ class Device:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        settings: EngineSettings,
+        settings: SizedSettings,
+        kernels: ChosenKernels,
         pages: int,
         progress: Callable[[str], None],
         announce: Callable[[str], None],
@@ -235,15 +257,17 @@ class Device:
         self.settings = settings
         self.pages = pages
         self.layout = sharding.layout(self.config, settings.tensor_parallel)
-        cache, devices = settings.compilation_cache, self.layout.size
-        self.kernels = choose_kernels(settings.native, devices, cache, progress, announce)
+        self.kernels = kernels
         progress(f"reading the weights: {checkpoint.parameter_count:,} parameters")
-        self.params, self.weights_digest = place(checkpoint, self.layout, jnp.dtype(settings.dtype))
+        dtype = jnp.dtype(settings.dtype)
+        self.params, self.weights_digest = place(checkpoint, self.layout, dtype, self.kernels.packer)
         self.table_width = -(-self.config.max_position_embeddings // settings.page_size) + 1
-        self.clear()
         self.compiled = self._compile(progress, announce)
+        give_back()
+        self.clear()  # no sooner: while programs are compiled, nothing large is there but the weights
         self.fingerprint = self._fingerprint()
-        self.clear()
+        self.slots = self._empty_slots()  # what the probe wrote into pages is read by nobody
+        give_back()
 
     def _compile(self, progress: Callable[[str], None], announce: Callable[[str], None]) -> dict[str, Any]:
         programs = self.programs()
@@ -266,48 +290,60 @@ class Device:
         """Empty pages and slots. Those that were there are let go first: both at a time may be more than there is."""
         for old in ("cache", "slots"):
             vars(self).pop(old, None)
-        s, whole = self.settings, self.layout.whole
-        keys = self.layout.sharding("keys")
-        self.cache = empty_cache(self.config, self.pages + 1, s.page_size, cache_dtype(s), keys)
-        self.nothing = jax.device_put(np.zeros((s.slots, self.config.hidden_size), np.float32), whole)
+        nothing = np.zeros((self.settings.slots, self.config.hidden_size), np.float32)
+        self.nothing = jax.device_put(nothing, self.layout.whole)
+        self.cache = self._empty_cache()
+        self.slots = self._empty_slots()
+
+    def _empty_cache(self) -> Cache:
+        s, home = self.settings, self.layout.sharding("keys")
+        return empty_cache(self.config, self.pages + 1, s.page_size, cache_dtype(s), home)
+
+    def _empty_slots(self) -> Slots:
+        empty: Slots = jax.device_put(self._nobody(), self.layout.whole)
+        return empty
+
+    def _nobody(self) -> Slots:
+        """All slots, with nobody in them, on the host."""
+        s = self.settings
         nobody = Rows(*(np.zeros(s.slots, value.dtype) for value in rows_of(SamplingParams(), FIRST)))
-        self.slots: Slots = jax.device_put(
-            Slots(
-                tables=np.full((s.slots, self.table_width), SCRATCH_PAGE, np.int32),
-                position=np.zeros(s.slots, np.int32),
-                token=np.zeros(s.slots, np.int32),
-                begun=np.zeros((s.slots, self.config.hidden_size), np.float32),
-                bias=np.zeros((s.slots, self.config.vocab_size), np.float32),
-                counts=np.zeros((s.slots, self.config.vocab_size), np.int32),
-                rows=nobody._replace(is_greedy=np.ones(s.slots, bool)),
-            ),
-            whole,
+        return Slots(
+            tables=np.full((s.slots, self.table_width), SCRATCH_PAGE, np.int32),
+            position=np.zeros(s.slots, np.int32),
+            token=np.zeros(s.slots, np.int32),
+            begun=np.zeros((s.slots, self.config.hidden_size), np.float32),
+            bias=np.zeros((s.slots, self.config.vocab_size), np.float32),
+            counts=np.zeros((s.slots, self.config.vocab_size), np.int32),
+            rows=nobody._replace(is_greedy=np.ones(s.slots, bool)),
         )
 
     def programs(self) -> dict[str, Program]:
-        """Every program that the engine runs, with arguments of the shapes it is compiled for, and no others."""
+        """Every program that the engine runs, for arguments of its one shape, and no others. Of what lives on the
+        device only the weights need to be there."""
         s, D, whole = self.settings, self.config.hidden_size, self.layout.whole
         nobody = np.zeros(s.slots, bool)
-        hidden = {rows: jax.device_put(np.zeros((rows, D), np.float32), whole) for rows in (s.slots, s.chunk)}
-        last = jax.device_put(np.zeros(D, np.float32), whole)
+        hidden = {rows: abstract(np.zeros((rows, D), np.float32), whole) for rows in (s.slots, s.chunk)}
+        last = abstract(np.zeros(D, np.float32), whole)
         pages = [(self.layout.sharding("keys"), self.layout.sharding("values"))] * self.config.num_hidden_layers
+        cache = abstract(jax.eval_shape(self._empty_cache), self.layout.sharding("keys"))
+        slots = abstract(self._nobody(), whole)
         entry = self._entry(0, [], 1, last, SamplingParams(), FIRST, None)
         return {
             "prefill": Program(
                 partial(prefill, self.config, self.kernels.many),
-                (self.params, self.cache, self._chunk([], [], 0), np.int32(0)),
+                (self.params, cache, self._chunk([], [], 0), np.int32(0)),
                 (1,),
                 (whole, whole, pages),
             ),
             "decode": Program(
                 partial(decode, self.config, self.kernels.few),
-                (self.params, self.cache, self.slots, nobody),
+                (self.params, cache, slots, nobody),
                 (1,),
                 (whole, pages),
             ),
             "sample": Program(
                 partial(sample_slots, self.config, self.kernels.few, whole),
-                (self.params, self.slots, hidden[s.slots], nobody, nobody),
+                (self.params, slots, hidden[s.slots], nobody, nobody),
                 (1,),
                 whole,
             ),
@@ -317,7 +353,7 @@ class Device:
                 (),
                 whole,
             ),
-            "begin": Program(begin, (self.cache, self.slots, entry), (0, 1), (pages, whole)),
+            "begin": Program(begin, (cache, slots, entry), (0, 1), (pages, whole)),
         }
 
     # ---- calls
@@ -329,14 +365,11 @@ class Device:
         )
         return hidden, last
 
-    def score(self, hidden: Array, following: Sequence[int]) -> tuple[Array, Array, Array, Array]:
-        """What the ids after a chunk's positions cost: log-probabilities [chunk], ranked ids and theirs
-        [chunk, TOP], and which rows are finite [chunk]."""
+    def score(self, hidden: Array, following: Sequence[int]) -> Reported:
+        """What is reported of the ids after a chunk's positions, and of others beyond them, [chunk]."""
         targets = np.zeros(self.settings.chunk, np.int32)
         targets[: len(following)] = following
-        scored: tuple[Array, Array, Array, Array] = self.compiled["score"](
-            self.params, hidden, targets, np.int32(len(following))
-        )
+        scored: Reported = self.compiled["score"](self.params, hidden, targets, np.int32(len(following)))
         return scored
 
     def begin(
@@ -356,8 +389,7 @@ class Device:
 
     def step(self, running: Collection[int], new: Collection[int]) -> Sampled:
         """One token for every running slot; `new` are those that have none yet."""
-        slots = np.arange(self.settings.slots)
-        is_running, is_new = np.isin(slots, list(running)), np.isin(slots, list(new))
+        is_running, is_new = self._among(running), self._among(new)
         hidden = self.nothing
         if len(new) < len(running):
             hidden, self.cache = self.compiled["decode"](self.params, self.cache, self.slots, is_running & ~is_new)
@@ -366,6 +398,12 @@ class Device:
         return drawn
 
     # ---- arguments
+
+    def _among(self, slots: Collection[int]) -> NDArray[np.bool_]:
+        """Which of all slots these are."""
+        among = np.zeros(self.settings.slots, bool)
+        among[list(slots)] = True
+        return among
 
     def _chunk(self, ids: Sequence[int], pages: Sequence[int], start: int) -> Batch:
         chunk = self.settings.chunk
@@ -404,8 +442,9 @@ class Device:
         digest = hashlib.sha256(_sources())
         digest.update(repr(self._decides()).encode())
         digest.update(self.weights_digest)
-        for bits in jax.tree.leaves(list(self._probe())):
-            digest.update(np.asarray(bits).tobytes())
+        for results in self._probe():
+            for bits in jax.tree.leaves(results):
+                digest.update(np.asarray(bits).tobytes())
         return "gnomon-jax-" + digest.hexdigest()[:16]
 
     def _decides(self) -> Mapping[str, Any]:

@@ -27,14 +27,15 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax import Array
 from numpy.typing import NDArray
 
 from gnomon.jax_engine.device import Device, Program
+from gnomon.jax_engine.kernels.choice import choose_kernels
 from gnomon.jax_engine.runtime.backend import one_line, require_devices
+from gnomon.jax_engine.runtime.cores import usable_cores
 from gnomon.jax_engine.runtime.pins import pinned, refused_option
-from gnomon.jax_engine.runtime.settings import EngineSettings, bytes_per_token, check_memory, default_pool_tokens
-from gnomon.jax_engine.sampler import Sampled
+from gnomon.jax_engine.runtime.settings import EngineSettings, bytes_per_token, check_memory, default_pool_tokens, sized
+from gnomon.jax_engine.sampler import Reported, Sampled
 from gnomon.jax_engine.scheduler import PromptWork, Running, Scheduler
 from gnomon.reference.body.rankings import Ranking, Rankings
 from gnomon.reference.checkpoint.load import Checkpoint
@@ -75,35 +76,55 @@ class JaxJob:
         self.started: float | None = None
         self.made = 0.0
         self.has_failed = False
+        self._is_over = False  # a failure has been read
         self._engine = engine
-        self._queue: queue.SimpleQueue[tuple[float, Event | None]] = queue.SimpleQueue()
+        self._woken: Callable[[], object] = lambda: None
+        self._queue: queue.SimpleQueue[tuple[float, Sequence[Event]]] = queue.SimpleQueue()  # what came at one time
         self._awaited = {work.index for work in self.works if score}
 
     @property
     def cached_tokens(self) -> int:
         return sum(work.cached_tokens for work in self.works)
 
-    def put(self, event: Event | None) -> None:
-        self._queue.put((time.monotonic(), event))
+    def put(self, *events: Event) -> None:
+        """What has come at one time; nothing where something was closed."""
+        self._queue.put((time.monotonic(), events))
+        self._woken()
 
     def put_done(self, prompt: int) -> None:
         """All candidates of a prompt have ended, none of them with a token."""
-        for c in range(self.request.candidates):
-            self.put(Done(prompt, c))
+        self.put(*(Done(prompt, c) for c in range(self.request.candidates)))
 
     def fail(self, message: str) -> None:
         self.has_failed = True
         self.put(Failed(message))
 
     def events(self) -> Iterator[Event]:
-        while self.open or self._awaited:
-            self.made, event = self._queue.get()
-            if event is None:
-                continue  # something was closed; is anything left to wait for?
+        while self._is_awaited:
+            self.made, events = self._queue.get()
+            yield from self._read(events)
+
+    def arrived(self, woken: Callable[[], object]) -> Iterator[Event | None]:
+        self._woken = woken
+        while self._is_awaited:
+            try:
+                self.made, events = self._queue.get_nowait()
+            except queue.Empty:
+                yield None
+            else:
+                yield from self._read(events)
+
+    @property
+    def _is_awaited(self) -> bool:
+        return not self._is_over and bool(self.open or self._awaited)
+
+    def _read(self, events: Sequence[Event]) -> Iterator[Event]:
+        """Those that are still wanted when their turn comes."""
+        for event in events:
             if isinstance(event, Failed):
+                self._is_over = True
                 yield event
-                return
-            if isinstance(event, PromptScored):
+            elif isinstance(event, PromptScored):
                 if event.prompt in self._awaited:
                     self._awaited.discard(event.prompt)
                     yield event
@@ -123,7 +144,7 @@ class JaxJob:
         elif (prompt, candidate) in self.open:
             self.open.discard((prompt, candidate))
             self._engine.post(partial(Scheduler.close, work=self.works[prompt], candidate=candidate))
-        self.put(None)
+        self.put()
 
 
 class Pending(NamedTuple):
@@ -159,26 +180,35 @@ class JaxEngine:
         require_devices()
         if (why := refused_option()) is not None:
             raise ValueError(why)
-        self.settings = settings or EngineSettings()
+        settings = settings or EngineSettings()
+        progress = progress or (lambda line: None)
+        announce = announce or progress
         self.config = checkpoint.config
         self.vocab_size = self.config.vocab_size
         self.context = self.config.max_position_embeddings
         self.eos_ids = self.config.eos_token_ids
-        s = self.settings
-        self.pool_tokens = default_pool_tokens(self.config, s) if s.pool_tokens is None else s.pool_tokens
-        check_memory(checkpoint, s, self.pool_tokens)
+        with pinned():
+            kernels = choose_kernels(
+                settings.native,
+                settings.tensor_parallel,
+                settings.compilation_cache,
+                settings.threads or usable_cores(),
+                progress,
+                announce,
+            )
+        self.settings = s = sized(settings, self.config, kernels.are_native)
+        check_memory(checkpoint, s)
         self._scheduler = self._new_scheduler()
         need = self._scheduler.largest_need(self.context)
         if self._scheduler.pool.size < need:
             raise ValueError(
-                f"a key/value pool of {self.pool_tokens} tokens holds less than one sequence of the context, "
+                f"a key/value pool of {s.pool_tokens} tokens holds less than one sequence of the context, "
                 f"{self.context} positions; give at least {need * s.page_size} tokens, "
                 f"{need * s.page_size * bytes_per_token(self.config, s)} bytes"
             )
-        progress = progress or (lambda line: None)
         try:
             with pinned():
-                self.device = Device(checkpoint, s, self._scheduler.pool.size, progress, announce or progress)
+                self.device = Device(checkpoint, s, kernels, self._scheduler.pool.size, progress, announce)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -195,7 +225,7 @@ class JaxEngine:
 
     def _new_scheduler(self) -> Scheduler:
         s = self.settings
-        return Scheduler(s.slots, self.pool_tokens // s.page_size, s.page_size, s.chunk)
+        return Scheduler(s.slots, s.pool_tokens // s.page_size, s.page_size, s.chunk)
 
     def programs(self) -> dict[str, Program]:
         """Every program that the engine runs, with arguments of the shapes it is compiled for, and no others."""
@@ -322,7 +352,7 @@ class JaxEngine:
             )
         self._scheduler.chunk_done(work, last_hidden if is_last else None)
 
-    def _hand_out_scores(self, work: PromptWork, scored: tuple[Array, ...], count: int, is_last: bool) -> None:
+    def _hand_out_scores(self, work: PromptWork, scored: Reported, count: int, is_last: bool) -> None:
         """`count` scores of a chunk have come; with the prompt's last ones all of them are handed out."""
         job = work.owner
         if job.has_failed:
@@ -359,25 +389,34 @@ class JaxEngine:
                 self._scheduler.end(sequence)
 
     def _hand_out(self, asked: dict[int, Running], drawn: Sampled) -> None:
-        """A step's tokens have come."""
-        drawn = jax.device_get(drawn)
+        """A step's tokens have come. Each job is given all of its own at once: to wake a reader takes longer than to
+        make an event."""
+        token, logprobs, finite = jax.device_get((drawn.token, drawn.logprob, drawn.finite))
+        tokens, is_finite = token.tolist(), finite.tolist()
+        tops = None  # fetched where somebody has asked for them
+        events: dict[JaxJob, list[Event]] = {}
         for slot, sequence in asked.items():
-            if not sequence.is_over and not sequence.work.owner.has_failed:
-                self._hand_out_token(sequence, slot, drawn)
-
-    def _hand_out_token(self, sequence: Running, slot: int, drawn: Sampled) -> None:
-        work, job = sequence.work, sequence.work.owner
-        if not drawn.finite[slot]:
-            self._fail(job, NOT_FINITE)
-            return
-        token = int(drawn.token[slot])
-        top = _ranking(drawn.top_ids[slot], drawn.top_logprobs[slot], job.request.top)
-        job.put(Token(work.index, sequence.candidate, token, _decimal(drawn.logprob[slot]), top))
-        sequence.handed_out += 1
-        if token in job.request.params.end_ids or sequence.handed_out == work.max_tokens:
-            sequence.is_over = True
-            self._scheduler.end(sequence)
-            job.put(Done(work.index, sequence.candidate))
+            work, job = sequence.work, sequence.work.owner
+            if sequence.is_over or job.has_failed:
+                continue
+            if not is_finite[slot]:
+                events.pop(job, None)
+                self._fail(job, NOT_FINITE)
+                continue
+            top: Ranking = ()
+            if job.request.top:
+                if tops is None:
+                    tops = jax.device_get((drawn.top_ids, drawn.top_logprobs))
+                top = _ranking(tops[0][slot], tops[1][slot], job.request.top)
+            own = events.setdefault(job, [])
+            own.append(Token(work.index, sequence.candidate, tokens[slot], _decimal(logprobs[slot]), top))
+            sequence.handed_out += 1
+            if tokens[slot] in job.request.params.end_ids or sequence.handed_out == work.max_tokens:
+                sequence.is_over = True
+                self._scheduler.end(sequence)
+                own.append(Done(work.index, sequence.candidate))
+        for job, own in events.items():
+            job.put(*own)
 
     def _fail(self, job: JaxJob, message: str) -> None:
         if not job.has_failed:

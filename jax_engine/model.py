@@ -10,7 +10,7 @@ adds nothing of it. Axis letters as in the reference; P pages of a sequence, pag
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,11 +20,12 @@ from jax.sharding import Sharding
 
 from gnomon.jax_engine.cache import SCRATCH_PAGE
 from gnomon.jax_engine.kernels.choice import Kernels, LinearKernel
+from gnomon.jax_engine.kernels.panels import of_stack
 from gnomon.jax_engine.kernels.xla import cap
 from gnomon.reference.model_config import Family, Layer, ModelConfig, Rope
 
 Params = Mapping[str, Any]
-Times = Callable[[Array, Array], Array]  # see `over`, which makes one
+Times = Callable[..., list[Array]]  # see `over`, which makes one
 Cache = list[tuple[Array, Array]]  # per layer: keys and values, each [pages, page size, K, H]
 
 
@@ -41,18 +42,26 @@ class Batch(NamedTuple):
 
 
 def over(live: Array, product: LinearKernel) -> Times:
-    """`times(x [..., in], weight [out, in])` → [..., out] for rows of which only those that are live [...] matter."""
+    """`times(x [..., in], *weights)` → [..., out] for each weight [out, in]; rows that are not live [...] do not
+    matter."""
 
-    def times(x: Array, weight: Array) -> Array:
-        return product(x.reshape(-1, x.shape[-1]), weight, live.reshape(-1)).reshape(*x.shape[:-1], -1)
+    def times(x: Array, *weights: Any) -> list[Array]:
+        rows = x.reshape(-1, x.shape[-1])
+        return [y.reshape(*x.shape[:-1], -1) for y in product(rows, weights, live.reshape(-1))]
 
     return times
 
 
+def linear_each(x: Array, params: Params, names: Sequence[str], times: Times) -> list[Array]:
+    """[..., in] → [..., out] for each name, with a bias where there is one."""
+    results = zip(names, times(x, *(params[name] for name in names)), strict=True)
+    return [y + params[f"{name}_bias"] if f"{name}_bias" in params else y for name, y in results]
+
+
 def linear(x: Array, params: Params, name: str, times: Times) -> Array:
     """[..., in] → [..., out], with a bias where there is one."""
-    y = times(x, params[name])
-    return y + params[f"{name}_bias"] if f"{name}_bias" in params else y
+    [y] = linear_each(x, params, (name,), times)
+    return y
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
@@ -95,7 +104,7 @@ def attention(
     B, T, _ = x.shape
     family, times = config.family, over(batch.live, kernels.linear)
     K, H, page_size = config.num_key_value_heads, config.head_dim, keys.shape[1]
-    q, k, v = (linear(x, params, name, times) for name in ("q_proj", "k_proj", "v_proj"))
+    q, k, v = linear_each(x, params, ("q_proj", "k_proj", "v_proj"), times)
     if family.query_key_norm == "whole":
         q, k = norm(q, params, "q_norm", config), norm(k, params, "k_norm", config)
     q, k, v = (rows.reshape(B, T, -1, H) for rows in (q, k, v))
@@ -131,8 +140,8 @@ def activate(x: Array, kind: str) -> Array:
 def feed_forward(x: Array, params: Params, family: Family, times: Times) -> Array:
     """[..., D] → [..., D]; gate_proj, up_proj [F, D], down_proj [D, F]."""
     if family.is_gated:
-        gate = activate(linear(x, params, "gate_proj", times), family.activation)
-        hidden = gate * linear(x, params, "up_proj", times)
+        gate, up = linear_each(x, params, ("gate_proj", "up_proj"), times)
+        hidden = activate(gate, family.activation) * up
     else:
         hidden = activate(linear(x, params, "up_proj", times), family.activation)
     return linear(hidden, params, "down_proj", times)
@@ -151,7 +160,7 @@ def mixture(x: Array, params: Params, family: Family, live: Array, product: Line
         weights = weights / jnp.where(live, weights.sum(axis=-1), 1.0)[..., None]
 
     def add_expert(e: Array, y: Array) -> Array:
-        own = {name: lax.dynamic_index_in_dim(stack, e, keepdims=False) for name, stack in params["experts"].items()}
+        own = {name: of_stack(stack, e) for name, stack in params["experts"].items()}
         sent = lax.dynamic_index_in_dim(is_sent, e, axis=-1, keepdims=False)
         weight = lax.dynamic_index_in_dim(weights, e, axis=-1)
         # what an expert makes of rows that are not its own may be anything, NaN too

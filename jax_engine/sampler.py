@@ -8,6 +8,7 @@ What differs, and why it is the same law:
 - the nucleus is found by bisection on the boundary's value, not by a sort (on a CPU a sort of 8 × 49,152 costs a
   hundred times the rest), and ties at the boundary are settled by id, as a stable sort would;
 - a row never reads another row, so its result cannot depend on its neighbours; stages that no row needs are skipped.
+This is the draw by XLA; kernels/cpu/draw.h is the native one, in which a row costs what it asks for.
 
 `temperature == 0` and `top_p == 1` are decided on the request's own numbers, so they come as flags.
 """
@@ -35,20 +36,30 @@ class Rows(NamedTuple):
     presence_penalty: Any  # float32
     is_greedy: Any  # bool: the request's temperature is 0
     is_nucleus: Any  # bool: the request's top_p is below 1, and it is not greedy
+    is_biased: Any  # bool: the request has a logit_bias; where it has none, the row's bias is zeros
     seed_high: Any  # uint32: the seed mod 2⁶⁴, upper half
     seed_low: Any  # uint32
     candidate: Any  # uint32
     step: Any  # uint32
 
 
-class Sampled(NamedTuple):
-    """What one step gives for every row; arrays as in Rows."""
+class Reported(NamedTuple):
+    """What is reported of one id in every row; arrays as in Rows."""
 
-    token: Any  # [B] int32
-    logprob: Any  # [B] float32: the token's raw log-probability
+    logprob: Any  # [B] float32: the id's raw log-probability
     top_ids: Any  # [B, TOP] int32, in the order (−logit, id)
     top_logprobs: Any  # [B, TOP] float32
     finite: Any  # [B] bool: all raw logits of the row are finite
+
+
+class Sampled(NamedTuple):
+    """What one step gives for every row: a token, and its report."""
+
+    token: Any  # [B] int32
+    logprob: Any
+    top_ids: Any
+    top_logprobs: Any
+    finite: Any
 
 
 def report(logits: Array) -> Array:
@@ -100,7 +111,8 @@ def nucleus(z: Array, s: Array, top_p: Array, is_nucleus: Array) -> Array:
     _, boundary = lax.fori_loop(0, 32, halve, (jnp.zeros_like(highest), highest))
     at_boundary = keys == boundary[:, None]
     mass_above = jnp.where(keys > boundary[:, None], q, 0.0).sum(axis=-1, keepdims=True)
-    is_tied = at_boundary.sum(axis=-1, dtype=jnp.int32).max() > 1  # a sum over all ids is slow, and seldom needed
+    is_tied = (is_nucleus & (at_boundary.sum(axis=-1, dtype=jnp.int32) > 1)).any()
+    # a running sum over all ids is slow, and seldom needed
     ranked = lax.cond(is_tied, lambda: jnp.cumsum(at_boundary, axis=-1), lambda: at_boundary.astype(jnp.int32))
     rank_in_tie = ranked - 1  # −1 before the first
     mass_before = mass_above + rank_in_tie * jnp.where(at_boundary, q, 0.0)
@@ -157,11 +169,22 @@ def _first_largest(x: Array) -> Array:
     return jnp.minimum(first, x.shape[-1] - 1)
 
 
-def sample(logits: Array, bias: Array, counts: Array, rows: Rows) -> Sampled:
-    """One token for every row, and what is reported with it. logits [B, V] float32, raw."""
-    with jax.named_scope("report"):
-        logprobs = report(logits)
-        top_ids = ranked_ids(logits)
+def report_ids(logits: Array, ids: Array, live: Array) -> Reported:
+    """What is reported of one id a row, ids [B]. logits [B, V] float32, raw. Of rows that are not live [B] anything."""
+    logprobs = report(logits)
+    top_ids = ranked_ids(logits)
+    return Reported(
+        jnp.take_along_axis(logprobs, ids[:, None], axis=-1)[:, 0],
+        top_ids,
+        jnp.take_along_axis(logprobs, top_ids, axis=-1),
+        jnp.isfinite(logits).all(axis=-1),
+    )
+
+
+def sample(logits: Array, bias: Array, counts: Array, rows: Rows, live: Array) -> Sampled:
+    """One token for every row, and what is reported with it. logits [B, V] float32, raw. Rows that are not live [B] get
+    some id and ask for no stage."""
+    is_greedy, is_nucleus = rows.is_greedy | ~live, rows.is_nucleus & live
     with jax.named_scope("adjust"):
         z = penalize(add_bias(logits, bias), counts, rows.frequency_penalty, rows.presence_penalty)
         most_likely = greedy(z)
@@ -169,15 +192,10 @@ def sample(logits: Array, bias: Array, counts: Array, rows: Rows) -> Sampled:
     def drawn() -> Array:
         s = temper(z, rows.temperature)
         everything = jnp.ones_like(z, bool)
-        kept = lax.cond(rows.is_nucleus.any(), lambda: nucleus(z, s, rows.top_p, rows.is_nucleus), lambda: everything)
-        return jnp.where(rows.is_greedy, most_likely, draw(s, noise(rows, z.shape[-1]), kept))
+        kept = lax.cond(is_nucleus.any(), lambda: nucleus(z, s, rows.top_p, is_nucleus), lambda: everything)
+        return jnp.where(is_greedy, most_likely, draw(s, noise(rows, z.shape[-1]), kept))
 
     with jax.named_scope("draw"):
-        token = lax.cond(rows.is_greedy.all(), lambda: most_likely, drawn)
-    return Sampled(
-        token,
-        jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0],
-        top_ids,
-        jnp.take_along_axis(logprobs, top_ids, axis=-1),
-        jnp.isfinite(logits).all(axis=-1),
-    )
+        token = lax.cond(is_greedy.all(), lambda: most_likely, drawn)
+    with jax.named_scope("report"):
+        return Sampled(token, *report_ids(logits, token, live))

@@ -7,7 +7,7 @@ one device; XLA's partitioner (GSPMD, Xu et al. 2021) inserts the sums.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,16 +74,10 @@ class Layout:
         there: Array = jax.block_until_ready(jax.device_put(array, self.sharding(name)))  # type: ignore[no-untyped-call]
         return there
 
-    def stacked(self, layer: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A layer whose experts are one array a projection, [E, out, in], for programs that walk over them."""
-        mlp = layer["mlp"]
-        if "experts" not in mlp:
-            return layer
-        stacks = {
-            name: jax.device_put(jnp.stack([expert.pop(name) for expert in mlp["experts"]]), self.sharding(name, True))
-            for name in list(mlp["experts"][0])
-        }
-        return {**layer, "mlp": {**mlp, "experts": stacks}}
+    def stack(self, name: str, arrays: Sequence[Array]) -> Array:
+        """Weights of one shape as one array, with an axis before theirs."""
+        there: Array = jax.device_put(jnp.stack(arrays), self.sharding(name, is_stacked=True))
+        return there
 
 
 def ready(array: NDArray[Any], dtype: Any) -> NDArray[Any]:

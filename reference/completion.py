@@ -13,7 +13,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import NamedTuple
@@ -21,8 +21,8 @@ from typing import NamedTuple
 from gnomon.reference.body.answer_size import Size, check_size, text_bytes
 from gnomon.reference.body.kept import KeptPrompt, held_bytes
 from gnomon.reference.body.rankings import Ranking, Rankings
-from gnomon.reference.body.writing import EncodedStretch, ReportedTokens, answer, choice, encoded, top_logprobs
-from gnomon.reference.engine import Done, Engine, Event, Failed, Job, JobRequest, PromptScored, Token
+from gnomon.reference.body.writing import EncodedStretch, ReportedTokens, answer, choice, encoded, framed, top_logprobs
+from gnomon.reference.engine import ArrivingJob, Done, Engine, Event, Failed, Job, JobRequest, PromptScored, Token
 from gnomon.reference.errors import InvalidRequest, ModelNotFound, RequestError
 from gnomon.reference.prompt import encode_prompts
 from gnomon.reference.request import CompletionRequest, Limits
@@ -32,6 +32,8 @@ from gnomon.reference.stop import Fallbacks, StopMatcher, stop_ids
 from gnomon.reference.text.utf8 import Decoder
 from gnomon.reference.tokenizer import Effort, Tokenizer
 from gnomon.reference.work import Work
+
+EVENTS_AT_ONCE = 64  # that are taken before what they have released is written: a millisecond or two
 
 
 class EngineFailed(RequestError):
@@ -200,7 +202,8 @@ class Stretch(NamedTuple):
 
 class Run:
     """One prepared request. Read it once, by `whole` or by `chunks`; both block, `close` may be called from
-    anywhere.
+    anywhere. `whole_bytes` and `chunk_bytes` are the same in bytes, for a reader that has `woken` set and more than one
+    run to read: both give None where going on may mean to wait.
 
     While it waits it keeps what its answer needs and nothing else: its `request` has no prompts, no suffix and no user
     any more (`prompts` is what is left of the prompts), and candidates are there when the engine is asked for them.
@@ -221,6 +224,8 @@ class Run:
         self.created = int(time.time())
         self.on_token: Callable[[int, int, float], None] | None = None  # told (prompt, candidate, when it was made)
         self.on_submit: Callable[[], object] | None = None  # told that the engine is about to be given the job
+        self.woken: Callable[[], object] | None = None  # told that there is more to read, if the job goes on by itself
+        self.is_arriving = False  # it does, and has begun: reading never waits
         self._engine = engine
         self._tokenizer = tokenizer
         self._scored: dict[int, PromptScored] = {}
@@ -233,6 +238,8 @@ class Run:
 
     def whole(self) -> Completion:
         """The whole answer. Raises EngineFailed, or RunClosed if `close` came first."""
+        for _ in self._events():
+            pass
         return self._completion([self._choice(*stretch) for stretch in self._ended()], self.usage)
 
     def chunks(self) -> Generator[Completion, None, None]:
@@ -242,28 +249,30 @@ class Run:
         """
         with closing(self._released()) as released:
             for stretch in released:
-                yield self._completion([self._choice(*stretch)], None)
+                if stretch is not None:
+                    yield self._completion([self._choice(*stretch)], None)
         if self.request.include_usage and self.is_complete:
             yield self._completion([], self.usage)
 
-    def whole_bytes(self) -> Iterator[bytes]:
-        """The bytes of `whole`, in small pieces, each made when it is asked for. The model has run when the first
-        comes."""
+    def whole_bytes(self) -> Generator[Iterator[bytes] | None, None, None]:
+        """The bytes of `whole`, in small pieces, each made when it is asked for, once the model has run."""
+        for changed in self._events():
+            if changed is None:
+                yield None
         choices = (self._written(stretch) for stretch in self._ended())
-        return answer(self._completion([], self.usage), choices)
+        yield answer(framed(self._completion([], self.usage)), choices)
 
-    def chunk_bytes(self) -> Generator[Iterator[bytes], None, None]:
-        """The bytes of each of `chunks`, in small pieces."""
+    def chunk_bytes(self) -> Generator[Iterator[bytes] | None, None, None]:
+        """The bytes of each of `chunks`, in small pieces; what has come together is one chunk of its choice."""
+        frame = framed(self._completion([], None))
         with closing(self._released()) as released:
             for stretch in released:
-                yield answer(self._completion([], None), [self._written(stretch)])
+                yield None if stretch is None else answer(frame, [self._written(stretch)])
         if self.request.include_usage and self.is_complete:
-            yield answer(self._completion([], self.usage), [])
+            yield answer(framed(self._completion([], self.usage)), [])
 
     def _ended(self) -> list[Stretch]:
-        """Runs the job to its end: all choices in order, each as one stretch."""
-        for _ in self._events():
-            pass
+        """All choices in order, each as one stretch."""
         if not self.is_complete:
             raise RunClosed
         n = self.request.n
@@ -273,16 +282,37 @@ class Run:
             for rank, candidate in enumerate(ranked(self._candidates_of(j), n))
         ]
 
-    def _released(self) -> Generator[Stretch, None, None]:
-        """What can be streamed, as it comes."""
-        begun = set()
+    def _released(self) -> Generator[Stretch | None, None, None]:
+        """What can be streamed, as it comes; None where going on may mean to wait."""
+        begun: set[int] = set()
+        changed: dict[tuple[int, int], None] = {}
         with closing(self._events()) as events:
-            for j, c in events:
-                candidate, index = self._candidates[j, c], j * self.request.n + c
-                released = candidate.release()
-                if released is not None:
-                    yield Stretch(index, j, candidate, *released, first=index not in begun)
-                    begun.add(index)
+            try:
+                for taken, at in enumerate(events, 1):
+                    if at is not None:
+                        changed[at] = None
+                    if at is None or taken % EVENTS_AT_ONCE == 0:
+                        yield from self._release(changed, begun)
+                        changed.clear()
+                    if at is None:
+                        yield None
+            except EngineFailed:  # after what came before
+                yield from self._release(changed, begun)
+                raise
+        yield from self._release(changed, begun)
+
+    def _release(self, changed: Iterable[tuple[int, int]], begun: set[int]) -> Iterator[Stretch]:
+        for j, c in changed:
+            candidate, index = self._candidates[j, c], j * self.request.n + c
+            released = candidate.release()
+            if released is not None:
+                yield Stretch(index, j, candidate, *released, first=index not in begun)
+                begun.add(index)
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the prompts' own log-probabilities are wanted."""
+        return self.request.echo and self.request.logprobs is not None
 
     @property
     def is_complete(self) -> bool:
@@ -327,8 +357,9 @@ class Run:
             if self._job is not None:
                 self._job.close()
 
-    def _events(self) -> Generator[tuple[int, int], None, None]:
-        """Runs the job to its end; yields (prompt, candidate) whenever a candidate has changed."""
+    def _events(self) -> Generator[tuple[int, int] | None, None, None]:
+        """Runs the job to its end; yields (prompt, candidate) whenever a candidate has changed, and None where going on
+        may mean to wait."""
         with self._lock:
             if self._job is not None:
                 raise RuntimeError("a run is read once; prepare another")
@@ -338,12 +369,19 @@ class Run:
                 self.on_submit()
             self._job = job = self._submit()
         try:
-            for event in job.events():
-                changed = self._take(event, job)
-                if changed is not None:
+            for event in self._arrivals(job):
+                if event is None:
+                    yield None
+                elif (changed := self._take(event, job)) is not None:
                     yield changed
         finally:
             job.close()
+
+    def _arrivals(self, job: Job) -> Iterator[Event | None]:
+        if self.woken is None or not isinstance(job, ArrivingJob):
+            return (part for event in job.events() for part in (event, None))
+        self.is_arriving = True
+        return job.arrived(self.woken)
 
     def _submit(self) -> Job:
         request = self.request
@@ -355,7 +393,7 @@ class Run:
                 self.params,
                 candidates=request.candidates,
                 top=request.logprobs or 0,
-                score=request.echo and request.logprobs is not None,
+                score=self.is_scored,
             )
         )
 

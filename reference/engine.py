@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,6 +130,15 @@ class Job(Protocol):
         """Stop one candidate (`prompt` and `candidate` given) or everything. The one word for cancelling: thread-safe,
         idempotent, frees what is held and wakes a blocked reader. No event of what was closed follows the reader's own
         call."""
+
+
+@runtime_checkable
+class ArrivingJob(Protocol):
+    """A job that goes on whether it is read or not: one thread can read any number of them."""
+
+    def arrived(self, woken: Callable[[], object]) -> Iterator[Event | None]:
+        """What `events` gives, without waiting: None where no event is there yet. When the next one comes, or something
+        is closed, `woken` is called, in any thread; also where nobody has found that none was there."""
 
 
 class Engine(Protocol):

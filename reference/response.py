@@ -100,5 +100,8 @@ class Completion:
         return json_bytes(self.to_json())
 
 
+_ONE_LINE = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))  # json.dumps makes one a call
+
+
 def json_bytes(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode("ascii")
+    return _ONE_LINE.encode(value).encode("ascii")

@@ -9,7 +9,8 @@ takes longer than a minute is judged as no answer.
 
 The folder $GNOMON_PEERS (~/.cache/gnomon-peers) keeps what was installed: 6 GB. llama.cpp is compiled from the source
 that llama-cpp-python brings, which takes a C++ compiler and 25 minutes on two cores; the others take 3 minutes each.
-The scripts that start the servers are not part of this repository: ../shared/peers, or $GNOMON_PEER_SCRIPTS.
+The scripts that start the servers are not part of this repository: ../shared/peers, or $GNOMON_PEER_SCRIPTS. What is
+installed, `python -m gnomon.jax_engine.tools.bench --peers` times.
 """
 
 from __future__ import annotations
@@ -18,13 +19,9 @@ import argparse
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,13 +29,11 @@ from typing import Any, NamedTuple
 
 import peer_table
 
+from gnomon.jax_engine.tools.peers import EXACT, FOLDER, SCRIPTS, free_port, listening
 from gnomon.reference.checkpoint.export import export_model
 
-FOLDER = Path(os.environ.get("GNOMON_PEERS", "~/.cache/gnomon-peers")).expanduser()
-SCRIPTS = Path(os.environ.get("GNOMON_PEER_SCRIPTS", peer_table.ROOT.parent / "shared" / "peers"))
 MODEL = "gnomon-stories"
 LLAMA = "llama-cpp-python==0.3.36"
-START_SECONDS = 300  # vLLM compiles its programs when it starts for the first time
 ASK_SECONDS = 1200
 
 
@@ -123,7 +118,6 @@ def llama() -> None:
 
 
 GGUF = f"{MODEL}.f32.gguf"
-EXACT = ("-ctk", "f32", "-ctv", "f32", "-fa", "off")  # llama-server would keep keys and values in 16 bits
 ENGINES = {
     "vllm": Engine(vllm, ("start_vllm.sh", MODEL, "PORT", "float32"), ("--profile", "vllm")),
     "llama-server": Engine(llama, ("start_llama_server.sh", GGUF, "PORT", MODEL, *EXACT), ("--profile", "llama.cpp")),
@@ -145,47 +139,16 @@ ENGINES = {
 
 @contextmanager
 def serving(name: str) -> Iterator[str]:
-    """The address of a server of this engine, installed if need be. Raises RuntimeError if it does not come up."""
+    """The address of a server of this engine, installed if need be. Raises ClientError if it does not come up."""
     engine = ENGINES[name]
     FOLDER.mkdir(parents=True, exist_ok=True)
     engine.install()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script, *arguments = [str(port) if part == "PORT" else part for part in engine.start]
-    log = FOLDER / f"{name}.log"
-    with log.open("wb") as output:
-        server = subprocess.Popen(
-            [str(SCRIPTS / script), *arguments],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"PEERS_DIR": str(FOLDER)},
-            start_new_session=True,  # it has processes of its own, which end with it
-        )
-        try:
-            url = f"http://127.0.0.1:{port}"
-            wait_for(f"{url}/v1/models", server, log)
-            yield url
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
-            try:
-                server.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait()
-
-
-def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError as error:  # urllib's own errors are of this kind, too
-            if server.poll() is not None or time.monotonic() > end:
-                tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-                raise RuntimeError(f"no server: {error}; the end of {log}:\n{tail}") from None
-        time.sleep(0.5)
+    port = str(free_port())
+    script, *arguments = [port if part == "PORT" else part for part in engine.start]
+    here = {"PEERS_DIR": FOLDER}
+    url = f"http://127.0.0.1:{port}"
+    with listening([SCRIPTS / script, *arguments], here, url, "/v1/models", FOLDER / f"{name}.log"):
+        yield url
 
 
 def judged(name: str) -> dict[str, Any]:

@@ -92,12 +92,20 @@ class ModelOptions:
 class JaxOptions:
     """What the JAX engine alone is told."""
 
-    slots: int = option(8, "Sequences decoded at a time; only with --engine jax.", ENGINE_GROUP, min=1, max=65536)
+    slots: int | None = option(
+        None,
+        "Sequences decoded at a time; only with --engine jax. Default: 16 with the native kernels, to which a slot "
+        "that nobody is in costs little, else 8; fewer where memory is short.",
+        ENGINE_GROUP,
+        min=1,
+        max=65536,
+        metavar="N",
+    )
     dtype: DtypeName = option(DtypeName.float32, "The dtype of the weights; only with --engine jax.", ENGINE_GROUP)
     kv_cache_memory: int | None = option(
         None,
-        "Memory for keys and values in MiB; only with --engine jax. Default: room for four contexts a slot, "
-        "in at most a quarter of the device's memory.",
+        "Memory for keys and values in MiB; only with --engine jax. Default: room for a context a slot, "
+        "32 at least or four a slot, in at most a quarter of the device's memory.",
         ENGINE_GROUP,
         min=1,
         metavar="MIB",
@@ -107,9 +115,18 @@ class JaxOptions:
     )
     native: bool = option(
         True,
-        "On a CPU, multiply by the kernel that is built with this machine's C++ compiler, if it has one, "
+        "On a CPU, compute by the kernels that are built with this machine's C++ compiler, if it has one, "
         "and not by XLA; only with --engine jax.",
         ENGINE_GROUP,
+    )
+    threads: int | None = option(
+        None,
+        "Threads that this kernel computes with, the same bytes with any number; only with --engine jax. "
+        "Default: the processors that this process may use.",
+        ENGINE_GROUP,
+        min=1,
+        max=1024,
+        metavar="N",
     )
     cache_dir: str | None = option(
         None,
@@ -208,6 +225,7 @@ def _jax_engine(checkpoint: Checkpoint, jax_options: JaxOptions, say: Say, annou
         dtype=jax_options.dtype,
         tensor_parallel=jax_options.tensor_parallel,
         native=jax_options.native,
+        threads=jax_options.threads,
     )
     per_token = bytes_per_token(checkpoint.config, settings)
     if jax_options.kv_cache_memory is not None:
@@ -217,6 +235,6 @@ def _jax_engine(checkpoint: Checkpoint, jax_options: JaxOptions, say: Say, annou
             engine = JaxEngine(checkpoint, replace(settings, compilation_cache=directory), say, announce)
         except (ValueError, MemoryError) as error:
             fail(str(error) or "there is not enough memory", 1)
-    tokens, taken = engine.pool_tokens, engine.pool_tokens * per_token / 2**20
+    tokens, taken = engine.settings.pool_tokens, engine.settings.pool_tokens * per_token / 2**20
     say(f"key/value pool: {tokens:,} tokens, {taken:,.1f} MiB")
     return engine

@@ -122,7 +122,7 @@ def serve_command() -> Callable[..., None]:
 def check_environment(environment: Mapping[str, str]) -> None:
     """An empty variable would count as none, and a misspelt one is none: both leave open what they were to close."""
     known = {row.env for row in SERVE_ROWS}
-    others = {"GNOMON_DATA", "GNOMON_PEERS", "GNOMON_PEER_SCRIPTS"}  # the tests' own
+    others = {"GNOMON_DATA", "GNOMON_PEERS", "GNOMON_PEER_SCRIPTS"}  # the tests' and the bench's own
     others |= {"GNOMON_KEY"}  # what `gnomon verify` reads
     for name in sorted(name for name in environment if name.startswith("GNOMON_") and name not in others):
         if name in known and not environment[name].strip():

@@ -9,16 +9,14 @@ have no such call, and nothing is done there.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from gnomon.http.threads import NoThread, Threads
+from gnomon.reference.system.heap import TRIM
 
 DELAY_SECONDS = 2.0  # after the first of the requests, so that it is once for many
-
-TRIM: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 class Tidy:

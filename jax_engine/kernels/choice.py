@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from jax import Array
 
+from gnomon.jax_engine import sampler
 from gnomon.jax_engine.kernels import xla
-from gnomon.jax_engine.kernels.native import NoNativeProduct, load_native
+from gnomon.jax_engine.kernels.native import NoNativeKernels, load_native
+from gnomon.jax_engine.kernels.panels import Packer
 
 
 class LinearKernel(Protocol):
-    """x [R, in] · weight [out, in] → [R, out] in float32; only the rows that are live [R] matter."""
+    """x [R, in] · each weight [out, in] → [R, out] in float32; only the rows that are live [R] matter."""
 
-    def __call__(self, x: Array, weight: Array, live: Array) -> Array: ...
+    def __call__(self, x: Array, weights: Sequence[Any], live: Array) -> list[Array]: ...
 
 
 class AttendKernel(Protocol):
@@ -35,37 +37,62 @@ class AttendKernel(Protocol):
     ) -> Array: ...
 
 
+class DrawKernel(Protocol):
+    """See `sampler.sample`."""
+
+    def __call__(
+        self, logits: Array, bias: Array, counts: Array, rows: sampler.Rows, live: Array
+    ) -> sampler.Sampled: ...
+
+
+class ReportKernel(Protocol):
+    """See `sampler.report_ids`: the draw without its token, for ids that are given."""
+
+    def __call__(self, logits: Array, ids: Array, live: Array) -> sampler.Reported: ...
+
+
 class Kernels(NamedTuple):
     """What a program is traced with."""
 
     linear: LinearKernel
     attend: AttendKernel
+    draw: DrawKernel
+    report: ReportKernel
 
 
 class ChosenKernels(NamedTuple):
     many: Kernels  # for prefill, where arithmetic is the limit
     few: Kernels  # for decode and the head, where reading the weights is
     description: str  # of all that decides their bits
+    packer: Packer | None = None  # of the weights that they take; None: they take them as they are, [out, in]
+
+    @property
+    def are_native(self) -> bool:
+        """Then only live rows cost."""
+        return self.few is not XLA
 
 
-XLA = Kernels(xla.linear_rows, xla.attend)
+XLA = Kernels(xla.linear_rows, xla.attend, sampler.sample, sampler.report_ids)
 
 
 def choose_kernels(
     wants_native: bool,
     devices: int,
     cache: Path | None,
+    threads: int,
     progress: Callable[[str], None],
     announce: Callable[[str], None],
 ) -> ChosenKernels:
-    """The native product where it is wanted and can be had for one device, else XLA's. cache, announce: see
-    `load_native`; progress: is told which it is, and why not the other."""
+    """The native operations where they are wanted and can be had for one device, else XLA's. cache, announce: see
+    `load_native`; threads: that they share their work between; progress: is told which it is, and why not the other."""
     if not wants_native:
         return ChosenKernels(XLA, XLA, "XLA")
-    native = load_native(cache, announce) if devices == 1 else NoNativeProduct("there are several devices")
-    if isinstance(native, NoNativeProduct):
+    native = load_native(cache, announce) if devices == 1 else NoNativeKernels("there are several devices")
+    if isinstance(native, NoNativeKernels):
         progress(f"products by XLA, not natively: {native}")
         return ChosenKernels(XLA, XLA, "XLA")
-    progress(f"products by {native.description}")
-    many = XLA._replace(linear=partial(native.linear, rounded=True))
-    return ChosenKernels(many, XLA._replace(linear=native.linear), native.description)
+    native.share_between(threads)
+    progress(f"products by {native.description}, on {threads} thread{'s' if threads > 1 else ''}")
+    few = Kernels(native.linear, native.attend, native.draw, native.report)
+    many = few._replace(linear=partial(native.linear, rounded=True))
+    return ChosenKernels(many, few, native.description, native.packer())

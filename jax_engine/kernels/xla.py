@@ -7,13 +7,19 @@ the walk may stop at the longest live row without touching anyone's bits. Axis l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 
-def linear_rows(x: Array, weight: Array, live: Array) -> Array:
-    """x [R, in] · weight [out, in] → [R, out], accumulated in float32; all rows are computed, live [R] or not."""
+def linear_rows(x: Array, weights: Sequence[Array], live: Array) -> list[Array]:
+    """x [R, in] · each weight [out, in] → [R, out], accumulated in float32; all rows are computed, live [R] or not."""
+    return [_product(x, weight) for weight in weights]
+
+
+def _product(x: Array, weight: Array) -> Array:
     rows, count = x.astype(weight.dtype), len(x)
     if count == 1 and weight.dtype == jnp.bfloat16:  # for one row XLA's CPU backend writes out the weight in float32
         rows = jnp.pad(rows, ((0, 1), (0, 0)))

@@ -1,6 +1,6 @@
 """Files that one start leaves to the next: what is damaged is never loaded, and is made anew.
 
-    jit_decode-<jax's key>-<SHA-256>.program    gnomon_linear_<what decides it>-<SHA-256>.so
+    jit_decode-<jax's key>-<SHA-256>.program    gnomon_native_<what decides it>-<SHA-256>.so
 
 A file's name ends in the SHA-256 of what must be in it. So half a file, an empty one and one with a bit that fell over
 are found before they are used; and two processes that make the same file at the same time do no harm. Files of other

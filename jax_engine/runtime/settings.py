@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import jax
@@ -13,20 +13,32 @@ from gnomon.reference.checkpoint.load import Checkpoint
 from gnomon.reference.model_config import ModelConfig
 
 SLOT_BYTES = 12  # a token of the vocabulary: its bias, its count and its logit
+NATIVE_SLOTS, XLA_SLOTS = 16, 8  # by default
+SLOTS_PART = 64  # by default slots have no more than the 64th part of the memory
+MOST_CONTEXTS = 32  # that the default pool holds where there are no more slots
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """The shapes of the compiled programs and the size of the pool."""
 
-    slots: int = 8  # the decode batch
+    slots: int | None = None  # the decode batch; None: see `default_slots`
     page_size: int = 32  # positions
     chunk: int = 128  # positions prefilled at once; a multiple of the page
     pool_tokens: int | None = None  # positions that the key/value pool holds; None: see `default_pool_tokens`
     dtype: str = "float32"  # of the weights: float32 or bfloat16
     tensor_parallel: int = 1  # devices over which heads, feed-forward and vocabulary are cut
-    native: bool = True  # on a CPU, products by native.cc if it can be built into the compilation cache; else by XLA
+    native: bool = True  # on a CPU, what kernels/cpu has if it can be built into the compilation cache; else XLA's
+    threads: int | None = None  # of the native operations; None: as many as this process may use processors
     compilation_cache: Path | None = None  # where compiled programs are kept for the next start; None: nowhere
+
+
+@dataclass(frozen=True, slots=True)
+class SizedSettings(EngineSettings):
+    """Settings that leave open neither the slots nor the pool: see `sized`."""
+
+    slots: int = 0
+    pool_tokens: int = 0
 
 
 def cache_dtype(settings: EngineSettings) -> str:
@@ -48,19 +60,39 @@ def memory_bytes(devices: int = 1) -> Memory:
     return Memory(devices * limit, devices * (limit - used)) if limit else memory()
 
 
-def check_memory(checkpoint: Checkpoint, settings: EngineSettings, pool_tokens: int) -> None:
+def sized(settings: EngineSettings, config: ModelConfig, is_native: bool) -> SizedSettings:
+    """is_native: whether the operations are."""
+    given = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    if settings.slots is None:
+        given["slots"] = default_slots(config, is_native)
+    if settings.pool_tokens is None:
+        given["pool_tokens"] = default_pool_tokens(config, settings, given["slots"])
+    return SizedSettings(**given)
+
+
+def default_slots(config: ModelConfig, is_native: bool) -> int:
+    """As many as pay. A slot that nobody is in still costs what XLA computes between the native operations: with 32 of
+    them one stream of a 135M Llama is a quarter slower than with 8, and 32 streams are a ninth quicker. With XLA's
+    operations every slot costs all of a row. Half as many, or a quarter, where memory is short."""
+    slots, most = NATIVE_SLOTS if is_native else XLA_SLOTS, memory_bytes().limit // SLOTS_PART
+    while slots > 1 and slots * config.vocab_size * SLOT_BYTES > most:
+        slots //= 2
+    return slots
+
+
+def check_memory(checkpoint: Checkpoint, settings: SizedSettings) -> None:
     """Raises ValueError, with the numbers, if the memory that is free does not hold the pool, the weights and what each
     slot has. Asked before any of it is made: a system that is out of memory ends the process without a word."""
     config = checkpoint.config
     weights = checkpoint.parameter_count * jnp.dtype(settings.dtype).itemsize
     slots = settings.slots * config.vocab_size * SLOT_BYTES
-    pool = pool_tokens * bytes_per_token(config, settings)
+    pool = settings.pool_tokens * bytes_per_token(config, settings)
     whole, free = memory_bytes(settings.tensor_parallel)
     if pool + weights + slots > free:
         raise ValueError(
-            f"a key/value pool of {pool_tokens:,} tokens takes {_mib(pool)} MiB, the weights {_mib(weights)} and "
-            f"{settings.slots:,} slots {_mib(slots)}, and there are {_mib(whole)} MiB of memory, {_mib(free)} of them "
-            "free; give less with --kv-cache-memory or --slots"
+            f"a key/value pool of {settings.pool_tokens:,} tokens takes {_mib(pool)} MiB, the weights "
+            f"{_mib(weights)} and {settings.slots:,} slots {_mib(slots)}, and there are {_mib(whole)} MiB of memory, "
+            f"{_mib(free)} of them free; give less with --kv-cache-memory or --slots"
         )
 
 
@@ -68,8 +100,9 @@ def _mib(size: int) -> str:
     return f"{-(-size // 2**20):,}"
 
 
-def default_pool_tokens(config: ModelConfig, settings: EngineSettings) -> int:
-    """Room for four full contexts a slot, so that prefixes stay cached, in at most a quarter of the device's memory."""
+def default_pool_tokens(config: ModelConfig, settings: EngineSettings, slots: int = MOST_CONTEXTS) -> int:
+    """Room for a full context a slot and, as far as that is no more than MOST_CONTEXTS, for four, so that prefixes stay
+    cached; in at most a quarter of the device's memory."""
     affordable = memory_bytes().limit // 4 // bytes_per_token(config, settings)
     whole_pages = -(-config.max_position_embeddings // settings.page_size) * settings.page_size
-    return min(affordable, 4 * settings.slots * whole_pages)
+    return min(affordable, max(slots, min(4 * slots, MOST_CONTEXTS)) * whole_pages)

@@ -88,10 +88,10 @@ def environment(examined: ExaminedModel, found: Examination, say: SayLine) -> li
     started = time.monotonic()
     engine = examined.engine("float32")
     found["engine"] = {
-        "slots": s.slots,
+        "slots": engine.settings.slots,
         "page_size": s.page_size,
         "chunk": s.chunk,
-        "pool_tokens": engine.pool_tokens,
+        "pool_tokens": engine.settings.pool_tokens,
         "start_seconds": round(time.monotonic() - started, 2),
         "notes": examined.notes,
     }

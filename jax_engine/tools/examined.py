@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from gnomon.jax_engine.engine import JaxEngine
-from gnomon.jax_engine.runtime.settings import EngineSettings, default_pool_tokens
+from gnomon.jax_engine.runtime.settings import MOST_CONTEXTS, EngineSettings, default_pool_tokens
 from gnomon.jax_engine.tools.lines import without_names
 from gnomon.reference.checkpoint.load import Checkpoint, default_model_path
 from gnomon.reference.engine import ReferenceEngine
@@ -81,7 +81,7 @@ class ExaminedModel:
         """Those of `gnomon serve`, but for a smaller pool where the context is long: several engines live here at
         once."""
         plain = EngineSettings(dtype=dtype, compilation_cache=self.cache)
-        enough = max(4 * plain.slots * FULL_EXTENT.longest, self.config.max_position_embeddings + 2 * plain.page_size)
+        enough = max(MOST_CONTEXTS * FULL_EXTENT.longest, self.config.max_position_embeddings + 2 * plain.page_size)
         return replace(plain, pool_tokens=min(default_pool_tokens(self.config, plain), enough))
 
     def bodies(self, rounds: int) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ def speed(examined: ExaminedModel, found: Examination, say: SayLine) -> list[str
     measure(benches, extent, found)
     b = found["bandwidth"]
     rate = f"{b['bytes_per_second'] / 1e9:,.1f} GB/s"
-    say(row("read bandwidth", f"{rate}, best of {b['runs']} sums over {b['bytes'] >> 20:,} MiB"))
+    say(row("read bandwidth", f"{rate}, best of {b['runs']} reads of {b['bytes'] >> 20:,} MiB"))
     titles = ("step ms", "sampling", "floor ms", "share", "tokens/s", "served/s", "prefill/s")
     say(f"  {'':<23}" + "".join(f"{title:>11}" for title in titles))
     for d in found["decode"]:

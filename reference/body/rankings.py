@@ -55,6 +55,8 @@ class Rankings(Sequence[Ranking | None]):
 def _packed(ranking: Ranking | None) -> bytes | None:
     if ranking is None:
         return None
+    if not ranking:
+        return b""
     n = len(ranking)
     return pack(f"={n}I{n}d", *(v for v, _ in ranking), *(value for _, value in ranking))
 

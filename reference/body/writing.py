@@ -7,7 +7,8 @@ encoded once a prompt: its pieces are the same objects in each of the prompt's c
     ReportedTokens    some tokens with what is reported of them
     Text       an encoded stretch of text and the four encoded arrays of its entries, without quotes and brackets
     choice     one choice's JSON, of one or two stretches: the echoed prompt, and sampled tokens
-    answer     the object around the choices
+    framed     the object around the choices, without them
+    answer     the object and its choices
     blocks     pieces joined to some size, for a socket
 """
 
@@ -95,16 +96,21 @@ def choice(
     yield b',"finish_reason":%s}' % json.dumps(finish_reason).encode()
 
 
-def answer(frame: Completion, choices: Iterable[Iterator[bytes]]) -> Iterator[bytes]:
-    """frame: the answer without its choices."""
-    whole = json_bytes(frame.to_json())
-    head, _, tail = whole.partition(b'"choices":[]')
-    yield head + b'"choices":['
+def framed(completion: Completion) -> tuple[bytes, bytes]:
+    """The JSON of an answer that has no choices: what is before them, and what is after them."""
+    head, _, tail = completion.to_bytes().partition(b'"choices":[]')
+    return head + b'"choices":[', b"]" + tail
+
+
+def answer(frame: tuple[bytes, bytes], choices: Iterable[Iterator[bytes]]) -> Iterator[bytes]:
+    """frame: see `framed`; the chunks of one stream share it."""
+    head, tail = frame
+    yield head
     for i, pieces in enumerate(choices):
         if i:
             yield b","
         yield from pieces
-    yield b"]" + tail
+    yield tail
 
 
 def blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:

@@ -19,6 +19,8 @@ _WELL_FORMED = (
 
 def pending(data: bytes) -> bytes:
     """The longest suffix that is a proper prefix of a well-formed UTF-8 character: bytes that still wait for others."""
+    if data.isascii():
+        return b""
     for size in (3, 2, 1):
         suffix = data[-size:]
         if len(suffix) == size and _is_proper_prefix(suffix):
@@ -49,7 +51,7 @@ class Decoder:
         """The characters that these bytes complete."""
         data = self.waiting + data
         self.waiting = pending(data)
-        return decode_utf8(data)
+        return data[: len(data) - len(self.waiting)].decode(errors="replace")
 
     def flush(self) -> str:
         """What the waiting bytes are worth when no more will come: a U+FFFD, or nothing."""

@@ -16,6 +16,7 @@ from starlette.applications import Starlette
 from gnomon.http.app import create_app
 from gnomon.http.settings import Settings
 from gnomon.reference.tokenizer import Tokenizer
+from helpers.arriving import ArrivingEngine
 from helpers.fake import EOT, FakeEngine, always
 from helpers.live import Gate, check_error, connection, eventually, request_body, serving
 
@@ -28,9 +29,9 @@ def gate() -> Gate:
     return Gate(always(*b"abc"))
 
 
-@pytest.fixture
-def app(gate: Gate, tokenizer: Tokenizer) -> Starlette:
-    return create_app(FakeEngine(gate, context=CONTEXT), tokenizer, Settings(max_running=2, shutdown_seconds=1))
+@pytest.fixture(params=[FakeEngine, ArrivingEngine])
+def app(gate: Gate, tokenizer: Tokenizer, request: pytest.FixtureRequest) -> Starlette:
+    return create_app(request.param(gate, context=CONTEXT), tokenizer, Settings(max_running=2, shutdown_seconds=1))
 
 
 def send_request(client: socket.socket, **fields: object) -> None:

@@ -15,13 +15,21 @@ from starlette.applications import Starlette
 from gnomon.http.app import create_app
 from gnomon.http.settings import Settings
 from gnomon.reference.tokenizer import Tokenizer
+from helpers.arriving import ArrivingEngine
 from helpers.fake import FakeEngine, always, hashed_logits
 from helpers.live import Gate, check_error, events, post, request_body, serving
 
 
+@pytest.fixture(params=[FakeEngine, ArrivingEngine])
+def engine_kind(request: pytest.FixtureRequest) -> type[FakeEngine]:
+    """One whose jobs are computed by who reads them, and one whose jobs go on by themselves."""
+    kind: type[FakeEngine] = request.param
+    return kind
+
+
 @pytest.fixture
-def app(tokenizer: Tokenizer) -> Starlette:
-    return create_app(FakeEngine(hashed_logits), tokenizer, Settings())
+def app(tokenizer: Tokenizer, engine_kind: type[FakeEngine]) -> Starlette:
+    return create_app(engine_kind(hashed_logits), tokenizer, Settings())
 
 
 def joined(chunks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -44,7 +52,7 @@ def joined(chunks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_events_are_lines_of_ascii_json_that_no_proxy_holds_back(app: Starlette) -> None:
-    response = post(app, prompt="é", echo=True, stream=True, max_tokens=5)
+    response = post(app, prompt="é", echo=True, stream=True, max_tokens=5, n=2)
     assert response.status_code == 200
     assert response.headers["content-type"] == "text/event-stream"
     assert response.headers["cache-control"] == "no-cache"
@@ -92,9 +100,9 @@ def test_a_streamed_request_that_is_wrong_is_an_ordinary_400(app: Starlette) -> 
 # ---- when
 
 
-def test_a_chunk_is_sent_before_the_next_token_is_computed(tokenizer: Tokenizer) -> None:
+def test_a_chunk_is_sent_before_the_next_token_is_computed(tokenizer: Tokenizer, engine_kind: type[FakeEngine]) -> None:
     gate = Gate(always(*b"abc"))
-    app = create_app(FakeEngine(gate), tokenizer, Settings())
+    app = create_app(engine_kind(gate), tokenizer, Settings())
     body = request_body(stream=True, temperature=0, max_tokens=3)
     with serving(app) as base:
         gate.allow(1)  # the headers come with the first token
@@ -129,9 +137,9 @@ FAULTS = pytest.mark.parametrize("error", [None, RuntimeError("the secret")], id
 
 @FAULTS
 def test_an_engine_that_fails_before_the_first_chunk_is_a_500(
-    tokenizer: Tokenizer, error: Exception | None, caplog: pytest.LogCaptureFixture
+    tokenizer: Tokenizer, error: Exception | None, caplog: pytest.LogCaptureFixture, engine_kind: type[FakeEngine]
 ) -> None:
-    app = create_app(FakeEngine(fails_at(0, error)), tokenizer, Settings())
+    app = create_app(engine_kind(fails_at(0, error)), tokenizer, Settings())
     assert "secret" not in check_error(post(app, prompt="x", stream=True), 500)
     assert ("not finite" if error is None else "the secret") in caplog.text
     assert post(app, stream=True).status_code == 200
@@ -139,9 +147,9 @@ def test_an_engine_that_fails_before_the_first_chunk_is_a_500(
 
 @FAULTS
 def test_an_engine_that_fails_later_is_one_error_event_and_the_end(
-    tokenizer: Tokenizer, error: Exception | None, caplog: pytest.LogCaptureFixture
+    tokenizer: Tokenizer, error: Exception | None, caplog: pytest.LogCaptureFixture, engine_kind: type[FakeEngine]
 ) -> None:
-    app = create_app(FakeEngine(fails_at(2, error)), tokenizer, Settings())
+    app = create_app(engine_kind(fails_at(2, error)), tokenizer, Settings())
     response = post(app, prompt="x", stream=True, temperature=0, stream_options={"include_usage": True})
     assert response.status_code == 200
     *chunks, last = events(response.content)

@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Tokeniz
 
 @pytest.fixture(scope="session")
 def by_xla(native_cache: Path) -> Callable[..., EngineSettings]:
-    """Settings of an engine without the native product: to compile its programs takes 5 s of a core, to find them
+    """Settings of an engine without native operations: to compile its programs takes 5 s of a core, to find them
     compiled a fifth of that."""
 
     def settings(**changes: Any) -> EngineSettings:

@@ -160,6 +160,71 @@ def test_closing_one_candidate_leaves_the_others(engine: JaxEngine) -> None:
     assert job.open == set()
 
 
+def test_a_job_can_be_read_without_waiting_and_says_when_there_is_more(engine: JaxEngine) -> None:
+    asked = JobRequest([[5, 6], [7]], [1, 2], SamplingParams(max_tokens=9), 3, 2, True)
+    expected = [*engine.submit(asked).events()]
+    hold, woken = threading.Event(), threading.Semaphore(0)
+    engine.post(lambda _: hold.wait(20))
+    job, seen = engine.submit(asked), []
+    events = job.arrived(woken.release)
+    assert next(events) is None
+    assert next(events) is None
+    hold.set()
+    for event in events:
+        if event is None:
+            assert woken.acquire(timeout=20)
+        else:
+            seen.append(event)
+    by_candidate = [
+        [
+            [e for e in some if (getattr(e, "prompt", None), getattr(e, "candidate", None)) == (j, c)]
+            for j in (0, 1)
+            for c in (None, 0, 1, 2)
+        ]
+        for some in (expected, seen)
+    ]
+    assert by_candidate[0] == by_candidate[1]
+    assert len(seen) == 2 + 2 * 3 * 10
+
+
+def test_nothing_of_what_was_closed_arrives_and_closing_says_so(engine: JaxEngine) -> None:
+    woken = threading.Event()
+    job = engine.submit(JobRequest([[5, 6]], [1], SamplingParams(max_tokens=30), 2, 0, False))
+    events = job.arrived(woken.set)
+    while next(events) is None:
+        assert woken.wait(20)
+        woken.clear()
+    job.close(0, 1)
+    assert woken.is_set()
+    for event in events:
+        if event is None:
+            assert woken.wait(20)
+            woken.clear()
+        else:
+            assert isinstance(event, Token | Done)
+            assert event.candidate == 0
+            if isinstance(event, Token) and job.open:
+                job.close()
+    assert job.open == set()
+
+
+def test_what_a_step_gives_a_job_wakes_its_reader_once(engine: JaxEngine) -> None:
+    hold, wakes = threading.Event(), []
+    engine.post(lambda _: hold.wait(20))
+    job = engine.submit(JobRequest([[5, 6]], [1], SamplingParams(max_tokens=8), 3, 0, False))
+    events = job.arrived(lambda: wakes.append(threading.current_thread().name))
+    assert next(events) is None
+    hold.set()
+    read = 0
+    deadline = time.monotonic() + 20
+    for event in events:
+        read += event is not None
+        assert time.monotonic() < deadline
+    assert read == 3 * 9
+    assert set(wakes[:8]) == {"gnomon-jax"}
+    assert len(wakes) == 8
+
+
 def test_max_tokens_0_with_scores_scores_and_without_does_nothing(engine: JaxEngine) -> None:
     nothing = engine.submit(JobRequest([[1, 2]], [0], SamplingParams(max_tokens=0), 2, 0, False))
     assert list(nothing.events()) == [Done(0, 0), Done(0, 1)]

@@ -98,7 +98,9 @@ def test_every_row_draws_the_laws_token_whatever_the_other_rows_are(temperature:
         )
         for i in range(ROWS)
     ]
-    drawn = sampler.sample(jnp.asarray(z), jnp.zeros((ROWS, V)), jnp.asarray(counts), rows(params))
+    drawn = sampler.sample(
+        jnp.asarray(z), jnp.zeros((ROWS, V)), jnp.asarray(counts), rows(params), jnp.ones(ROWS, bool)
+    )
     for i, one in enumerate(params):
         own = law.trace_draw(z[i].astype(np.float64), counts[i], one, DrawKey(5 + i, i % 3, 0))
         if own.margin > 1e-4 or one.temperature == 0:
@@ -112,5 +114,7 @@ def test_only_the_row_that_is_not_finite_says_so(bad: float) -> None:
     z: Any = tied_logits(6, rows=3)
     z[1, 7] = bad
     params = [SamplingParams()] * 3
-    drawn = sampler.sample(jnp.asarray(z), jnp.zeros((3, V)), jnp.zeros((3, V), jnp.int32), rows(params))
+    drawn = sampler.sample(
+        jnp.asarray(z), jnp.zeros((3, V)), jnp.zeros((3, V), jnp.int32), rows(params), jnp.ones(3, bool)
+    )
     assert np.asarray(drawn.finite).tolist() == [True, False, True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -190,3 +191,27 @@ def test_a_pool_so_small_that_requests_wait_changes_no_byte(
     finally:
         roomy.stop()
         tight.stop()
+
+
+@pytest.mark.slow
+def test_neither_threads_nor_processors_are_in_the_bytes_or_the_fingerprint(
+    model: tuple[Checkpoint, Tokenizer], native_cache: Path
+) -> None:
+    """One, more than there are processors, and as many as this process may use when it may use one."""
+    bound = os.sched_getaffinity(0)
+    answers, fingerprints = [], set()
+    try:
+        for threads, processors in ((1, bound), (5, bound), (None, {min(bound)})):
+            os.sched_setaffinity(0, processors)
+            engine = JaxEngine(model[0], settings(native=True, threads=threads, compilation_cache=native_cache))
+            try:
+                if engine.device.kernels.description == "XLA":
+                    pytest.skip("no C++ compiler here")
+                answers.append(alone(engine, model[1]))
+                fingerprints.add(engine.fingerprint)
+            finally:
+                engine.stop()
+    finally:
+        os.sched_setaffinity(0, bound)
+    assert answers[1:] == answers[:1] * 2
+    assert len(fingerprints) == 1

@@ -6,6 +6,53 @@ RETRACE = "http/trace.py"
 LIFE = "http/life.py"
 
 MUTATIONS = (
+    # ---- who reads the engine
+    Mutation(
+        "reading: what has come before it is wanted is not looked for",
+        "http/reader.py",
+        "                if self.has_come:\n                    self._reader.look(self)\n",
+        "",
+        "http/test_reader.py::test_nothing_is_lost_whoever_comes_first",
+    ),
+    Mutation(
+        "reading: the error comes before what was read",
+        "http/reader.py",
+        """            if not taken:
+                raise
+            self._error = error
+""",
+        """            raise error
+""",
+        "http/test_reader.py::test_an_error_comes_after_what_was_there_before_it",
+    ),
+    Mutation(
+        "reading: one answer has as much of a turn as there is",
+        "http/reader.py",
+        "while len(taken) < MOST_AT_ONCE:",
+        "while True:",
+        "http/test_reader.py::test_what_comes_together_is_given_together_and_no_more_of_one_answer_than_its_share",
+    ),
+    Mutation(
+        "reading: without a thread nobody is ever told again",
+        "http/reader.py",
+        "            while ready := self._taken():\n                _deliver([",
+        "            if ready := self._taken():\n                _deliver([",
+        "http/test_reader.py::test_where_the_system_has_no_thread_left_those_who_wait_are_told",
+    ),
+    Mutation(
+        "reading: every answer has a thread that waits",
+        "http/completions.py",
+        "            run.woken = reading.woken\n",
+        "            pass\n",
+        "http/test_reader.py::test_answers_that_wait_for_the_engine_hold_no_thread",
+    ),
+    Mutation(
+        "streaming: what came with a failure is lost",
+        "reference/completion.py",
+        "# after what came before\n                yield from self._release(changed, begun)\n",
+        "\n",
+        "http/test_stream.py::test_an_engine_that_fails_later_is_one_error_event_and_the_end",
+    ),
     # ---- what waits, in bytes
     Mutation(
         "the bytes that wait are not bounded",

@@ -13,10 +13,59 @@ MUTATIONS = (
     ),
     Mutation(
         "memory: a control group above allows what it does not",
-        "jax_engine/runtime/memory.py",
+        "jax_engine/runtime/control_groups.py",
         "for one in (folder, *folder.parents):",
         "for one in (folder,):",
         "jax_engine/runtime/test_pool_memory.py::test_the_least_that_a_group_or_the_machine_allows_is_there",
+    ),
+    Mutation(
+        "memory: the pool is made before the programs, and again after the probe",
+        "jax_engine/device.py",
+        "        self.slots = self._empty_slots()  # what the probe wrote into pages is read by nobody\n",
+        "        kept = self.cache\n        self.clear()\n        del kept\n",
+        "jax_engine/runtime/test_pool_memory.py::test_a_start_makes_its_pool_once",
+    ),
+    Mutation(
+        "slots: as many by XLA as natively",
+        "jax_engine/runtime/settings.py",
+        "NATIVE_SLOTS if is_native else XLA_SLOTS",
+        "NATIVE_SLOTS",
+        "jax_engine/runtime/test_pool_memory.py::test_there_are_as_many_slots_as_the_kernels_have_a_use_for_and_memory_allows",
+    ),
+    Mutation(
+        "slots: memory is not asked",
+        "jax_engine/runtime/settings.py",
+        "while slots > 1 and slots * config.vocab_size * SLOT_BYTES > most:",
+        "while False:",
+        "jax_engine/runtime/test_pool_memory.py::test_there_are_as_many_slots_as_the_kernels_have_a_use_for_and_memory_allows",
+    ),
+    Mutation(
+        "slots: the pool holds less than a context for each",
+        "jax_engine/runtime/settings.py",
+        "max(slots, min(4 * slots, MOST_CONTEXTS))",
+        "min(4 * slots, MOST_CONTEXTS)",
+        "jax_engine/runtime/test_pool_memory.py::test_the_pool_holds_a_context_a_slot_and_four_where_that_is_little",
+    ),
+    Mutation(
+        "jobs: nobody is woken",
+        "jax_engine/engine.py",
+        "        self._woken()\n",
+        "",
+        "jax_engine/test_jax_engine.py::test_a_job_can_be_read_without_waiting_and_says_when_there_is_more",
+    ),
+    Mutation(
+        "jobs: every event is handed over by itself",
+        "jax_engine/engine.py",
+        "            job.put(*own)\n",
+        "            for event in own:\n                job.put(event)\n",
+        "jax_engine/test_jax_engine.py::test_what_a_step_gives_a_job_wakes_its_reader_once",
+    ),
+    Mutation(
+        "jobs: what was closed arrives",
+        "jax_engine/engine.py",
+        "            elif (event.prompt, event.candidate) in self.open:\n",
+        "            else:\n",
+        "jax_engine/test_jax_engine.py::test_nothing_of_what_was_closed_arrives_and_closing_says_so",
     ),
     # ---- the JAX engine
     Mutation(
@@ -222,6 +271,105 @@ MUTATIONS = (
         "return self.pool.size - self.pool.free",
         "jax_engine/test_jax_engine.py::test_the_load_is_that_of_what_runs_and_not_of_what_is_cached",
     ),
+    # ---- the native draw
+    Mutation(
+        "draw: the step is not in its noise",
+        "jax_engine/kernels/cpu/draw.h",
+        "k1(row.step) {",
+        "k1(0) {",
+        "jax_engine/kernels/test_draw.py::test_the_random_words_are_the_references_exactly",
+    ),
+    Mutation(
+        "draw: what lies beyond the last whole vector is not ranked",
+        "jax_engine/kernels/cpu/draw.h",
+        "  for (size_t i = 0; i < n; i += W)\n    for (uint32_t above",
+        "  for (size_t i = 0; i + W <= n; i += W)\n    for (uint32_t above",
+        "jax_engine/kernels/test_draw.py::test_every_token_and_report_is_the_laws",
+    ),
+    Mutation(
+        "draw: of equal logits the later one ranks first",
+        "jax_engine/kernels/cpu/draw.h",
+        "x[id] > first[place - 1].value; place--)",
+        "x[id] >= first[place - 1].value; place--)",
+        "jax_engine/kernels/test_draw.py::test_every_token_and_report_is_the_laws",
+    ),
+    Mutation(
+        "draw: a part of a row is not in its sum",
+        "jax_engine/kernels/cpu/draw.h",
+        "whole += total(part);",
+        "whole = total(part);",
+        "jax_engine/kernels/test_draw.py::test_every_token_and_report_is_the_laws",
+    ),
+    Mutation(
+        "draw: a presence penalty alone is not seen",
+        "jax_engine/kernels/cpu/draw.h",
+        " || row.presence_penalty != 0) {",
+        ") {",
+        "jax_engine/kernels/test_draw.py::test_every_token_and_report_is_the_laws",
+    ),
+    Mutation(
+        "draw: an equal id before which the mass is just top_p is kept",
+        "jax_engine/kernels/cpu/draw.h",
+        "* e[0] < enough) tied++;",
+        "* e[0] <= enough) tied++;",
+        "jax_engine/kernels/test_draw.py::test_a_mass_of_just_top_p_before_an_id_leaves_it_out",
+    ),
+    Mutation(
+        "draw: a smaller logit before which the mass is just top_p is kept",
+        "jax_engine/kernels/cpu/draw.h",
+        "before + more >= enough;",
+        "before + more > enough;",
+        "jax_engine/kernels/test_draw.py::test_smaller_values_are_kept_while_the_mass_before_them_is_below_top_p",
+    ),
+    Mutation(
+        "draw: the mass above what is left is forgotten",
+        "jax_engine/kernels/cpu/draw.h",
+        "if (!is_above) before += more;",
+        "if (!is_above) before = more;",
+        "jax_engine/kernels/test_draw.py::test_what_is_kept_is_what_the_reference_keeps",
+    ),
+    Mutation(
+        "draw: the last of equal ids at the boundary are kept",
+        "jax_engine/kernels/cpu/draw.h",
+        "candidates |= tied & -tied;",
+        "candidates |= 1u << (31 - __builtin_clz(tied));",
+        "jax_engine/kernels/test_draw.py::test_what_is_passed_over_could_not_have_won",
+    ),
+    Mutation(
+        "draw: an id is passed over that could have won",
+        "jax_engine/kernels/cpu/draw.h",
+        "* LN_2 + 0.001f -",
+        "* LN_2 - 0.1f -",
+        "jax_engine/kernels/test_draw.py::test_no_noise_is_more_than_it_is_taken_for_before_it_is_computed",
+    ),
+    Mutation(
+        "draw: of equal scores the later id wins",
+        "jax_engine/kernels/cpu/draw.h",
+        "one.value == best.value && one.id < best.id",
+        "one.value == best.value && one.id > best.id",
+        "jax_engine/kernels/test_draw.py::test_of_equal_scores_the_lower_id_wins",
+    ),
+    Mutation(
+        "draw: rows that are not live are read",
+        "jax_engine/kernels/cpu/draw.cc",
+        "    if (live.typed_data()[r]) which.push_back(r);",
+        "    which.push_back(r);",
+        "jax_engine/kernels/test_draw.py::test_rows_that_are_not_live_are_not_read_and_come_out_as_zeros",
+    ),
+    Mutation(
+        "draw: a row that is not finite gets a token",
+        "jax_engine/kernels/cpu/draw.cc",
+        "to.finite[r] = all_finite(own, V)",
+        "to.finite[r] = true",
+        "jax_engine/kernels/test_draw.py::test_a_row_that_is_not_finite_says_so_and_touches_no_other",
+    ),
+    Mutation(
+        "draw: the logarithm of a subnormal number forgets its scale",
+        "jax_engine/kernels/cpu/functions.h",
+        "(is_small ? everywhere(23.0f) : Lanes{})",
+        "Lanes{}",
+        "jax_engine/kernels/test_functions.py::test_log_errs_by_less_than_one_unit_at_every_exponent",
+    ),
     # ---- loading
     Mutation(
         "loading: an engine goes by way of float64",
@@ -291,11 +439,236 @@ MUTATIONS = (
     Mutation(
         "start: half a library is loaded",
         "jax_engine/kernels/native.py",
-        "        kept = find(cache, target, LIBRARY_SUFFIX, announce)\n",
+        "        kept = find(cache, name, LIBRARY_SUFFIX, announce)\n",
         "        from gnomon.jax_engine.runtime.checked import Kept\n\n"
-        '        there = list(cache.glob(f"{target}-*"))\n'
+        '        there = list(cache.glob(f"{name}-*"))\n'
         '        kept = Kept(there[0], b"") if there else None\n',
         "jax_engine/kernels/test_native.py::test_half_a_library_does_not_end_the_process_but_is_built_anew_with_a_line",
+    ),
+    # ---- native products
+    Mutation(
+        "linear: the last lane of a panel is dropped",
+        "jax_engine/kernels/cpu/linear.h",
+        "store_some(y[r], n * W, outputs, sum[r][n]);",
+        "store_some(y[r], n * W, outputs - 1, sum[r][n]);",
+        "jax_engine/kernels/test_native.py::test_a_sum_errs_by_no_more_than_its_roundings[shape4-float32]",
+    ),
+    Mutation(
+        "linear: an odd k is skipped",
+        "jax_engine/kernels/cpu/linear.h",
+        "  if (k < to) add(k, 0);\n",
+        "",
+        "jax_engine/kernels/test_native.py::test_a_sum_errs_by_no_more_than_its_roundings[shape3-bfloat16]",
+    ),
+    Mutation(
+        "linear: the two of a word change places",
+        "jax_engine/kernels/cpu/linear.h",
+        "half == 0 ? word << 16",
+        "half == 1 ? word << 16",
+        "jax_engine/kernels/test_native.py::test_a_sum_errs_by_no_more_than_its_roundings[shape4-bfloat16]",
+    ),
+    Mutation(
+        "linear: sums start anew in every block",
+        "jax_engine/kernels/cpu/linear.h",
+        "  if (from > 0)\n",
+        "  if (from > to)\n",
+        "jax_engine/kernels/test_native.py::test_a_sum_errs_by_no_more_than_its_roundings[shape7-float32]",
+    ),
+    Mutation(
+        "linear: a dead row is read",
+        "jax_engine/kernels/cpu/linear.h",
+        "(live[r] ? rows.live : rows.dead).push_back(r)",
+        "rows.live.push_back(r)",
+        "jax_engine/kernels/test_native.py::test_dead_rows_are_not_read_and_come_out_as_zeros[shape0-float32]",
+    ),
+    Mutation(
+        "linear: what a dead row had is left",
+        "jax_engine/kernels/cpu/linear.h",
+        "  for (size_t r : rows.dead) std::fill_n(column + r * to.out, outputs, 0.0f);\n",
+        "",
+        "jax_engine/kernels/test_native.py::test_dead_rows_are_not_read_and_come_out_as_zeros[shape1-float32]",
+    ),
+    Mutation(
+        "linear: the first panel of a weight is the last of the one before",
+        "jax_engine/kernels/cpu/linear.h",
+        "for (; i >= to->count(); to++)",
+        "for (; i > to->count(); to++)",
+        "jax_engine/kernels/test_native.py::"
+        "test_products_asked_for_together_are_those_asked_for_one_by_one[float32-False]",
+    ),
+    Mutation(
+        "linear: a panel is shifted by an output",
+        "jax_engine/kernels/cpu/linear.h",
+        "const T* from = weight + i * LANES * in;",
+        "const T* from = weight + (i * LANES - (i > 0)) * in;",
+        "jax_engine/kernels/test_native.py::test_a_sum_errs_by_no_more_than_its_roundings[shape3-float32]",
+    ),
+    Mutation(
+        "linear: the first of a stack is every one",
+        "jax_engine/kernels/cpu/linear.cc",
+        "    to.panels += words * size_t(std::clamp<int64_t>(*at.typed_data(), 0, int64_t(stack) - 1));\n",
+        "",
+        "jax_engine/kernels/test_native.py::test_a_weight_of_a_stack_is_that_weight_alone[float32]",
+    ),
+    Mutation(
+        "linear: a row with few neighbours is added up in two halves",
+        "jax_engine/kernels/cpu/linear.h",
+        "  const size_t step = count > MOST_ROWS ? BLOCK * A::OF_WORD : rows.in;\n",
+        "  if (count == 1 && rows.in > 500) {\n"
+        "    std::vector<float> half(to.out);\n"
+        "    float* whole[] = {column + rows.live[0] * to.out};\n"
+        "    float* y[] = {half.data() + i * LANES};\n"
+        "    any_tile<A>(rows.x.data(), to.panels + i * words * LANES, 1, 0, rows.in / 4 * 2, outputs, whole);\n"
+        "    const typename A::Input* rest[] = {rows.x[0] + rows.in / 4 * 2};\n"
+        "    any_tile<A>(rest, to.panels + (i * words + rows.in / 4 * 2 / A::OF_WORD) * LANES, 1, 0,\n"
+        "                rows.in - rows.in / 4 * 2, outputs, y);\n"
+        "    for (size_t o = 0; o < outputs; o++) whole[0][o] += y[0][o];\n"
+        "    return;\n"
+        "  }\n"
+        "  const size_t step = count > MOST_ROWS ? BLOCK * A::OF_WORD : rows.in;\n",
+        "jax_engine/kernels/test_native.py::test_every_row_alone_has_the_bits_it_has_among_all[shape4-float32-False]",
+    ),
+    Mutation(
+        "linear: rows are taken out of the wrong lanes",
+        "jax_engine/kernels/panels.py",
+        "[rows // lanes, :, rows % lanes]",
+        "[rows // lanes, :, (rows + 1) % lanes]",
+        "jax_engine/kernels/test_native.py::test_rows_taken_out_of_panels_are_those_that_were_packed[shape3-float32]",
+    ),
+    Mutation(
+        "threads: a piece is done twice, another not at all",
+        "jax_engine/kernels/cpu/threads.h",
+        "        work_(of_, count_ - n);\n",
+        "        work_(of_, n % count_ / 2 * 2);\n",
+        "jax_engine/kernels/test_native.py::"
+        "test_an_output_has_the_same_bits_whether_threads_share_the_product_or_not[float32-False]",
+    ),
+    Mutation(
+        "threads: subnormals are flushed as on XLA's threads",
+        "jax_engine/kernels/cpu/threads.h",
+        "  const FloatingPoint ieee;\n  const Team::Work call",
+        "  const Team::Work call",
+        "jax_engine/kernels/test_native.py::test_subnormal_sums_survive_on_whatever_thread[30]",
+    ),
+    Mutation(
+        "threads: a group of processes with less time has all processors",
+        "jax_engine/runtime/cores.py",
+        "                allowed.append(quota / period)\n",
+        "                pass\n",
+        "jax_engine/runtime/test_cores.py::test_cores_are_those_of_the_affinity_or_fewer_where_a_group_has_less_time",
+    ),
+    Mutation(
+        "start: weights lie on small pages",
+        "jax_engine/runtime/huge_pages.py",
+        "            mapped.madvise(mmap.MADV_HUGEPAGE)\n",
+        "            pass\n",
+        "jax_engine/runtime/test_huge_pages.py::test_weights_lie_on_huge_pages",
+    ),
+    # ---- native attention
+    Mutation(
+        "attend: a query sees all that its sequence holds",
+        "jax_engine/kernels/cpu/attend.h",
+        "size_t end(size_t query) const { return size_t(positions[query]) + 1; }",
+        "size_t end(size_t query) const { return size_t(lengths[query / T]); }",
+        "jax_engine/kernels/test_attend.py::test_a_chunk_is_a_softmax_over_what_each_query_sees",
+    ),
+    Mutation(
+        "attend: a window is one position wider",
+        "jax_engine/kernels/cpu/attend.h",
+        "return end(query) - std::min(end(query), window); }",
+        "return end(query) - std::min(end(query), window + 1); }",
+        "jax_engine/kernels/test_attend.py::test_who_sees_one_position_gets_its_value",
+    ),
+    Mutation(
+        "attend: a dead query is computed",
+        "jax_engine/kernels/cpu/attend.h",
+        "return positions[query] < lengths[query / T]; }",
+        "return positions[query] <= lengths[query / T]; }",
+        "jax_engine/kernels/test_attend.py::test_a_chunk_is_a_softmax_over_what_each_query_sees",
+    ),
+    Mutation(
+        "attend: spans begin where a block's queries begin to see",
+        "jax_engine/kernels/cpu/attend.h",
+        "std::min(block.to, (span + 1) * SPAN), result);",
+        "std::min(block.to, std::min((span + 1) * SPAN, std::max(block.from, span * SPAN) + 200)), result);",
+        "jax_engine/kernels/test_attend.py::test_decode_is_a_softmax_over_what_each_query_sees",
+    ),
+    Mutation(
+        "attend: a task's last span is combined twice",
+        "jax_engine/kernels/cpu/attend.h",
+        "for (size_t t = 1; t < block.tasks; t++) combine(row, tasks[t].result",
+        "for (size_t t = 1; t <= block.tasks; t++) combine(row, tasks[std::min(t, block.tasks - 1)].result",
+        "jax_engine/kernels/test_attend.py::test_a_query_has_the_same_bits_in_whatever_chunk",
+    ),
+    Mutation(
+        "attend: spans are combined from the last on",
+        "jax_engine/kernels/cpu/attend.h",
+        "combine(row, tasks[t].result",
+        "combine(row, tasks[block.tasks - t].result",
+        "jax_engine/kernels/test_attend.py::test_a_query_has_the_same_bits_in_whatever_chunk",
+    ),
+    Mutation(
+        "attend: the tail of a value is left out",
+        "jax_engine/kernels/cpu/attend.h",
+        "if (h < H) store(packed, load(value + h, H - h)), packed += W;",
+        "if (h < H) store(packed, Lanes{}), packed += W;",
+        "jax_engine/kernels/test_attend.py::test_decode_is_a_softmax_over_what_each_query_sees",
+    ),
+    Mutation(
+        "attend: the tail of a key is left out",
+        "jax_engine/kernels/cpu/attend.h",
+        "v[j] = load(row[i + j] + h, width);",
+        "v[j] = Lanes{};",
+        "jax_engine/kernels/test_attend.py::test_decode_is_a_softmax_over_what_each_query_sees",
+    ),
+    Mutation(
+        "attend: the sum leaves a lane out",
+        "jax_engine/kernels/cpu/attend.h",
+        "record[1] = everywhere(total(sum));",
+        "sum[W - 1] = 0, record[1] = everywhere(total(sum));",
+        "jax_engine/kernels/test_attend.py::test_decode_is_a_softmax_over_what_each_query_sees",
+    ),
+    Mutation(
+        "attend: a lane has a maximum of its own",
+        "jax_engine/kernels/cpu/tiles.h",
+        "[](size_t j) { return j ^ HALF; }",
+        "[](size_t j) { return j; }",
+        "jax_engine/kernels/test_attend.py::test_decode_is_a_softmax_over_what_each_query_sees",
+    ),
+    Mutation(
+        "attend: a tile's last rows are those before",
+        "jax_engine/kernels/cpu/tiles.h",
+        "a += R * a_stride, c += R * c_stride) {",
+        "c += R * c_stride) {",
+        "jax_engine/kernels/test_attend.py::test_a_chunk_is_a_softmax_over_what_each_query_sees",
+    ),
+    Mutation(
+        "attend: a page that is not there is read",
+        "jax_engine/kernels/cpu/attend.cc",
+        "page <= (a.end(i) - 1) / a.page_size; page++)",
+        "page < (a.end(i) - 1) / a.page_size; page++)",
+        "jax_engine/kernels/test_attend.py::test_pages_that_no_query_sees_need_not_be_there",
+    ),
+    Mutation(
+        "functions: exp of what is too small is not limited",
+        "jax_engine/kernels/cpu/functions.h",
+        "  x = x < LOWEST ? everywhere(LOWEST) : x;  // NaN is neither below nor above\n",
+        "",
+        "jax_engine/kernels/test_functions.py::test_exp_at_the_ends_and_of_what_is_no_number",
+    ),
+    Mutation(
+        "functions: exp takes ln 2 for less than it is",
+        "jax_engine/kernels/cpu/functions.h",
+        "const Lanes r = fused(fused(x, n, everywhere(-LN_2)), n, everywhere(-REST));",
+        "const Lanes r = fused(x, n, everywhere(-LN_2 - REST));",
+        "jax_engine/kernels/test_functions.py::test_exp_errs_by_less_than_one_unit_in_the_last_place",
+    ),
+    Mutation(
+        "functions: tanh is the far form near zero, too",
+        "jax_engine/kernels/cpu/functions.h",
+        "constexpr float NEAR = 0.55f;",
+        "constexpr float NEAR = 0.05f;",
+        "jax_engine/kernels/test_functions.py::test_tanh_errs_by_less_than_two_units_in_the_last_place",
     ),
     # ---- families
     Mutation(
@@ -304,5 +677,31 @@ MUTATIONS = (
         "weights = jnp.where(is_sent, probabilities, 0.0)",
         "weights = probabilities",
         "jax_engine/test_families.py::test_the_jax_engine_computes_what_the_reference_does[Mixtral]",
+    ),
+    # ---- the bench
+    Mutation(
+        "bench: a Llama's heads are written to GGUF as the checkpoint pairs them",
+        "jax_engine/tools/gguf.py",
+        ".swapaxes(1, 2).reshape(array.shape)",
+        ".reshape(array.shape)",
+        "jax_engine/tools/test_gguf.py::test_a_llamas_heads_are_turned_in_neighbouring_pairs",
+    ),
+    Mutation(
+        "bench: sides are measured one after the other, not in turn",
+        "jax_engine/tools/measure.py",
+        """    for number in range(rounds + warm_up):
+        for name, measure in sides.items():
+""",
+        """    for name, measure in sides.items():
+        for number in range(rounds + warm_up):
+""",
+        "jax_engine/tools/test_measure.py::test_sides_are_measured_in_turn_after_a_round_that_does_not_count",
+    ),
+    Mutation(
+        "bench: one thread's part is not read when the bandwidth is measured",
+        "jax_engine/tools/measure.py",
+        "self._find(part.ctypes.data, 0, len(part)), parts)",
+        "self._find(part.ctypes.data, 0, len(part)), parts[1:])",
+        "jax_engine/tools/test_measure.py::test_the_read_limit_reads_every_byte_of_its_array",
     ),
 )

@@ -46,6 +46,7 @@ JAX_OPTIONS = (
     ["--tensor-parallel", "2"],
     ["--native"],
     ["--no-native"],
+    ["--threads", "5"],
     ["--cache-dir", "cache"],
 )
 NO_END = json.dumps({EOT: -100})
@@ -319,7 +320,7 @@ def test_completing_says_only_what_takes_long_and_only_the_first_time(
         assert result.code == 0
         said.append(result.err)
     assert said[0] == said[2] == ""
-    assert re.fullmatch(r"importing jax\nbuilding the native product .+\ncompiling 5 programs .+\n", said[1])
+    assert re.fullmatch(r"importing jax\nbuilding the native operations .+\ncompiling 5 programs .+\n", said[1])
 
 
 BEFORE_JAX = """
@@ -853,12 +854,17 @@ def test_options_of_the_jax_engine_reach_it(
     assert (result.code, result.err) == (1, "gnomon: enough was seen\n")
     [settings] = seen
     per_token = 2 * 2 * 2 * 8 * 4  # keys and values, layers, key/value heads, head width, bytes of a float32
-    expected = {"--slots": 3, "--dtype": "bfloat16", "--kv-cache-memory": 7 * 2**20 // per_token}
+    expected: dict[str, object] = {"--slots": 3, "--dtype": "bfloat16", "--kv-cache-memory": 7 * 2**20 // per_token}
     expected["--tensor-parallel"], expected["--cache-dir"] = 2, tmp_path / "cache" / "jax"
-    given = {"--slots": settings.slots, "--dtype": settings.dtype, "--kv-cache-memory": settings.pool_tokens}
+    given: dict[str, object] = {
+        "--slots": settings.slots,
+        "--dtype": settings.dtype,
+        "--kv-cache-memory": settings.pool_tokens,
+    }
     given["--tensor-parallel"], given["--cache-dir"] = settings.tensor_parallel, settings.compilation_cache
     expected["--native"], given["--native"] = True, settings.native
     expected["--no-native"], given["--no-native"] = False, settings.native
+    expected["--threads"], given["--threads"] = 5, settings.threads
     assert given[options[0]] == expected[options[0]]
 
 
@@ -869,7 +875,7 @@ def test_serve_runs_jax_by_default_reports_its_start_and_starts_quicker_from_its
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     weights = r"\S+ INFO weights: 21 tensors, [\d.]+ MiB, read in [\d.]+ s, placed in [\d.]+ s\n"
     first = r"\S+ INFO starting tiny with --engine jax: importing jax\n\S+ INFO fill-in-the-middle: .+\n"
-    built = r"\S+ INFO building the native product with \S+: about 10 s, the first time only\n"
+    built = r"\S+ INFO building the native operations with \S+: about 10 s, the first time only\n"
     reading = r"\S+ INFO reading the weights: [\d,]+ parameters\n"
     ahead = r"\S+ INFO compiling 5 programs for 2 layers: about 4 s, the first time only\n"
     compiled = r"(\S+ INFO compiled \w+ in [\d.]+ s\n){5}"

@@ -7,6 +7,7 @@ import peer_table
 import pytest
 
 from gnomon.http.verify.cases import CASES
+from gnomon.jax_engine.tools.peers import SCRIPTS
 
 
 def test_the_table_is_made_from_the_reports() -> None:
@@ -32,6 +33,6 @@ def test_every_engine_of_the_table_can_be_run_again() -> None:
 @pytest.mark.weekly
 @pytest.mark.parametrize("name", peer_run.ENGINES)
 def test_the_engine_of_that_version_is_judged_as_its_stored_report_says(name: str) -> None:
-    if not peer_run.SCRIPTS.is_dir():
-        pytest.skip(f"no scripts to start the engines in {peer_run.SCRIPTS}; set GNOMON_PEER_SCRIPTS")
+    if not SCRIPTS.is_dir():
+        pytest.skip(f"no scripts to start the engines in {SCRIPTS}; set GNOMON_PEER_SCRIPTS")
     assert peer_run.differences(peer_table.reports()[name], peer_run.judged(name)) == []

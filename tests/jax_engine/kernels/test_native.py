@@ -1,4 +1,4 @@
-"""The native product: the bits of a row, its errors, and how it is built, kept and refused."""
+"""The native operations: the bits of a row, its errors, and how it is built, kept and refused."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -21,21 +22,24 @@ from jax import Array
 from numpy.typing import NDArray
 
 from gnomon.jax_engine.kernels import native
-from gnomon.jax_engine.kernels.native import Native, NoNativeProduct
+from gnomon.jax_engine.kernels.native import Native, NoNativeKernels
+from gnomon.jax_engine.kernels.panels import Packer, Panels, of_stack
 from gnomon.jax_engine.runtime.checked import keep
 from helpers.damage import DAMAGES, Damage
 
 DTYPES = ("float32", "bfloat16")
-# in, out, rows: odd tails; panels that are full, over-full and cut along k; outputs that are no multiple of a group
-SHAPES = ((1, 1, 1), (5, 3, 2), (17, 25, 7), (33, 100, 9), (576, 49, 8), (1030, 75, 21), (2050, 30, 8))
+# in, out, rows: odd k; rows of less than a tile, of one and of several; blocks along k; panels that are not full
+SHAPES = ((1, 1, 1), (5, 3, 2), (17, 25, 7), (33, 100, 9), (576, 49, 8), (1030, 75, 21), (2050, 30, 8), (2051, 30, 9))
 # enough that threads share the work
 SHARED = (576, 3001, 8)
+THREADS = 3
 
-# a call that does nothing: for what happens before a product is computed; builds in a moment
+# calls that do nothing: for what happens before anything is computed; they build in a moment
 IDLE_SOURCE = """#include "xla/ffi/api/ffi.h"
 static xla::ffi::Error idle() { return xla::ffi::Error::Success(); }
-XLA_FFI_DEFINE_HANDLER_SYMBOL(gnomon_linear, idle, xla::ffi::Ffi::Bind());
-"""
+""" + "\n".join(
+    f"XLA_FFI_DEFINE_HANDLER_SYMBOL(gnomon_{call}, idle, xla::ffi::Ffi::Bind());\n" for call in native.CALLS
+)
 
 pytestmark = pytest.mark.skipif(
     not any(shutil.which(name) for name in native.COMPILERS), reason="there is no C++ compiler"
@@ -46,6 +50,7 @@ pytestmark = pytest.mark.skipif(
 def built(native_cache: Path) -> Native:
     loaded = native.load_native(native_cache)
     assert isinstance(loaded, Native), loaded
+    loaded.share_between(THREADS)
     return loaded
 
 
@@ -56,7 +61,12 @@ def operands(seed: int, inputs: int, out: int, rows: int, dtype: str) -> tuple[N
 
 
 @cache
-def jitted(built: Native) -> Callable[..., Array]:
+def packer(built: Native) -> Packer:
+    return built.packer()
+
+
+@cache
+def jitted(built: Native) -> Callable[..., list[Array]]:
     return jax.jit(built.linear, static_argnums=3)
 
 
@@ -64,7 +74,8 @@ def linear(
     built: Native, x: NDArray[np.float32], weight: Array, live: NDArray[np.bool_] | None = None, rounded: bool = False
 ) -> NDArray[np.float32]:
     live = np.ones(len(x), bool) if live is None else live
-    return np.asarray(jitted(built)(jnp.asarray(x), weight, live, rounded))
+    [y] = jitted(built)(jnp.asarray(x), [packer(built).weight(np.asarray(weight))], live, rounded)
+    return np.asarray(y)
 
 
 def same_bits(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
@@ -147,6 +158,67 @@ def test_subnormal_sums_survive_on_whatever_thread(built: Native, out: int) -> N
     assert same_bits(y, np.full((1, out), np.float32(1e-39) * np.float32(40), np.float32))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_number_of_threads_gives_the_same_bits(built: Native, dtype: str) -> None:
+    x, weight = operands(10, *SHARED, dtype)
+    results = []
+    try:
+        for threads in (1, 2, 5, 3, 1):
+            built.share_between(threads)
+            results.append(linear(built, x, weight))
+    finally:
+        built.share_between(THREADS)
+    assert all(same_bits(y, results[0]) for y in results)
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_asked_for_together_are_those_asked_for_one_by_one(built: Native, dtype: str, rounded: bool) -> None:
+    """Of one panel, of none that is full, and of several."""
+    x, _ = operands(11, 577, 1, 9, dtype)
+    weights = [operands(out, 577, out, 1, dtype)[1] for out in (48, 1, 300, 97)]
+    panels = [packer(built).weight(np.asarray(weight)) for weight in weights]
+    live = np.arange(9) % 4 > 0
+    together = jitted(built)(jnp.asarray(x), panels, live, rounded)
+    for weight, y in zip(weights, together, strict=True):
+        assert same_bits(np.asarray(y), linear(built, x, weight, live, rounded))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_weight_of_a_stack_is_that_weight_alone(built: Native, dtype: str) -> None:
+    x, _ = operands(12, 33, 1, 5, dtype)
+    weights = [operands(20 + e, 33, 50, 1, dtype)[1] for e in range(3)]
+    stack, live = packer(built).stack([np.asarray(weight) for weight in weights]), np.ones(5, bool)
+    for e, weight in enumerate(weights):
+        [y] = jitted(built)(jnp.asarray(x), [of_stack(stack, jnp.int32(e))], live, False)
+        assert same_bits(np.asarray(y), linear(built, x, weight))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_taken_out_of_panels_are_those_that_were_packed(
+    built: Native, shape: tuple[int, int, int], dtype: str
+) -> None:
+    _, weight = operands(13, *shape, dtype)
+    rows = np.arange(shape[1])[::-1].reshape(1, -1)
+    taken = packer(built).weight(np.asarray(weight))[jnp.asarray(rows)]
+    assert taken.dtype == weight.dtype
+    assert (np.asarray(taken) == np.asarray(weight)[rows]).all()
+
+
+ENDS = """
+import ctypes, sys
+for _ in range(3):
+    ctypes.CDLL(sys.argv[1]).gnomon_threads(4)
+"""
+
+
+def test_a_process_ends_whatever_its_threads_do(built: Native, native_cache: Path) -> None:
+    [library] = native_cache.glob(f"{built.name}-*.so")
+    done = subprocess.run([sys.executable, "-c", ENDS, str(library)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 # ---- its errors
 
 
@@ -177,56 +249,78 @@ def test_a_program_of_many_products_and_a_donated_argument_agrees_with_single_ca
     """Every product is shared by threads and read at once by the next: it is whole when it returns."""
     x, weight = operands(7, 1000, 1000, 8, "float32")
     weight, live = weight / 32, np.arange(8) < 5
+    panels = packer(built).weight(np.asarray(weight))
 
-    def program(x: Array, weight: Array, live: Array) -> Array:
+    def program(x: Array, panels: Panels, live: Array) -> Array:
         for _ in range(40):
-            x = built.linear(x, weight, live)
+            [x] = built.linear(x, [panels], live)
         return x
 
-    compiled = jax.jit(program, donate_argnums=0).lower(jnp.asarray(x), weight, live).compile()
+    compiled = jax.jit(program, donate_argnums=0).lower(jnp.asarray(x), panels, live).compile()
     step = x
     for _ in range(40):
         step = linear(built, step, weight, live)
     for _ in range(3):
         given = jnp.asarray(x)
-        assert same_bits(np.asarray(compiled(given, weight, live)), step)
+        assert same_bits(np.asarray(compiled(given, panels, live)), step)
         assert given.is_deleted()
 
 
 def test_products_called_from_many_threads_at_once_all_end_with_the_same_bits(built: Native) -> None:
     x, weight = operands(8, *SHARED, "float32")
-    live = np.ones(len(x), bool)
-    compiled = jax.jit(built.linear).lower(jnp.asarray(x), weight, live).compile()
-    want = np.asarray(compiled(jnp.asarray(x), weight, live))
+    live, panels = np.ones(len(x), bool), packer(built).weight(np.asarray(weight))
+    compiled = jax.jit(built.linear).lower(jnp.asarray(x), [panels], live).compile()
+    want = linear(built, x, weight)
     with ThreadPoolExecutor(16) as pool:
-        results = list(pool.map(lambda _: np.asarray(compiled(jnp.asarray(x), weight, live)), range(200)))
+        results = list(pool.map(lambda _: np.asarray(compiled(jnp.asarray(x), [panels], live)[0]), range(200)))
     assert all(same_bits(y, want) for y in results)
 
 
 def test_arguments_that_do_not_fit_are_an_error_not_a_crash(built: Native) -> None:
     x, weight = operands(9, 16, 8, 4, "float32")
-    with pytest.raises(jax.errors.JaxRuntimeError, match="shapes are not"):
-        linear(built, x, weight[:, :15])
-    with pytest.raises(jax.errors.JaxRuntimeError, match="neither float32 nor bfloat16"):
-        linear(built, x, weight.astype(jnp.float16))
+    panels, live = packer(built).weight(np.asarray(weight)), np.ones(4, bool)
+    for wrong, message in (
+        (replace(panels, words=panels.words[:, :15]), "shapes are not"),
+        (replace(panels, out=1000), "shapes are not"),
+        (replace(panels, words=panels.words.astype(jnp.float16)), "neither float32 nor bfloat16"),
+    ):
+        with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+            np.asarray(jitted(built)(jnp.asarray(x), [wrong], live, False))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="not as many rows as bits"):
+        np.asarray(jitted(built)(jnp.asarray(x), [panels], live[:3], False))
+    narrow = packer(built).weight(np.asarray(weight.astype(jnp.bfloat16)))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="weights of two kinds"):
+        np.asarray(jitted(built)(jnp.asarray(x), [panels, narrow], live, False))
 
 
 # ---- building
 
 
+def idle_source(tmp_path: Path) -> Path:
+    (tmp_path / "idle").mkdir()
+    source = tmp_path / "idle" / "idle.cc"
+    source.write_text(IDLE_SOURCE)
+    return source
+
+
+def idle_file() -> Path:
+    """The source that the fixture `idle` has put in place of ours."""
+    return native.SOURCES / "idle.cc"
+
+
 @pytest.fixture
 def idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Has `load` build a source that does nothing, as if in a new process; returns how many builds there were."""
-    source = tmp_path / "idle.cc"
+    source = idle_source(tmp_path)
     source.write_text(f"{IDLE_SOURCE}// {tmp_path}\n")  # a name of its own in XLA's table, which forgets nothing
     builds: list[Path] = []
     build = native._build
 
-    def counted(compiler: list[str], cache: Path, target: str) -> Path:
+    def counted(compiler: list[str], cache: Path, name: str) -> Path:
         builds.append(cache)
-        return build(compiler, cache, target)
+        return build(compiler, cache, name)
 
-    monkeypatch.setattr(native, "SOURCE", source)
+    monkeypatch.setattr(native, "SOURCES", source.parent)
     monkeypatch.setattr(native, "_registered", {})
     monkeypatch.setattr(native, "_build", counted)
     monkeypatch.delenv("CXX", raising=False)
@@ -249,7 +343,7 @@ def test_another_source_other_flags_and_another_cpu_are_built_anew(
     tmp_path: Path, idle: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = [native.load_native(tmp_path / "kept")]
-    native.SOURCE.write_text(native.SOURCE.read_text() + "// changed\n")
+    idle_file().write_text(idle_file().read_text() + "// changed\n")
     loaded.append(native.load_native(tmp_path / "kept"))
     monkeypatch.setattr(native, "COMPILER_FLAGS", (*native.COMPILER_FLAGS, "-fno-unroll-loops"))
     loaded.append(native.load_native(tmp_path / "kept"))
@@ -265,7 +359,7 @@ def test_another_source_other_flags_and_another_cpu_are_built_anew(
 def test_building_prints_nothing(
     tmp_path: Path, idle: Callable[[], int], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    native.SOURCE.write_text(native.SOURCE.read_text() + '#warning "a word to the wise"\n')
+    idle_file().write_text(idle_file().read_text() + '#warning "a word to the wise"\n')
     monkeypatch.setattr(native, "COMPILER_FLAGS", tuple(flag for flag in native.COMPILER_FLAGS if flag != "-w"))
     assert isinstance(native.load_native(tmp_path / "kept"), Native)
     assert idle() == 1
@@ -280,7 +374,7 @@ def test_without_a_compiler_the_reason_names_what_was_looked_for(
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", str(tmp_path))
     reason = native.load_native(tmp_path)
-    assert isinstance(reason, NoNativeProduct)
+    assert isinstance(reason, NoNativeKernels)
     assert str(reason) == "there is no C++ compiler: c++, g++, clang++ not found"
     assert idle() == 0
 
@@ -288,9 +382,9 @@ def test_without_a_compiler_the_reason_names_what_was_looked_for(
 def test_a_source_that_does_not_compile_gives_the_compilers_error_and_leaves_nothing(
     tmp_path: Path, idle: Callable[[], int]
 ) -> None:
-    native.SOURCE.write_text("this is not C++;\n")
+    idle_file().write_text("this is not C++;\n")
     reason = native.load_native(tmp_path / "kept")
-    assert isinstance(reason, NoNativeProduct)
+    assert isinstance(reason, NoNativeKernels)
     assert "failed" in str(reason)
     assert "error" in str(reason)
     assert list((tmp_path / "kept").iterdir()) == []
@@ -301,20 +395,20 @@ def test_a_source_that_does_not_compile_gives_the_compilers_error_and_leaves_not
 def test_a_library_without_the_call_or_for_another_interface_gives_a_reason(
     tmp_path: Path, idle: Callable[[], int], source: str
 ) -> None:
-    native.SOURCE.write_text(f"{source}// {tmp_path}\n")
+    idle_file().write_text(f"{source}// {tmp_path}\n")
     reason = native.load_native(tmp_path / "kept")
-    assert isinstance(reason, NoNativeProduct)
+    assert isinstance(reason, NoNativeKernels)
     assert str(reason).startswith("the library cannot be used: ")
 
 
 def test_a_cached_file_that_is_no_library_gives_a_reason(
     tmp_path: Path, idle: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write_nonsense(compiler: list[str], cache: Path, target: str) -> Path:
-        return keep(cache, target, ".so", b"no library")
+    def write_nonsense(compiler: list[str], cache: Path, name: str) -> Path:
+        return keep(cache, name, ".so", b"no library")
 
     monkeypatch.setattr(native, "_build", write_nonsense)
-    assert isinstance(native.load_native(tmp_path / "kept"), NoNativeProduct)
+    assert isinstance(native.load_native(tmp_path / "kept"), NoNativeKernels)
 
 
 # in a process of its own, which loading half a library would end by a signal
@@ -322,16 +416,15 @@ LOAD = """
 import sys
 from pathlib import Path
 from gnomon.jax_engine.kernels import native
-native.SOURCE = Path(sys.argv[1])
+native.SOURCES = Path(sys.argv[1])
 print(native.load_native(Path(sys.argv[2]), print))
 """
 
 
 @pytest.mark.slow
 def test_half_a_library_does_not_end_the_process_but_is_built_anew_with_a_line(tmp_path: Path) -> None:
-    source, kept = tmp_path / "idle.cc", tmp_path / "kept"
-    source.write_text(IDLE_SOURCE)
-    command = [sys.executable, "-c", LOAD, str(source), str(kept)]
+    source, kept = idle_source(tmp_path), tmp_path / "kept"
+    command = [sys.executable, "-c", LOAD, str(source.parent), str(kept)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
 
     def load() -> list[str]:
@@ -360,20 +453,20 @@ def test_a_damaged_library_is_built_anew_with_one_line(
 
     with monkeypatch.context() as building:
         building.setattr("ctypes.CDLL", refuse)
-        assert isinstance(native.load_native(tmp_path / "kept"), NoNativeProduct)
+        assert isinstance(native.load_native(tmp_path / "kept"), NoNativeKernels)
     [library] = (tmp_path / "kept").iterdir()
     damage.do(library)
     said: list[str] = []
     assert isinstance(native.load_native(tmp_path / "kept", said.append), Native)
     assert list((tmp_path / "kept").iterdir()) == [library]
     assert [damage.wrong in line for line in said] == [True, False]
-    assert said[1].startswith("building the native product with ")
+    assert said[1].startswith("building the native operations with ")
     assert idle() == 2
 
 
 def test_a_cache_directory_that_cannot_be_made_gives_a_reason(tmp_path: Path, idle: Callable[[], int]) -> None:
     (tmp_path / "file").write_text("in the way")
-    assert isinstance(native.load_native(tmp_path / "file" / "cache"), NoNativeProduct)
+    assert isinstance(native.load_native(tmp_path / "file" / "cache"), NoNativeKernels)
 
 
 def test_no_cache_directory_and_no_cpu_each_have_their_reason(
@@ -388,8 +481,7 @@ def test_no_cache_directory_and_no_cpu_each_have_their_reason(
 @pytest.mark.slow
 def test_two_processes_that_build_at_once_both_get_their_library(tmp_path: Path) -> None:
     """Their compiler builds only when both are building, so neither finds the other's result."""
-    source, compiler, kept = tmp_path / "idle.cc", tmp_path / "slow-c++", tmp_path / "kept"
-    source.write_text(IDLE_SOURCE)
+    source, compiler, kept = idle_source(tmp_path), tmp_path / "slow-c++", tmp_path / "kept"
     real = next(path for name in native.COMPILERS if (path := shutil.which(name)))
     compiler.write_text(
         "#!/bin/sh\n"
@@ -401,15 +493,15 @@ def test_two_processes_that_build_at_once_both_get_their_library(tmp_path: Path)
     compiler.chmod(0o755)
     code = (
         "from pathlib import Path; from gnomon.jax_engine.kernels import native; import sys\n"
-        "native.SOURCE = Path(sys.argv[1])\n"
+        "native.SOURCES = Path(sys.argv[1])\n"
         "print(native.load_native(Path(sys.argv[2])).description)"
     )
     environment = {**os.environ, "CXX": str(compiler), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", code, str(source), str(kept)]
+    command = [sys.executable, "-c", code, str(source.parent), str(kept)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
     outputs = [process.communicate(timeout=120)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]
     assert outputs[0] == outputs[1]
-    assert "gnomon_linear_" in outputs[0]
+    assert "gnomon_native_" in outputs[0]
     assert len(list(tmp_path.glob("building.*"))) == 2
     assert [file.suffix for file in kept.iterdir()] == [".so"]

@@ -16,9 +16,10 @@ PAGE, K, G, H = 4, 2, 3, 8
 def test_linear_is_the_product_with_the_weight_as_it_is_stored(rows: int, dtype: str) -> None:
     rng = np.random.default_rng(1)
     x, weight = (jnp.asarray(rng.standard_normal(shape), dtype) for shape in ((rows, 33), (9, 33)))
-    y = xla.linear_rows(x.astype(jnp.float32), weight, jnp.ones(rows, bool))
+    y, again = xla.linear_rows(x.astype(jnp.float32), [weight, weight[:2]], jnp.ones(rows, bool))
     assert (y.shape, y.dtype) == ((rows, 9), jnp.float32)
     np.testing.assert_allclose(y, np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T, atol=1e-5)
+    np.testing.assert_allclose(again, y[:, :2], atol=1e-6)
 
 
 @pytest.mark.parametrize("score_cap", [None, 2.0])

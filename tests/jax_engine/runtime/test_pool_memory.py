@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from gnomon.jax_engine.runtime import settings
 from gnomon.jax_engine.runtime.memory import Memory, memory
-from gnomon.jax_engine.runtime.settings import EngineSettings, check_memory
+from gnomon.jax_engine.runtime.settings import EngineSettings, check_memory, sized
 from gnomon.reference.checkpoint.load import load_checkpoint
 from helpers.models import tiny_llama
 
@@ -68,9 +70,73 @@ def test_pool_weights_and_slots_together_are_held_against_the_free_memory(
     """The pool alone is 2 MiB: 8,192 tokens of 256 bytes."""
     monkeypatch.setattr(settings, "memory", lambda: Memory(16 * 2**20, free))
     checkpoint = load_checkpoint(tiny_llama(tmp_path))
+    asked = sized(EngineSettings(slots=8, pool_tokens=8192), checkpoint.config, is_native=False)
     if fits:
-        check_memory(checkpoint, EngineSettings(), 8192)
+        check_memory(checkpoint, asked)
         return
     numbers = r"8,192 tokens takes 2 MiB, the weights 1 and 8 slots 1, and there are 16 MiB of memory, \d of them free"
     with pytest.raises(ValueError, match=numbers):
-        check_memory(checkpoint, EngineSettings(), 8192)
+        check_memory(checkpoint, asked)
+
+
+@pytest.mark.parametrize(
+    ("limit", "is_native", "slots"),
+    [(16 * GIB, True, 16), (16 * GIB, False, 8), (2**21, True, 8), (2**20, True, 4), (1, True, 1)],
+)
+def test_there_are_as_many_slots_as_the_kernels_have_a_use_for_and_memory_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, is_native: bool, slots: int
+) -> None:
+    """A slot of this model is 3,240 bytes; a 64th part of 2 MiB holds ten of them."""
+    monkeypatch.setattr(settings, "memory", lambda: Memory(limit, limit))
+    config = load_checkpoint(tiny_llama(tmp_path)).config
+    assert config.vocab_size * settings.SLOT_BYTES == 3240
+    assert sized(EngineSettings(), config, is_native).slots == slots
+    assert sized(EngineSettings(slots=5), config, is_native).slots == 5
+
+
+@pytest.mark.parametrize(("slots", "contexts"), [(1, 4), (8, 32), (9, 32), (32, 32), (40, 40)])
+def test_the_pool_holds_a_context_a_slot_and_four_where_that_is_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slots: int, contexts: int
+) -> None:
+    """The context is 256 positions, each of 256 bytes."""
+    config = load_checkpoint(tiny_llama(tmp_path, max_position_embeddings=256)).config
+    monkeypatch.setattr(settings, "memory", lambda: Memory(GIB, GIB))
+    assert sized(EngineSettings(slots=slots), config, is_native=True).pool_tokens == contexts * 256
+    assert sized(EngineSettings(slots=slots, pool_tokens=64), config, is_native=True).pool_tokens == 64
+    monkeypatch.setattr(settings, "memory", lambda: Memory(4 * 1000 * 256, GIB))
+    assert sized(EngineSettings(slots=slots), config, is_native=True).pool_tokens == min(1000, contexts * 256)
+
+
+START = """
+import re, sys
+from pathlib import Path
+from gnomon.jax_engine.engine import EngineSettings, JaxEngine
+from gnomon.reference.checkpoint.load import load_checkpoint
+
+def resident(name):
+    return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+path, cache, pool = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+checkpoint = load_checkpoint(Path(path))
+for tokens in (512, pool):  # the first finds out what is taken whatever the pool
+    engine = JaxEngine(checkpoint, EngineSettings(slots=2, pool_tokens=tokens, native=False, compilation_cache=cache))
+    engine.stop()
+    print(resident("VmHWM"), resident("VmRSS"))
+    del engine
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell")
+def test_a_start_makes_its_pool_once(tmp_path: Path, native_cache: Path) -> None:
+    """A pool that is far larger than all else: two of them at a time would be seen."""
+    path = tiny_llama(tmp_path / "model", max_position_embeddings=256)
+    tokens = 2**20  # of 256 bytes
+    command = [sys.executable, "-c", START, str(path), str(native_cache), str(tokens)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
+    )
+    (_, before), (peak, after) = (map(int, line.split()) for line in done.stdout.splitlines())
+    pool = tokens * 256
+    assert 0.9 * pool < after - before < 1.2 * pool
+    assert peak - after < 0.4 * pool
