@@ -86,6 +86,11 @@ def prepare(
     return Run(request, engine, tokenizer, prompts, params)
 
 
+def fresh_seed() -> int:
+    """Of 64 bits, for each prompt of a request that has none: nobody can foresee it, and no two agree."""
+    return secrets.randbits(64)
+
+
 def end_ids(engine: Engine, tokenizer: Tokenizer) -> frozenset[int]:
     """The end-of-sequence ids: those of the model's configuration, and the token that its tokenizer names as
     `eos_token`. Models that were taught to chat often name theirs in one of the two places only."""
@@ -385,7 +390,7 @@ class Run:
 
     def _submit(self) -> Job:
         request = self.request
-        seeds = [secrets.randbits(64) if request.seed is None else request.seed for _ in self.prompts]
+        seeds = [fresh_seed() if request.seed is None else request.seed for _ in self.prompts]
         return self._engine.submit(
             JobRequest(
                 [prompt.ids for prompt in self.prompts],
