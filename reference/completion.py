@@ -24,6 +24,7 @@ from gnomon.reference.body.rankings import Ranking, Rankings
 from gnomon.reference.body.writing import EncodedStretch, ReportedTokens, answer, choice, encoded, framed, top_logprobs
 from gnomon.reference.engine import ArrivingJob, Done, Engine, Event, Failed, Job, JobRequest, PromptScored, Token
 from gnomon.reference.errors import InvalidRequest, ModelNotFound, RequestError
+from gnomon.reference.prng import fresh_seed
 from gnomon.reference.prompt import encode_prompts
 from gnomon.reference.request import CompletionRequest, Limits
 from gnomon.reference.response import Choice, Completion, FinishReason, Logprobs, Usage
@@ -84,11 +85,6 @@ def prepare(
         end_ids=ends,
     )
     return Run(request, engine, tokenizer, prompts, params)
-
-
-def fresh_seed() -> int:
-    """Of 64 bits, for each prompt of a request that has none: nobody can foresee it, and no two agree."""
-    return secrets.randbits(64)
 
 
 def end_ids(engine: Engine, tokenizer: Tokenizer) -> frozenset[int]:

@@ -261,7 +261,7 @@ MUTATIONS = (
     ),
     Mutation(
         "every request without a seed is given the same one",
-        COMPLETION,
+        PRNG,
         "return secrets.randbits(64)",
         "return 0",
         "reference/test_completion.py::test_without_a_seed_answers_differ",

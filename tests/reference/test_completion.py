@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gnomon.reference.completion import EngineFailed, fresh_seed, prepare
+from gnomon.reference.completion import EngineFailed, prepare
 from gnomon.reference.engine import Engine
 from gnomon.reference.errors import InvalidRequest, ModelNotFound
+from gnomon.reference.prng import fresh_seed
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import Choice, Completion, Usage
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
