@@ -341,7 +341,9 @@ def test_a_context_of_a_few_positions_is_served_from_the_default_pool(
 
 
 @pytest.mark.slow
-def test_the_fingerprint_is_of_the_weights_as_they_are_placed(model: tuple[Checkpoint, Tokenizer]) -> None:
+def test_the_fingerprint_is_of_the_weights_as_they_are_placed(
+    model: tuple[Checkpoint, Tokenizer], by_xla: Callable[..., EngineSettings]
+) -> None:
     """From a file in float32 and from params in float64, which become the same numbers; and with one changed."""
     checkpoint, _ = model
     down = checkpoint.params["layers"][1]["mlp"]["down_proj"].copy()
@@ -351,7 +353,7 @@ def test_the_fingerprint_is_of_the_weights_as_they_are_placed(model: tuple[Check
     seen = []
     for weights in (checkpoint.weights, checkpoint.params, {**checkpoint.params, "layers": layers}):
         other = Checkpoint(checkpoint.path, checkpoint.config, weights)
-        engine = JaxEngine(other, EngineSettings(slots=2, page_size=8, chunk=32, native=False))
+        engine = JaxEngine(other, by_xla(slots=2))
         engine.stop()
         seen.append(engine.fingerprint)
     assert seen[0] == seen[1] != seen[2]
@@ -554,9 +556,9 @@ print("leaves in the middle of a request")
 
 @pytest.mark.slow
 def test_a_process_that_ends_while_the_engine_works_ends_with_0(
-    model: tuple[Checkpoint, Tokenizer], native_cache: Path
+    model: tuple[Checkpoint, Tokenizer], program_cache: Path
 ) -> None:
     """Python ends threads that want the interpreter after its end; within a call of XLA that is an abort."""
-    command = [sys.executable, "-c", LEAVES, str(model[0].path), str(native_cache)]
+    command = [sys.executable, "-c", LEAVES, str(model[0].path), str(program_cache)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "leaves in the middle of a request\n", "")
