@@ -7,16 +7,10 @@ import random
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-try:
-    import fcntl
-except ImportError:  # on Windows, where no library is built
-    fcntl = None  # type: ignore[assignment]
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1, …; nothing in a run without workers
@@ -127,38 +121,12 @@ def seeds_of_its_own(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture(scope="session")
-def program_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where compiled programs are kept, and the native library: the workers share it."""
+def native_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where native products and programs are built, once a run: the workers share it."""
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if WORKER else base) / "native"
     shared.mkdir(mode=0o700, exist_ok=True)
     return shared
-
-
-@pytest.fixture(scope="session")
-def native_cache(program_cache: Path) -> Path:
-    """The same folder, with the native library in it: one worker builds it, on all the CPUs, and the others wait."""
-    from gnomon.jax_engine.kernels.native import load_native  # as late as this: most files need no JAX
-
-    with open(program_cache / "building.lock", "w") as lock, _every_cpu():
-        if fcntl is not None:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        load_native(program_cache)
-    return program_cache
-
-
-@contextmanager
-def _every_cpu() -> Iterator[None]:
-    """This thread, and the processes that it starts, have all the CPUs of the run."""
-    if not WORKER or not hasattr(os, "sched_getaffinity"):
-        yield
-        return
-    own = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {int(cpu) for cpu in os.environ["TESTS_CPUS"].split(",")})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, own)
 
 
 @pytest.fixture(scope="session")

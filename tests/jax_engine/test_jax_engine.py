@@ -579,9 +579,9 @@ print("leaves in the middle of a request")
 
 @pytest.mark.slow
 def test_a_process_that_ends_while_the_engine_works_ends_with_0(
-    model: tuple[Checkpoint, Tokenizer], program_cache: Path
+    model: tuple[Checkpoint, Tokenizer], native_cache: Path
 ) -> None:
     """Python ends threads that want the interpreter after its end; within a call of XLA that is an abort."""
-    command = [sys.executable, "-c", LEAVES, str(model[0].path), str(program_cache)]
+    command = [sys.executable, "-c", LEAVES, str(model[0].path), str(native_cache)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "leaves in the middle of a request\n", "")

@@ -181,9 +181,9 @@ def test_nan_in_every_free_page_changes_no_byte(engine: JaxEngine, model: tuple[
 
 @pytest.mark.slow
 def test_a_pool_so_small_that_requests_wait_changes_no_byte(
-    model: tuple[Checkpoint, Tokenizer], program_cache: Path
+    model: tuple[Checkpoint, Tokenizer], native_cache: Path
 ) -> None:
-    kept: dict[str, Any] = {"native": False, "compilation_cache": program_cache}
+    kept: dict[str, Any] = {"native": False, "compilation_cache": native_cache}
     roomy, tight = (JaxEngine(model[0], settings(pool_tokens=size, **kept)) for size in (2048, CONTEXT + 8))
     try:
         expected = alone(roomy, model[1])

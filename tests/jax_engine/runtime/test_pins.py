@@ -176,8 +176,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def settings(program_cache: Path) -> EngineSettings:
-    return replace(SETTINGS, compilation_cache=program_cache)
+def settings(native_cache: Path) -> EngineSettings:
+    return replace(SETTINGS, compilation_cache=native_cache)
 
 
 def answered(checkpoint: Checkpoint, settings: EngineSettings) -> tuple[str, list[str]]:
