@@ -52,7 +52,7 @@ def examine(checkpoint: Checkpoint, tokenizer: Tokenizer, devices: int) -> dict[
         checkpoint, EngineSettings(slots=4, page_size=8, chunk=32, pool_tokens=1024, tensor_parallel=devices)
     )
     try:
-        bodies = [random_request(rng, engine.vocab_size, engine.context) for _ in range(REQUESTS if devices > 1 else 0)]
+        bodies = [random_request(rng, engine.vocab_size, engine.context) for _ in range(REQUESTS)]
         alone = [answer(engine, tokenizer, body) for body in bodies]
         loaded = under_load(engine, tokenizer, bodies)
         for body in bodies:
