@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from gnomon.jax_engine.kernels.native import COMPILERS
 from gnomon.jax_engine.sharding import ready
 from gnomon.reference.checkpoint.config import read_config
 from gnomon.reference.checkpoint.errors import CheckpointError, UnsupportedModel
@@ -245,6 +247,7 @@ import sys
 from pathlib import Path
 import jax, numpy as np
 from gnomon.jax_engine.device import place
+from gnomon.jax_engine.kernels.native import load_native
 from gnomon.jax_engine.sharding import layout
 from gnomon.reference.checkpoint.load import load_checkpoint
 
@@ -252,7 +255,8 @@ def memory(what):
     [line] = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
     return int(line.split()[1]) * 1024
 
-path, dtype = sys.argv[1:]
+path, dtype, cache = sys.argv[1:]
+packer = load_native(Path(cache)).packer() if cache else None
 mesh = layout(load_checkpoint(path).config)
 jax.block_until_ready(jax.device_put(np.zeros(8, np.float32), mesh.whole))
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
@@ -261,7 +265,7 @@ checkpoint = load_checkpoint(path)
 if dtype == "float64":
     held = checkpoint.params
 else:
-    held = place(checkpoint, mesh, jax.numpy.dtype(dtype))
+    held = place(checkpoint, mesh, jax.numpy.dtype(dtype), packer)
 print(memory("VmHWM") - before)
 """
 LARGE = {"vocab_size": 16384, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 12,
@@ -276,10 +280,22 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
-def test_loading_takes_the_memory_of_the_weights_and_of_one_tensor(large: Path, dtype: str) -> None:
+@pytest.mark.parametrize("form", ["float64", "float32", "bfloat16", "float32 packed", "bfloat16 packed"])
+def test_loading_takes_the_memory_of_the_weights_and_of_one_tensor(
+    request: pytest.FixtureRequest, large: Path, form: str
+) -> None:
     """In a process of its own, by the system's count of it: in no engine is there ever a second copy."""
-    command = [sys.executable, "-c", PEAK, str(large), dtype]
+    dtype, *packed = form.split()
+    if packed and not any(shutil.which(name) for name in COMPILERS):
+        pytest.skip("there is no C++ compiler")
+    command = [
+        sys.executable,
+        "-c",
+        PEAK,
+        str(large),
+        dtype,
+        str(request.getfixturevalue("native_cache")) if packed else "",
+    ]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
     )
