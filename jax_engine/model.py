@@ -3,8 +3,9 @@ in pages.
 
 What differs: rows carry their own positions, and a layer writes its keys and values into pages before it attends. The
 caller chooses the form of what hardware decides (kernels/): every product with a weight goes through `linear`,
-attention over the pages is `kernels.attend`, and what is done to a row by itself `kernels.norm`, `rotate`, `activate`. Experts are stacked, [E, …], and a row that an expert is not asked about
-adds nothing of it. Axis letters as in the reference; P pages of a sequence, page size in positions.
+attention over the pages is `kernels.attend`, and what is done to a row by itself is `kernels.norm`, `rotate` and
+`activate`. Experts are stacked, [E, …], and a row that an expert is not asked about adds nothing of it. Axis letters as
+in the reference; P pages of a sequence, page size in positions.
 """
 
 from __future__ import annotations
