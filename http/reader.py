@@ -83,13 +83,16 @@ class AnswerReading(Generic[T]):
         """What has come: none, if nothing has. Waits only for what a run computes when it is read."""
         if self._error is not None:
             raise self._error
-        self.has_come = False
         taken: list[T] = []
         try:
             while len(taken) < MOST_AT_ONCE:
                 part = next(self._parts)
                 if part is not None:
                     taken.append(part)
+                elif self._run.is_arriving and self.has_come:
+                    # The look that has found nothing may lie before what has come: that of an earlier turn, which had
+                    # its share while what that look released was being given. After this, another one begins.
+                    self.has_come = False
                 elif taken or self._run.is_arriving:
                     return taken
         except StopIteration:

@@ -78,7 +78,7 @@ class JaxJob:
         self.has_failed = False
         self._is_over = False  # a failure has been read
         self._engine = engine
-        self._woken: Callable[[], object] = lambda: None
+        self._woken: Callable[[], object] = _wakes_nobody
         self._queue: queue.SimpleQueue[tuple[float, Sequence[Event]]] = queue.SimpleQueue()  # what came at one time
         self._awaited = {work.index for work in self.works if score}
 
@@ -106,13 +106,16 @@ class JaxJob:
 
     def arrived(self, woken: Callable[[], object]) -> Iterator[Event | None]:
         self._woken = woken
-        while self._is_awaited:
-            try:
-                self.made, events = self._queue.get_nowait()
-            except queue.Empty:
-                yield None
-            else:
-                yield from self._read(events)
+        try:
+            while self._is_awaited:
+                try:
+                    self.made, events = self._queue.get_nowait()
+                except queue.Empty:
+                    yield None
+                else:
+                    yield from self._read(events)
+        finally:
+            self._woken = _wakes_nobody  # whoever reads knows the job: both would wait for a collection
 
     @property
     def _is_awaited(self) -> bool:
@@ -438,6 +441,10 @@ def _submit(scheduler: Scheduler, work: PromptWork) -> None:
     """The engine may have failed since the first works of a job arrived, and thrown those away."""
     if not work.owner.has_failed:
         scheduler.submit(work)
+
+
+def _wakes_nobody() -> None:
+    """Until somebody reads a job, and after that."""
 
 
 def _decimal(value: np.float32) -> float:

@@ -24,6 +24,7 @@ from gnomon.reference.body.rankings import Ranking, Rankings
 from gnomon.reference.body.writing import EncodedStretch, ReportedTokens, answer, choice, encoded, framed, top_logprobs
 from gnomon.reference.engine import ArrivingJob, Done, Engine, Event, Failed, Job, JobRequest, PromptScored, Token
 from gnomon.reference.errors import InvalidRequest, ModelNotFound, RequestError
+from gnomon.reference.prng import fresh_seed
 from gnomon.reference.prompt import encode_prompts
 from gnomon.reference.request import CompletionRequest, Limits
 from gnomon.reference.response import Choice, Completion, FinishReason, Logprobs, Usage
@@ -385,7 +386,7 @@ class Run:
 
     def _submit(self) -> Job:
         request = self.request
-        seeds = [secrets.randbits(64) if request.seed is None else request.seed for _ in self.prompts]
+        seeds = [fresh_seed() if request.seed is None else request.seed for _ in self.prompts]
         return self._engine.submit(
             JobRequest(
                 [prompt.ids for prompt in self.prompts],

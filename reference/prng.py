@@ -10,6 +10,7 @@ fast engines call this very function. Source: Salmon, Moraes, Dror, Shaw, "Paral
 
 from __future__ import annotations
 
+import secrets
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,3 +59,8 @@ def token_words(key: DrawKey, ids: NDArray[np.integer[Any]]) -> tuple[NDArray[np
     counter = np.asarray(ids).astype(np.uint32)
     x0, x1 = threefry2x32(step_key(key), (counter, np.zeros_like(counter)))
     return x0, x1
+
+
+def fresh_seed() -> int:
+    """The seed of a request that gives none, 64 bits, another one for each of its prompts. Nobody can foresee it."""
+    return secrets.randbits(64)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import random
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +114,46 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Any:
 # ---- fixtures
 
 
+@pytest.fixture(autouse=True)
+def seeds_of_its_own(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this process draws for requests without a seed depends on the test alone: one that fails for some draws
+    fails always or never, and not once in a hundred runs."""
+    drawn = random.Random(request.node.nodeid)
+    monkeypatch.setattr("gnomon.reference.completion.fresh_seed", lambda: drawn.getrandbits(64))
+
+
 @pytest.fixture(scope="session")
-def native_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where native products and programs are built, once a run: the workers share it."""
+def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where programs are compiled once a run: the workers share it."""
     base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if WORKER else base) / "native"
+    shared = (base.parent if WORKER else base) / "engines"
     shared.mkdir(mode=0o700, exist_ok=True)
     return shared
+
+
+@pytest.fixture(scope="session")
+def native_cache(engine_cache: Path) -> Path:
+    """The same, and in it the native library, if it can be built: by one worker, on all CPUs; the others wait."""
+    import jax
+
+    from gnomon.jax_engine.kernels.native import load_native
+
+    jax.default_backend()  # the threads of XLA keep to this worker's CPU
+    with engine_cache.with_suffix(".lock").open("w") as lock, on_all_cpus():
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        load_native(engine_cache)
+    return engine_cache
+
+
+@contextmanager
+def on_all_cpus() -> Iterator[None]:
+    """What this thread begins meanwhile is not kept to the one CPU of its worker."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {int(cpu) for cpu in os.environ["TESTS_CPUS"].split(",")})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @pytest.fixture(scope="session")

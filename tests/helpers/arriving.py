@@ -46,15 +46,18 @@ class ArrivedJob(ReferenceJob):
 
     def arrived(self, woken: Callable[[], object]) -> Iterator[Event | None]:
         self._woken = woken
-        while True:
-            try:
-                event = self._come.get_nowait()
-            except queue.Empty:
-                yield None
-                continue
-            if event is None or self._closed.is_set():
-                return
-            yield event
+        try:
+            while True:
+                try:
+                    event = self._come.get_nowait()
+                except queue.Empty:
+                    yield None
+                    continue
+                if event is None or self._closed.is_set():
+                    return
+                yield event
+        finally:
+            self._woken = lambda: None
 
     def events(self) -> Iterator[Event]:
         while (event := self._come.get()) is not None and not self._closed.is_set():

@@ -41,7 +41,7 @@ class Traced:
 
 
 @pytest.mark.slow
-def test_the_files_that_work_for_a_request_are_those_that_its_life_tells_of(native_cache: Path) -> None:
+def test_the_files_that_work_for_a_request_are_those_that_its_life_tells_of(engine_cache: Path) -> None:
     text = (ROOT / "http" / "README.md").read_text(encoding="utf-8")
     told = set(re.findall(r"`([\w/]+\.py)`", text.split("## The life of a request\n")[1].split("\n## ")[0]))
     checkpoint = load_checkpoint(default_model_path())
@@ -52,7 +52,7 @@ def test_the_files_that_work_for_a_request_are_those_that_its_life_tells_of(nati
     with ExitStack() as stack:
         stack.callback(threading.setprofile, None)
         stack.callback(sys.setprofile, None)
-        engine = JaxEngine(checkpoint, EngineSettings(slots=2, native=False, compilation_cache=native_cache))
+        engine = JaxEngine(checkpoint, EngineSettings(slots=2, native=False, compilation_cache=engine_cache))
         stack.callback(engine.stop)
         app = create_app(engine, tokenizer, Settings())
         threading.setprofile(requests)

@@ -107,6 +107,25 @@ def test_nothing_is_lost_whoever_comes_first() -> None:
         assert played(scene) == list(range(1000))
 
 
+def test_what_comes_after_a_look_that_found_nothing_is_given_though_its_none_is_still_to_come() -> None:
+    """A run looks, finds nothing, and gives first what it had held back until then, and its None after that."""
+
+    async def scene(reader: Reader, run: Parts, reading: AnswerReading[int]) -> None:
+        def parts() -> Iterator[int | None]:
+            yield from range(MOST_AT_ONCE)
+            yield None
+            yield from run.parts()
+
+        own: AnswerReading[int] = AnswerReading(reader, run, parts())  # type: ignore[arg-type]
+        own.woken()
+        assert await own.next() == list(range(MOST_AT_ONCE))
+        run.come.append(99)
+        own.woken()
+        assert await own.next() == [99]
+
+    played(scene)
+
+
 def test_an_error_comes_after_what_was_there_before_it() -> None:
     async def scene(reader: Reader, run: Parts, reading: AnswerReading[int]) -> None:
         run.come.extend([1, 2, ValueError("later")])

@@ -24,12 +24,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Tokeniz
 
 
 @pytest.fixture(scope="session")
-def by_xla(native_cache: Path) -> Callable[..., EngineSettings]:
+def by_xla(engine_cache: Path) -> Callable[..., EngineSettings]:
     """Settings of an engine without native operations: to compile its programs takes 5 s of a core, to find them
     compiled a fifth of that."""
 
     def settings(**changes: Any) -> EngineSettings:
         shapes = {"page_size": 8, "chunk": 32, "pool_tokens": 2 * SMALL_CONTEXT}
-        return EngineSettings(**{**shapes, **changes}, native=False, compilation_cache=native_cache)
+        return EngineSettings(**{**shapes, **changes}, native=False, compilation_cache=engine_cache)
 
     return settings

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -206,6 +207,28 @@ def test_nothing_of_what_was_closed_arrives_and_closing_says_so(engine: JaxEngin
             if isinstance(event, Token) and job.open:
                 job.close()
     assert job.open == set()
+
+
+@pytest.mark.parametrize("is_read_to_its_end", [True, False])
+def test_a_job_lets_go_of_its_reader_at_the_end_and_where_reading_is_given_up(
+    engine: JaxEngine, is_read_to_its_end: bool
+) -> None:
+    class Reading(threading.Event):
+        """Weakly known."""
+
+    reading = Reading()
+    is_known = weakref.ref(reading)
+    job = engine.submit(JobRequest([[5, 6]], [1], SamplingParams(max_tokens=8), 1, 0, False))
+    events = job.arrived(reading.set)
+    for event in events:
+        if not is_read_to_its_end:
+            break
+        if event is None:
+            assert reading.wait(20)
+            reading.clear()
+    del events, reading
+    assert is_known() is None
+    job.close()
 
 
 def test_what_a_step_gives_a_job_wakes_its_reader_once(engine: JaxEngine) -> None:
@@ -554,9 +577,9 @@ print("leaves in the middle of a request")
 
 @pytest.mark.slow
 def test_a_process_that_ends_while_the_engine_works_ends_with_0(
-    model: tuple[Checkpoint, Tokenizer], native_cache: Path
+    model: tuple[Checkpoint, Tokenizer], engine_cache: Path
 ) -> None:
     """Python ends threads that want the interpreter after its end; within a call of XLA that is an abort."""
-    command = [sys.executable, "-c", LEAVES, str(model[0].path), str(native_cache)]
+    command = [sys.executable, "-c", LEAVES, str(model[0].path), str(engine_cache)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "leaves in the middle of a request\n", "")

@@ -31,11 +31,10 @@ SLOWER = [pytest.param(name, marks=pytest.mark.slow) for name in ("bfloat16", "n
 
 
 @pytest.fixture(scope="module", params=["float32", *SLOWER])
-def engine(
-    request: pytest.FixtureRequest, model: tuple[Checkpoint, Tokenizer], native_cache: Path
-) -> Iterator[JaxEngine]:
+def engine(request: pytest.FixtureRequest, model: tuple[Checkpoint, Tokenizer]) -> Iterator[JaxEngine]:
     *native, dtype = request.param.split()
-    engine = JaxEngine(model[0], settings(dtype=dtype, native=bool(native), compilation_cache=native_cache))
+    cache = request.getfixturevalue("native_cache" if native else "engine_cache")
+    engine = JaxEngine(model[0], settings(dtype=dtype, native=bool(native), compilation_cache=cache))
     if native and engine.device.kernels.description == "XLA":
         engine.stop()
         pytest.skip("no C++ compiler here")
@@ -181,9 +180,9 @@ def test_nan_in_every_free_page_changes_no_byte(engine: JaxEngine, model: tuple[
 
 @pytest.mark.slow
 def test_a_pool_so_small_that_requests_wait_changes_no_byte(
-    model: tuple[Checkpoint, Tokenizer], native_cache: Path
+    model: tuple[Checkpoint, Tokenizer], engine_cache: Path
 ) -> None:
-    kept: dict[str, Any] = {"native": False, "compilation_cache": native_cache}
+    kept: dict[str, Any] = {"native": False, "compilation_cache": engine_cache}
     roomy, tight = (JaxEngine(model[0], settings(pool_tokens=size, **kept)) for size in (2048, CONTEXT + 8))
     try:
         expected = alone(roomy, model[1])

@@ -15,6 +15,13 @@ MUTATIONS = (
         "http/test_reader.py::test_nothing_is_lost_whoever_comes_first",
     ),
     Mutation(
+        "reading: a None that was due before something came ends the turn",
+        "http/reader.py",
+        "elif self._run.is_arriving and self.has_come:",
+        "elif False:",
+        "http/test_reader.py::test_what_comes_after_a_look_that_found_nothing_is_given_though_its_none_is_still_to_come",
+    ),
+    Mutation(
         "reading: the error comes before what was read",
         "http/reader.py",
         """            if not taken:

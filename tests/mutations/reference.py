@@ -255,9 +255,16 @@ MUTATIONS = (
     Mutation(
         "seed −1 is taken for none",
         COMPLETION,
-        "secrets.randbits(64) if request.seed is None else request.seed",
-        "secrets.randbits(64) if request.seed in (None, -1) else request.seed",
+        "fresh_seed() if request.seed is None else request.seed",
+        "fresh_seed() if request.seed in (None, -1) else request.seed",
         "reference/test_completion.py::test_the_same_seed_gives_the_same_choices",
+    ),
+    Mutation(
+        "every request without a seed is given the same one",
+        PRNG,
+        "return secrets.randbits(64)",
+        "return 0",
+        "reference/test_completion.py::test_without_a_seed_answers_differ",
     ),
     Mutation(
         "elements of a list have seeds of their own",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from gnomon.reference.completion import EngineFailed, prepare
 from gnomon.reference.engine import Engine
 from gnomon.reference.errors import InvalidRequest, ModelNotFound
+from gnomon.reference.prng import fresh_seed
 from gnomon.reference.request import CompletionRequest
 from gnomon.reference.response import Choice, Completion, Usage
 from gnomon.reference.tokenizer import Tokenizer, load_tokenizer
@@ -220,8 +221,11 @@ def test_seeds_that_differ_in_their_high_or_sign_bits_only_differ(tokenizer: Tok
 
 
 @pytest.mark.parametrize("fields", [{}, {"seed": None}])
-def test_without_a_seed_answers_differ(tokenizer: Tokenizer, fields: dict[str, object]) -> None:
+def test_without_a_seed_answers_differ(
+    tokenizer: Tokenizer, fields: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Even draws from 270 ids: two of five answers of 16 tokens agree with odds below 1e-37."""
+    monkeypatch.setattr("gnomon.reference.completion.fresh_seed", fresh_seed)  # as users have it
     engine = FakeEngine(lambda _: EVEN, eos_ids=frozenset())
     assert len({labels(ask(engine, tokenizer, logprobs=0, **fields).choices[0]) for _ in range(5)}) == 5
 

@@ -128,11 +128,11 @@ for tokens in (512, pool):  # the first finds out what is taken whatever the poo
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell")
-def test_a_start_makes_its_pool_once(tmp_path: Path, native_cache: Path) -> None:
+def test_a_start_makes_its_pool_once(tmp_path: Path, engine_cache: Path) -> None:
     """A pool that is far larger than all else: two of them at a time would be seen."""
     path = tiny_llama(tmp_path / "model", max_position_embeddings=256)
     tokens = 2**20  # of 256 bytes
-    command = [sys.executable, "-c", START, str(path), str(native_cache), str(tokens)]
+    command = [sys.executable, "-c", START, str(path), str(engine_cache), str(tokens)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
     )
