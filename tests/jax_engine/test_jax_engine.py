@@ -364,7 +364,9 @@ def test_a_context_of_a_few_positions_is_served_from_the_default_pool(
 
 
 @pytest.mark.slow
-def test_the_fingerprint_is_of_the_weights_as_they_are_placed(model: tuple[Checkpoint, Tokenizer]) -> None:
+def test_the_fingerprint_is_of_the_weights_as_they_are_placed(
+    model: tuple[Checkpoint, Tokenizer], by_xla: Callable[..., EngineSettings]
+) -> None:
     """From a file in float32 and from params in float64, which become the same numbers; and with one changed."""
     checkpoint, _ = model
     down = checkpoint.params["layers"][1]["mlp"]["down_proj"].copy()
@@ -374,7 +376,7 @@ def test_the_fingerprint_is_of_the_weights_as_they_are_placed(model: tuple[Check
     seen = []
     for weights in (checkpoint.weights, checkpoint.params, {**checkpoint.params, "layers": layers}):
         other = Checkpoint(checkpoint.path, checkpoint.config, weights)
-        engine = JaxEngine(other, EngineSettings(slots=2, page_size=8, chunk=32, native=False))
+        engine = JaxEngine(other, by_xla(slots=2))
         engine.stop()
         seen.append(engine.fingerprint)
     assert seen[0] == seen[1] != seen[2]

@@ -423,9 +423,9 @@ def test_serve_says_where_and_its_example_works_and_ctrl_c_ends_it(model: Path) 
 
 @pytest.mark.slow
 def test_a_shorter_context_is_served_and_its_pool_is_smaller(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, native_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("GNOMON_CACHE_DIR", str(native_cache))
     monkeypatch.setenv("GNOMON_MAX_MODEL_LEN", "96")
     with serve(model, "--port", 0, "--slots", 2) as server:
         [served] = httpx.get(f"{server.url}/v1/models").json()["data"]

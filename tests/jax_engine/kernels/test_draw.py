@@ -122,13 +122,13 @@ SIZES = (1, 2, 3, 15, 16, 17, 19, 20, 21, 511, 513, 5003)
 
 def check_against_the_law(batch: Batch, sampled: Sampled) -> int:
     """How many tokens are others than the reference's own, which the margins must allow."""
-    excused = 0
-    for i, (l, asked, key) in enumerate(zip(batch.logits.astype(np.float64), batch.params, batch.keys, strict=True)):
-        lp, order = law.report(l), np.argsort(-l, kind="stable")[:TOP]
-        assert sampled.finite[i]
-        assert sampled.top_ids[i].tolist() == order.tolist()
-        np.testing.assert_allclose(sampled.top_logprobs[i], lp[order], rtol=3e-7, atol=1e-6)
-        np.testing.assert_allclose(sampled.logprob[i], lp[sampled.token[i]], rtol=3e-7, atol=1e-6)
+    logits, excused = batch.logits.astype(np.float64), 0
+    lp, order = law.report(logits), np.argsort(-logits, axis=1, kind="stable")[:, :TOP]
+    assert sampled.finite.all()
+    assert sampled.top_ids.tolist() == order.tolist()
+    for ids, own in ((order, sampled.top_logprobs), (sampled.token[:, None], sampled.logprob[:, None])):
+        np.testing.assert_allclose(own, np.take_along_axis(lp, ids, axis=1), rtol=3e-7, atol=1e-6)
+    for i, (l, asked, key) in enumerate(zip(logits, batch.params, batch.keys, strict=True)):
         checked = judge(int(sampled.token[i]), l, batch.counts[i].astype(np.int64), asked, key, 0.0)
         assert checked.admissible, (i, asked, key)
         excused += checked.excused
@@ -145,12 +145,12 @@ def test_every_token_and_report_is_the_laws(built: Native, V: int) -> None:
 @pytest.mark.parametrize("V", [1, 7, 20, 96, 1000, 49152])
 def test_every_token_of_many_draws_is_the_laws(built: Native, V: int) -> None:
     """Of a draw whose margin is wide the two agree, so what is excused is where two scores nearly meet."""
-    count = 20_000 // 48 if V < 49152 else 20
+    count = 5000 // 48 if V < 49152 else 8
     excused = sum(
         check_against_the_law(batch, drawn(built, batch)) for batch in (Batch(s, V, 48) for s in range(count))
     )
     print(f"{48 * count} tokens of {V} ids, {excused} excused")
-    assert excused <= max(3, 48 * count // 1000)
+    assert excused <= max(1, 48 * count // 1000)
 
 
 @pytest.mark.slow

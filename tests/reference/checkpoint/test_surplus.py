@@ -90,13 +90,14 @@ def test_a_head_that_differs_from_the_embedding_is_served_with_a_line(contradict
 
 @pytest.mark.slow
 def test_both_engines_the_trace_and_the_fingerprints_have_the_stored_head(
-    tied: Path, contradicting: Path, untied: Path
+    tied: Path, contradicting: Path, untied: Path, native_cache: Path
 ) -> None:
     params = SamplingParams(max_tokens=6, temperature=0)
     answers, prints = {}, {}
     for name, path in (("tied", tied), ("contradicting", contradicting), ("untied", untied)):
         checkpoint = loaded(path)[0]
-        jax = JaxEngine(checkpoint, EngineSettings(slots=1, page_size=8, chunk=8, native=False))
+        settings = EngineSettings(slots=1, page_size=8, chunk=8, native=False, compilation_cache=native_cache)
+        jax = JaxEngine(checkpoint, settings)
         for engine in (ReferenceEngine(checkpoint), jax):
             events = engine.submit(JobRequest([IDS], [0], params, 1, 0, False)).events()
             answers[name, type(engine)] = tuple(event.id for event in events if isinstance(event, Token))

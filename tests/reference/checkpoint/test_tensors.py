@@ -451,11 +451,13 @@ def corrupt(path: Path, how: str) -> None:
         ("traversal", "model.safetensors.index.json: '../m/a.safetensors' is no plain file name"),
     ],
 )
-def test_a_corrupt_checkpoint_is_one_line_and_no_server(tmp_path: Path, engine: str, how: str, message: str) -> None:
+def test_a_corrupt_checkpoint_is_one_line_and_no_server(
+    tmp_path: Path, native_cache: Path, engine: str, how: str, message: str
+) -> None:
     path = tiny_llama(tmp_path / "m")
     corrupt(path, how)
     command = [*COMMAND, "serve", str(path), "--engine", engine, "--port", "0"]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    environment = {**os.environ, "GNOMON_CACHE_DIR": str(native_cache)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert (done.returncode, done.stdout) == (1, "")
     lines = [line for line in done.stderr.splitlines() if not re.match(r"\S+ INFO ", line)]  # the steps before it
