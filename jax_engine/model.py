@@ -2,14 +2,14 @@
 in pages.
 
 What differs: rows carry their own positions, and a layer writes its keys and values into pages before it attends. The
-caller chooses the form of what hardware decides (kernels/): every product with a weight goes through `linear`, and
-attention over the pages is `kernels.attend`. Experts are stacked, [E, …], and a row that an expert is not asked about
-adds nothing of it. Axis letters as in the reference; P pages of a sequence, page size in positions.
+caller chooses the form of what hardware decides (kernels/): every product with a weight goes through `linear`,
+attention over the pages is `kernels.attend`, and what is done to a row by itself is `kernels.norm`, `rotate` and
+`activate`. Experts are stacked, [E, …], and a row that an expert is not asked about adds nothing of it. Axis letters as
+in the reference; P pages of a sequence, page size in positions.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -64,36 +64,22 @@ def linear(x: Array, params: Params, name: str, times: Times) -> Array:
     return y
 
 
-def rms_norm(x: Array, weight: Array, eps: float) -> Array:
-    """[..., D] → [..., D] in float32."""
-    return x * lax.rsqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
+def norm(x: Array, params: Params, name: str, config: ModelConfig, kernels: Kernels, live: Array) -> Array:
+    """[..., D] → [..., D]: every row normed as the family does it; rows that are not live do not matter."""
+    bias = params.get(f"{name}_bias")
+    return kernels.norm(x, params[name], bias, config.family.norm, config.rms_norm_eps, live)
 
 
-def norm(x: Array, params: Params, name: str, config: ModelConfig) -> Array:
-    """[..., D] → [..., D]: every row normed as the family does it."""
-    weight, eps = params[name], config.rms_norm_eps
-    match config.family.norm:
-        case "rms":
-            return rms_norm(x, weight, eps)
-        case "rms_offset":
-            return rms_norm(x, 1 + weight, eps)
-        case "layer":
-            x = x - x.mean(axis=-1, keepdims=True)
-            return x * lax.rsqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight + params.get(f"{name}_bias", 0.0)
-
-
-def rotate(x: Array, rope: Rope | None, positions: Array) -> Array:
+def rotate(x: Array, rope: Rope | None, positions: Array, kernels: Kernels, live: Array) -> Array:
     """Rotary positions: x [B, T, N, H], positions [B, T] → [B, T, N, H]. The first R coordinates are turned, coordinate
     i paired with i + R/2."""
     if rope is None:
         return x
-    R = 2 * len(rope.frequencies)
     angle = positions[:, :, None].astype(jnp.float32) * jnp.asarray(rope.frequencies, jnp.float32)
-    cos, sin = jnp.cos(angle)[:, :, None, :], jnp.sin(angle)[:, :, None, :]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
     if rope.magnitude != 1:
         cos, sin = cos * rope.magnitude, sin * rope.magnitude
-    first, second = jnp.split(x[..., :R], 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, x[..., R:]], axis=-1)
+    return kernels.rotate(x, cos, sin, live)
 
 
 def attention(
@@ -102,16 +88,17 @@ def attention(
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     """Causal self-attention over the pages, [B, T, D] → [B, T, D]; also returns the pages with this step's k and v."""
     B, T, _ = x.shape
-    family, times = config.family, over(batch.live, kernels.linear)
+    family, live = config.family, batch.live
+    times = over(live, kernels.linear)
     K, H, page_size = config.num_key_value_heads, config.head_dim, keys.shape[1]
     q, k, v = linear_each(x, params, ("q_proj", "k_proj", "v_proj"), times)
     if family.query_key_norm == "whole":
-        q, k = norm(q, params, "q_norm", config), norm(k, params, "k_norm", config)
+        q, k = (norm(y, params, name, config, kernels, live) for y, name in ((q, "q_norm"), (k, "k_norm")))
     q, k, v = (rows.reshape(B, T, -1, H) for rows in (q, k, v))
     if family.query_key_norm == "head":
-        q, k = norm(q, params, "q_norm", config), norm(k, params, "k_norm", config)
-    q = rotate(q, layer.rope, batch.positions).reshape(B, T, K, -1, H)
-    k = rotate(k, layer.rope, batch.positions)
+        q, k = (norm(y, params, name, config, kernels, live) for y, name in ((q, "q_norm"), (k, "k_norm")))
+    q = rotate(q, layer.rope, batch.positions, kernels, live).reshape(B, T, K, -1, H)
+    k = rotate(k, layer.rope, batch.positions, kernels, live)
 
     block = batch.positions // page_size
     page = jnp.where(batch.live, jnp.take_along_axis(batch.tables, block, axis=1), SCRATCH_PAGE)
@@ -127,32 +114,20 @@ def attention(
     return linear(rows, params, "o_proj", times), keys, values
 
 
-def activate(x: Array, kind: str) -> Array:
-    match kind:
-        case "silu":
-            return x / (1 + jnp.exp(-x))
-        case "gelu":
-            return 0.5 * x * (1 + lax.erf(x / math.sqrt(2)))
-        case _:
-            return 0.5 * x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-
-
-def feed_forward(x: Array, params: Params, family: Family, times: Times) -> Array:
-    """[..., D] → [..., D]; gate_proj, up_proj [F, D], down_proj [D, F]."""
-    if family.is_gated:
-        gate, up = linear_each(x, params, ("gate_proj", "up_proj"), times)
-        hidden = activate(gate, family.activation) * up
-    else:
-        hidden = activate(linear(x, params, "up_proj", times), family.activation)
+def feed_forward(x: Array, params: Params, family: Family, kernels: Kernels, live: Array) -> Array:
+    """[..., D] → [..., D]; gate_proj, up_proj [F, D], down_proj [D, F]. Without a gate, up_proj's is activated."""
+    times = over(live, kernels.linear)
+    names = ("gate_proj", "up_proj") if family.is_gated else ("up_proj",)
+    hidden = kernels.activate(linear_each(x, params, names, times), family.activation, live)
     return linear(hidden, params, "down_proj", times)
 
 
-def mixture(x: Array, params: Params, family: Family, live: Array, product: LinearKernel) -> Array:
+def mixture(x: Array, params: Params, family: Family, kernels: Kernels, live: Array) -> Array:
     """[B, T, D] → [B, T, D]: every token goes to the experts that its router finds most probable, the lower number
     first on a tie. router [E, D]; the experts' weights are stacked, [E, out, in]."""
     experts = family.experts
     assert experts is not None
-    probabilities = jax.nn.softmax(linear(x, params, "router", over(live, product)))  # [B, T, E]
+    probabilities = jax.nn.softmax(linear(x, params, "router", over(live, kernels.linear)))  # [B, T, E]
     _, chosen = lax.top_k(probabilities, experts.per_token)
     is_sent = jax.nn.one_hot(chosen, experts.count, dtype=bool).any(axis=-2) & live[..., None]
     weights = jnp.where(is_sent, probabilities, 0.0)
@@ -164,7 +139,7 @@ def mixture(x: Array, params: Params, family: Family, live: Array, product: Line
         sent = lax.dynamic_index_in_dim(is_sent, e, axis=-1, keepdims=False)
         weight = lax.dynamic_index_in_dim(weights, e, axis=-1)
         # what an expert makes of rows that are not its own may be anything, NaN too
-        return y + jnp.where(sent[..., None], weight * feed_forward(x, own, family, over(sent, product)), 0.0)
+        return y + jnp.where(sent[..., None], weight * feed_forward(x, own, family, kernels, sent), 0.0)
 
     return lax.fori_loop(0, experts.count, add_expert, jnp.zeros_like(x))
 
@@ -174,7 +149,7 @@ def block(
     keys: Array, values: Array,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     """One layer, [B, T, D] → [B, T, D], and its pages. The norms' places as in the reference."""
-    family, times = config.family, over(batch.live, kernels.linear)
+    family = config.family
 
     def mixed(x: Array) -> Array:
         nonlocal keys, values
@@ -183,11 +158,11 @@ def block(
 
     def fed(x: Array) -> Array:
         if layer.has_experts:
-            return mixture(x, params["mlp"], family, batch.live, kernels.linear)
-        return feed_forward(x, params["mlp"], family, times)
+            return mixture(x, params["mlp"], family, kernels, batch.live)
+        return feed_forward(x, params["mlp"], family, kernels, batch.live)
 
     def normed(x: Array, name: str) -> Array:
-        return norm(x, params, name, config)
+        return norm(x, params, name, config, kernels, batch.live)
 
     scale = family.residual_scale
     match family.placement:
@@ -220,7 +195,7 @@ def hidden_states(
         with jax.named_scope(f"layer_{i}"):
             x, keys, values = block(x, own, config, layer, kernels, batch, *cache[i])
             written.append((keys, values))
-    return norm(x, params, "norm", config), written
+    return norm(x, params, "norm", config, kernels, batch.live), written
 
 
 def unembed(config: ModelConfig, params: Params, x: Array, times: Times) -> Array:

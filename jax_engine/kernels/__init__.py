@@ -1,7 +1,8 @@
 """The operations that hardware decides, in every form there is of them.
 
-    xla.py      linear, attend: by XLA, on any device; sampler.py has the draw, stage by stage as the reference
-    native.py   linear, attend, draw: by the C++ in cpu/, built for this CPU
+    xla.py      linear, attend, norm, rotate, activate: by XLA, on any device; the draw, stage by stage as the
+                reference, is in sampler.py
+    native.py   these and draw: by the C++ in cpu/, built for this CPU
     panels.py   weights packed as the native product reads them, once, when they are loaded
     choice.py   which of them the compiled programs call
 

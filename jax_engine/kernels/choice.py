@@ -37,6 +37,25 @@ class AttendKernel(Protocol):
     ) -> Array: ...
 
 
+class NormKernel(Protocol):
+    """x [..., D], each row normed by itself; weight, bias [D]. Only the rows that are live matter, here and below; live
+    has x's first axes: all but the last, or, where rows of D stand beside each other, as heads do, fewer."""
+
+    def __call__(self, x: Array, weight: Array, bias: Array | None, kind: str, eps: float, live: Array) -> Array: ...
+
+
+class RotateKernel(Protocol):
+    """See `xla.rotate`."""
+
+    def __call__(self, x: Array, cos: Array, sin: Array, live: Array) -> Array: ...
+
+
+class ActivateKernel(Protocol):
+    """See `xla.activate`."""
+
+    def __call__(self, factors: Sequence[Array], kind: str, live: Array) -> Array: ...
+
+
 class DrawKernel(Protocol):
     """See `sampler.sample`."""
 
@@ -56,6 +75,9 @@ class Kernels(NamedTuple):
 
     linear: LinearKernel
     attend: AttendKernel
+    norm: NormKernel
+    rotate: RotateKernel
+    activate: ActivateKernel
     draw: DrawKernel
     report: ReportKernel
 
@@ -72,7 +94,7 @@ class ChosenKernels(NamedTuple):
         return self.few is not XLA
 
 
-XLA = Kernels(xla.linear_rows, xla.attend, sampler.sample, sampler.report_ids)
+XLA = Kernels(xla.linear_rows, xla.attend, xla.norm, xla.rotate, xla.activate, sampler.sample, sampler.report_ids)
 
 
 def choose_kernels(
@@ -93,6 +115,6 @@ def choose_kernels(
         return ChosenKernels(XLA, XLA, "XLA")
     native.share_between(threads)
     progress(f"products by {native.description}, on {threads} thread{'s' if threads > 1 else ''}")
-    few = Kernels(native.linear, native.attend, native.draw, native.report)
+    few = Kernels(native.linear, native.attend, native.norm, native.rotate, native.activate, native.draw, native.report)
     many = few._replace(linear=partial(native.linear, rounded=True))
     return ChosenKernels(many, few, native.description, native.packer())

@@ -39,10 +39,19 @@ from gnomon.jax_engine.sampler import TOP, Reported, Rows, Sampled
 from gnomon.reference.system.atomic import PARTIAL
 
 SOURCES = Path(__file__).resolve().with_name("cpu")  # its *.cc are compiled together
-CALLS = ("linear", "attend", "draw", "report")  # what the library is to have, as gnomon_linear and so on
+CALLS = (
+    "linear",
+    "attend",
+    "norm",
+    "rotate",
+    "activate",
+    "draw",
+    "report",
+)  # what the library is to have, as gnomon_linear and so on
 COMPILERS = ("c++", "g++", "clang++")
 CPU_FLAG = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
 COMPILER_FLAGS = ("-std=c++20", "-O3", CPU_FLAG, "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-w")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh")  # as rows.h numbers them
 EVERYTHING = 2**31  # a window of so many positions hides none
 LIBRARY_SUFFIX = ".so"
 COMPILER_SECONDS = 300  # for one run of the compiler
@@ -116,6 +125,33 @@ class Native:
             score_cap=np.float32(np.inf if score_cap is None else score_cap),
         )  # fmt: skip
         return y
+
+    def norm(self, x: Array, weight: Array, bias: Array | None, kind: str, eps: float, live: Array) -> Array:
+        """See `xla.norm`. Of this and the two operations below the bits of a row depend on nothing but that row and, of
+        course, the weight; rows that are not live are not read, and come out as zeros."""
+        like = jax.ShapeDtypeStruct((live.size, x.size // live.size), jnp.float32)  # type: ignore[no-untyped-call]
+        vectors = [vector.astype(jnp.float32) for vector in (weight, bias) if vector is not None]
+        y: Array = jax.ffi.ffi_call(self.target("norm"), like)(
+            x.reshape(like.shape), live.reshape(-1), *vectors,
+            offset=np.float32(kind == "rms_offset"), is_centred=kind == "layer", eps=np.float32(eps),
+        )  # fmt: skip
+        return y.reshape(x.shape)
+
+    def rotate(self, x: Array, cos: Array, sin: Array, live: Array) -> Array:
+        """See `xla.rotate`."""
+        like = jax.ShapeDtypeStruct((live.size, *x.shape[2:]), jnp.float32)  # type: ignore[no-untyped-call]
+        turns = (turn.reshape(live.size, -1) for turn in (cos, sin))
+        call = jax.ffi.ffi_call(self.target("rotate"), like)
+        y: Array = call(x.reshape(like.shape), live.reshape(-1), *turns)
+        return y.reshape(x.shape)
+
+    def activate(self, factors: Sequence[Array], kind: str, live: Array) -> Array:
+        """See `xla.activate`."""
+        like = jax.ShapeDtypeStruct((live.size, factors[0].shape[-1]), jnp.float32)  # type: ignore[no-untyped-call]
+        call = jax.ffi.ffi_call(self.target("activate"), like)
+        rows = (factor.reshape(like.shape) for factor in factors)
+        y: Array = call(live.reshape(-1), *rows, kind=np.int32(ACTIVATIONS.index(kind)))
+        return y.reshape(factors[0].shape)
 
     def draw(self, logits: Array, bias: Array, counts: Array, rows: Rows, live: Array) -> Sampled:
         """`sampler.sample`: a row's token and report, which depend on that row alone. Of a row that is not live nothing

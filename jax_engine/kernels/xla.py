@@ -7,6 +7,7 @@ the walk may stop at the longest live row without touching anyone's bits. Axis l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -25,6 +26,44 @@ def _product(x: Array, weight: Array) -> Array:
         rows = jnp.pad(rows, ((0, 1), (0, 0)))
     y = lax.dot_general(rows, weight, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
     return y[:count]
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    """[..., D] → [..., D] in float32."""
+    return x * lax.rsqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
+
+
+def norm(x: Array, weight: Array, bias: Array | None, kind: str, eps: float, live: Array) -> Array:
+    """[..., D] → [..., D], kind as in `Family.norm`; all rows are computed, live or not, as by what follows."""
+    match kind:
+        case "rms":
+            return rms_norm(x, weight, eps)
+        case "rms_offset":
+            return rms_norm(x, 1 + weight, eps)
+        case _:
+            y = rms_norm(x - x.mean(axis=-1, keepdims=True), weight, eps)
+            return y if bias is None else y + bias
+
+
+def rotate(x: Array, cos: Array, sin: Array, live: Array) -> Array:
+    """x [B, T, N, H] with its first R coordinates turned, i paired with i + R/2; cos, sin [B, T, R/2]."""
+    R = 2 * cos.shape[-1]
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    first, second = jnp.split(x[..., :R], 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, x[..., R:]], axis=-1)
+
+
+def activate(factors: Sequence[Array], kind: str, live: Array) -> Array:
+    """The first of one or two [..., F] as `Family.activation` says, times the second."""
+    x, *gated = factors
+    match kind:
+        case "silu":
+            y = x / (1 + jnp.exp(-x))
+        case "gelu":
+            y = 0.5 * x * (1 + lax.erf(x / math.sqrt(2)))
+        case _:
+            y = 0.5 * x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return y * gated[0] if gated else y
 
 
 def attend(

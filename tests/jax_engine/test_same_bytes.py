@@ -214,3 +214,23 @@ def test_neither_threads_nor_processors_are_in_the_bytes_or_the_fingerprint(
         os.sched_setaffinity(0, bound)
     assert answers[1:] == answers[:1] * 2
     assert len(fingerprints) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_natively_neither_slots_nor_threads_nor_the_pool_are_in_the_bytes_or_the_fingerprint(
+    model: tuple[Checkpoint, Tokenizer], native_cache: Path, dtype: str
+) -> None:
+    answers, fingerprints = [], set()
+    for slots, threads, pool in ((1, 1, 2048), (8, 2, 1024), (32, 1, 2048), (40, 2, 4096)):
+        sizes: dict[str, Any] = {"slots": slots, "threads": threads, "pool_tokens": pool, "dtype": dtype}
+        engine = JaxEngine(model[0], settings(native=True, compilation_cache=native_cache, **sizes))
+        try:
+            if engine.device.kernels.description == "XLA":
+                pytest.skip("no C++ compiler here")
+            answers.append(alone(engine, model[1]))
+            fingerprints.add(engine.fingerprint)
+        finally:
+            engine.stop()
+    assert answers[1:] == answers[:1] * 3
+    assert len(fingerprints) == 1

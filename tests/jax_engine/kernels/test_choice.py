@@ -38,7 +38,7 @@ def test_all_is_native_and_a_product_rounds_where_many_rows_are_prefilled_alone(
 
     class Native:
         description = "a library"
-        attend = draw = report = staticmethod(lambda *arguments: None)
+        attend = norm = rotate = activate = draw = report = staticmethod(lambda *arguments: None)
 
         def share_between(self, threads: int) -> None:
             asked.append(threads == 3)
@@ -59,5 +59,5 @@ def test_all_is_native_and_a_product_rounds_where_many_rows_are_prefilled_alone(
     said: tuple[object, ...] = (kernels.description, kernels.packer, kernels.are_native)
     assert said == ("a library", "a packer", True)
     assert told == ["products by a library, on 3 threads"]
-    for name in ("attend", "draw", "report"):
+    for name in ("attend", "norm", "rotate", "activate", "draw", "report"):
         assert getattr(kernels.many, name) is getattr(kernels.few, name) is getattr(Native, name)

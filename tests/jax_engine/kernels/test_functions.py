@@ -4,6 +4,7 @@ instructions it has."""
 from __future__ import annotations
 
 import ctypes
+import math
 import platform
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from gnomon.jax_engine.kernels import native
 
-FUNCTIONS = ("exp", "tanh", "log", "log1p")
+FUNCTIONS = ("exp", "tanh", "erf", "log", "log1p")
 SOURCE = """#include "functions.h"
 using namespace gnomon;
 #define EVERY(function) \\
@@ -124,6 +125,20 @@ def test_tanh_at_the_ends_and_of_what_is_no_number(functions: dict[str, Function
     x = np.array([-np.inf, np.inf, np.nan, 0, -0.0, 1e-45, -1e-45, 3e38, -3e38, 9.1] + [50] * 6, np.float32)
     want = np.array([-1, 1, np.nan, 0, -0.0, 1e-45, -1e-45, 1, -1, 1] + [1] * 6, np.float32)
     y = functions["tanh"](x)
+    assert np.array_equal(y, want, equal_nan=True)
+    assert (np.signbit(y) == np.signbit(want))[~np.isnan(x)].all()
+
+
+@pytest.mark.parametrize("most", [1e-30, 1e-3, 1, 1.1, 5])
+def test_erf_errs_by_less_than_two_units_in_the_last_place(functions: dict[str, Function], most: float) -> None:
+    x = floats(-most, most, 2**16)
+    assert units(functions["erf"](x), np.array([math.erf(one) for one in x])) < 2
+
+
+def test_erf_at_the_ends_and_of_what_is_no_number(functions: dict[str, Function]) -> None:
+    x = np.array([-np.inf, np.inf, np.nan, 0, -0.0, 3e38, -3e38, 4] + [50] * 8, np.float32)
+    want = np.array([-1, 1, np.nan, 0, -0.0, 1, -1, 1] + [1] * 8, np.float32)
+    y = functions["erf"](x)
     assert np.array_equal(y, want, equal_nan=True)
     assert (np.signbit(y) == np.signbit(want))[~np.isnan(x)].all()
 

@@ -178,7 +178,9 @@ def test_a_wrong_engine_is_unsound_in_parity(
     rotate, noise = model.rotate, sampler.noise
     match broken:
         case "rope":
-            monkeypatch.setattr(model, "rotate", lambda x, rope, positions: rotate(x, rope, 1.01 * positions))
+            monkeypatch.setattr(
+                model, "rotate", lambda x, rope, positions, *how: rotate(x, rope, 1.01 * positions, *how)
+            )
         case "noise":
             monkeypatch.setattr(sampler, "noise", lambda rows, V: noise(rows._replace(step=rows.step + 1), V))
         case "nucleus":
