@@ -203,3 +203,21 @@ def test_the_table_of_families_has_a_row_for_every_variant() -> None:
     assert [row[0].removeprefix("| ") for row in rows] == list(VARIANTS), "run: python tests/family_table.py"
     assert all(row[-1].startswith("yes") for row in rows)
     assert all(float(row[3]) < TOLERANCE and float(row[4]) < JAX_TOLERANCE for row in rows)
+
+
+@pytest.mark.weekly
+@pytest.mark.parametrize("name", UNLIKE_LLAMA)
+def test_natively_slots_change_no_byte(directories: dict[str, Path], native_cache: Path, name: str) -> None:
+    """Nor are they in the fingerprint. What XLA computes between the native operations is every family's own."""
+    params, seen = SamplingParams(max_tokens=40, temperature=0.9, top_p=0.9), set()
+    for slots in (1, 3, 8, 40):
+        settings = EngineSettings(slots=slots, page_size=16, chunk=32, native=True, compilation_cache=native_cache)
+        engine = JaxEngine(load_checkpoint(directories[name]), settings)
+        try:
+            if engine.device.kernels.description == "XLA":
+                pytest.skip("no C++ compiler here")
+            asked = JobRequest([text(5)[:60], text(6)[:9]], [5, 6], params, candidates=2, top=3, score=True)
+            seen.add((engine.fingerprint, *sorted(map(repr, engine.submit(asked).events()))))
+        finally:
+            engine.stop()
+    assert len(seen) == 1
