@@ -124,9 +124,10 @@ def seeds_of_its_own(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture(scope="session")
 def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where programs are compiled once a run: the workers share it."""
+    """Where programs are compiled once a run: the workers share it. What is in it is named by hashes of all that
+    decides it, so that runs may share it, too: those of mutations do."""
     base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if WORKER else base) / "engines"
+    shared = Path(os.environ.get("TESTS_ENGINES", (base.parent if WORKER else base) / "engines"))
     shared.mkdir(mode=0o700, exist_ok=True)
     return shared
 

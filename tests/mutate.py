@@ -166,6 +166,7 @@ class Copy:
                 "PYTHONPYCACHEPREFIX": str(self.folder / "bytecode"),
                 "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # halves the time it takes to start
                 "TESTS_FUZZ_REQUESTS": "30",
+                "TESTS_ENGINES": str(self.folder / "engines"),  # a mutation of a kernel compiles what it changes
                 "OPENBLAS_NUM_THREADS": "1",  # a mutation on each core
             }
             self._process = subprocess.Popen(

@@ -94,7 +94,7 @@ class JaxOptions:
 
     slots: int | None = option(
         None,
-        "Sequences decoded at a time; only with --engine jax. Default: 16 with the native kernels, to which a slot "
+        "Sequences decoded at a time; only with --engine jax. Default: 32 with the native kernels, to which a slot "
         "that nobody is in costs little, else 8; fewer where memory is short.",
         ENGINE_GROUP,
         min=1,

@@ -3,7 +3,8 @@
     1 compiler   $CXX, else the first of c++, g++, clang++; asked for its version and what it knows of this CPU
     2 name       a hash of all that decides the machine code; also part of the calls' names in compiled programs
     3 build      into the cache directory, unless it is there and whole (see checked.py); a library that another user
-                 may have written is not loaded
+                 may have written is not loaded. Objects are kept beside it, each under a hash of its source and of the
+                 headers that it includes: after a change only what may differ is compiled again
     4 register   with XLA, for the platform cpu
 
 Where a step fails, `load_native` says why and XLA's own product is to be used. Whether a program contains the call is
@@ -16,6 +17,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -53,7 +55,8 @@ CPU_FLAG = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-m
 COMPILER_FLAGS = ("-std=c++20", "-O3", CPU_FLAG, "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-w")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")  # as rows.h numbers them
 EVERYTHING = 2**31  # a window of so many positions hides none
-LIBRARY_SUFFIX = ".so"
+LIBRARY_SUFFIX, OBJECT_SUFFIX = ".so", ".o"
+INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 COMPILER_SECONDS = 300  # for one run of the compiler
 BUILD_SECONDS = 10  # what a build took on a machine of two cores with little else to do
 
@@ -196,18 +199,16 @@ def _load(cache: Path, announce: Callable[[str], None]) -> Native:
     cpu = _run(
         [*compiler, *COMPILER_FLAGS, "-dM", "-E", "-x", "c++", os.devnull]
     )  # every macro: instructions, compiler
-    decides = (sources, about, cpu, COMPILER_FLAGS, version("jaxlib"))
-    native = Native(
-        name := "gnomon_native_" + hashlib.sha256(repr(decides).encode()).hexdigest()[:16],
-        f"{name}, {about}, {' '.join(COMPILER_FLAGS)}",
-    )
+    tools = (about, cpu, COMPILER_FLAGS, version("jaxlib"))
+    name = _name("native", sources, tools)
+    native = Native(name, f"{name}, {about}, {' '.join(COMPILER_FLAGS)}")
     if name not in _registered:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_owner(cache)
         kept = find(cache, name, LIBRARY_SUFFIX, announce)
         if kept is None:
             announce(f"building the native operations with {compiler[0]}: about {BUILD_SECONDS} s, the first time only")
-        library = ctypes.CDLL(str(_build(compiler, cache, name) if kept is None else kept.path))
+        library = ctypes.CDLL(str(_build(compiler, cache, name, tools, announce) if kept is None else kept.path))
         handlers = {call: getattr(library, f"gnomon_{call}") for call in CALLS}
         for call, handler in handlers.items():
             capsule = jax.ffi.pycapsule(handler)  # type: ignore[no-untyped-call]
@@ -225,17 +226,39 @@ def _compiler() -> list[str]:
     raise NoNativeKernels(f"there is no C++ compiler: {named or ', '.join(COMPILERS)} not found")
 
 
-def _build(compiler: list[str], cache: Path, name: str) -> Path:
+def _name(of: str, *decides: object) -> str:
+    return f"gnomon_{of}_{hashlib.sha256(repr(decides).encode()).hexdigest()[:16]}"
+
+
+def _build(compiler: list[str], cache: Path, name: str, tools: object, announce: Callable[[str], None]) -> Path:
     """Compiles the sources beside each other, as far as there are processors, and links them."""
     command = [*compiler, *COMPILER_FLAGS, f"-I{jax.ffi.include_dir()}"]
     with tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=PARTIAL, dir=cache) as folder:
-        objects = {file: f"{folder}/{file.stem}.o" for file in sorted(SOURCES.glob("*.cc"))}
+
+        def compiled(source: Path) -> Path:
+            own = _name(source.stem, _with_headers(source), tools)
+            if kept := find(cache, own, OBJECT_SUFFIX, announce):
+                return kept.path
+            made = Path(folder) / f"{source.stem}{OBJECT_SUFFIX}"
+            _run([*command, "-c", "-o", str(made), str(source)])
+            return keep(cache, own, OBJECT_SUFFIX, made.read_bytes())
+
         with ThreadPoolExecutor(usable_cores()) as pool:
-            for built in [pool.submit(_run, [*command, "-c", "-o", to, str(file)]) for file, to in objects.items()]:
-                built.result()
+            objects = list(pool.map(compiled, sorted(SOURCES.glob("*.cc"))))
         library = Path(folder) / f"built{LIBRARY_SUFFIX}"
-        _run([*command, "-o", str(library), *objects.values()])
+        _run([*command, "-o", str(library), *map(str, objects)])
         return keep(cache, name, LIBRARY_SUFFIX, library.read_bytes())
+
+
+def _with_headers(source: Path) -> dict[str, bytes]:
+    """What a source says, and what all those of SOURCES say that it includes, by name."""
+    texts, names = {}, [source.name]
+    while names:
+        name = names.pop()
+        if name not in texts and (SOURCES / name).is_file():
+            texts[name] = (SOURCES / name).read_bytes()
+            names += INCLUDE.findall(texts[name].decode())
+    return texts
 
 
 def _run(command: list[str]) -> str:

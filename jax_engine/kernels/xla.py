@@ -39,7 +39,7 @@ def norm(x: Array, weight: Array, bias: Array | None, kind: str, eps: float, liv
         case "rms":
             return rms_norm(x, weight, eps)
         case "rms_offset":
-            return rms_norm(x, 1 + weight, eps)
+            return rms_norm(x, 1 + weight.astype(jnp.float32), eps)  # in bfloat16 the sum would be rounded
         case _:
             y = rms_norm(x - x.mean(axis=-1, keepdims=True), weight, eps)
             return y if bias is None else y + bias

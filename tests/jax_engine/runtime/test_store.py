@@ -93,7 +93,7 @@ def test_code_is_not_loaded_from_another_users_directory(tmp_path: Path) -> None
 def test_a_library_that_another_user_can_write_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is built anew, and one line says why."""
     monkeypatch.setattr(native, "_registered", {})
-    monkeypatch.setattr(native, "_build", lambda compiler, cache, target: keep(cache, target, ".so", b"built"))
+    monkeypatch.setattr(native, "_build", lambda compiler, cache, target, *rest: keep(cache, target, ".so", b"built"))
     if any(shutil.which(name) for name in native.COMPILERS):
         native.load_native(tmp_path)
         [library] = tmp_path.iterdir()
