@@ -357,29 +357,6 @@ def test_another_source_other_flags_and_another_cpu_are_built_anew(
 
 
 @pytest.mark.slow
-def test_a_changed_header_compiles_only_the_sources_that_include_it(
-    tmp_path: Path, idle: Callable[[], int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    idle_file().with_name("own.h").write_text('#include "inner.h"\n')
-    idle_file().with_name("inner.h").write_text("constexpr int ONE = 1;\n")
-    idle_file().with_name("other.cc").write_text('#include "own.h"\nint other() { return ONE; }\n')
-    compiled: list[str] = []
-    run = native._run
-
-    def watched(command: list[str]) -> str:
-        if "-c" in command:
-            compiled.append(Path(command[-1]).name)
-        return run(command)
-
-    monkeypatch.setattr(native, "_run", watched)
-    for text in ("constexpr int ONE = 1;\n", "constexpr int ONE = 3 - 2;\n"):
-        idle_file().with_name("inner.h").write_text(text)
-        assert isinstance(native.load_native(tmp_path / "kept"), Native)
-    assert sorted(compiled) == sorted([idle_file().name, "other.cc", "other.cc"])
-    assert idle() == 2
-
-
-@pytest.mark.slow
 def test_building_prints_nothing(
     tmp_path: Path, idle: Callable[[], int], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

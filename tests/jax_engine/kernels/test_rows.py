@@ -104,7 +104,7 @@ def operations(built: Native) -> dict[str, Operation]:
     D, N, H, half = 577, 3, 35, 13
     x, up, vectors = 3 * normal(1, ROWS, D), normal(2, ROWS, D), normal(3, 2, D)
     heads, turn = normal(4, ROWS, N, H), normal(5, 2, ROWS, half)
-    head_weight = normal(6, H)
+    head_weight = jnp.asarray(normal(6, H))
 
     def rows(of: Any, *arrays: F32) -> Operation:
         jitted = jax.jit(of)
@@ -117,7 +117,7 @@ def operations(built: Native) -> dict[str, Operation]:
 
         return operation
 
-    def heads_of(live: Mask) -> Mask:
+    def heads_of(live: Any) -> Any:
         return live[:, None]
 
     every: dict[str, Operation] = {
@@ -155,11 +155,13 @@ def test_a_row_has_the_same_bits_among_any_number_of_others(built: Native) -> No
 
 def test_shared_between_threads_many_rows_have_the_bits_they_have_alone(built: Native) -> None:
     """Rows as many as in a chunk, so that the threads have work."""
-    x, up, weight = normal(1, 300, 1537), normal(2, 300, 1537), normal(3, 1537)
-    given = set()
+    x, up, weight = (
+        jnp.asarray(normal(seed, *shape)) for seed, shape in enumerate([(300, 1537), (300, 1537), (1537,)])
+    )
+    live, given = jnp.ones(300, bool), set()
     for threads in (1, 2, 3):
         built.share_between(threads)
-        y = built.norm(jnp.asarray(x), weight, None, "layer", EPS, np.ones(300, bool))
-        z = built.activate([jnp.asarray(x), jnp.asarray(up)], "silu", np.ones(300, bool))
+        y = built.norm(x, weight, None, "layer", EPS, live)
+        z = built.activate([x, up], "silu", live)
         given.add(np.asarray(y).tobytes() + np.asarray(z).tobytes())
     assert len(given) == 1
