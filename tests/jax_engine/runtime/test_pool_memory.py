@@ -81,7 +81,7 @@ def test_pool_weights_and_slots_together_are_held_against_the_free_memory(
 
 @pytest.mark.parametrize(
     ("limit", "is_native", "slots"),
-    [(16 * GIB, True, 16), (16 * GIB, False, 8), (2**21, True, 8), (2**20, True, 4), (1, True, 1)],
+    [(16 * GIB, True, 32), (16 * GIB, False, 8), (2**21, True, 8), (2**20, True, 4), (1, True, 1)],
 )
 def test_there_are_as_many_slots_as_the_kernels_have_a_use_for_and_memory_allows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, is_native: bool, slots: int
