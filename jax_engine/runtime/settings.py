@@ -72,8 +72,8 @@ def sized(settings: EngineSettings, config: ModelConfig, is_native: bool) -> Siz
 
 def default_slots(config: ModelConfig, is_native: bool) -> int:
     """As many as pay. Natively a slot that nobody is in costs little: with 32 of them one stream of a 135M Llama is a
-    sixth slower than with 8. With XLA's operations every slot costs all of a row. Half as many, or a quarter, where
-    memory is short."""
+    good sixth slower than with 8. With XLA's operations every slot costs all of a row. Half as many, or a quarter,
+    where memory is short."""
     slots, most = NATIVE_SLOTS if is_native else XLA_SLOTS, memory_bytes().limit // SLOTS_PART
     while slots > 1 and slots * config.vocab_size * SLOT_BYTES > most:
         slots //= 2
