@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -67,8 +68,8 @@ class Opened:
     """A regular file that is kept open to be read from later. Raises OSError."""
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = -1  # for __del__, if opening fails
         self._descriptor = open_regular(path)
+        self._closing = weakref.finalize(self, os.close, self._descriptor)  # at the latest where the process ends
         self._state = self._now()
 
     def _now(self) -> tuple[int, ...]:
@@ -89,9 +90,5 @@ class Opened:
         return filled
 
     def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor = -1
-
-    def __del__(self) -> None:
-        self.close()
+        self._descriptor = -1  # its number is soon another file's
+        self._closing()

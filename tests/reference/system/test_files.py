@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,3 +81,29 @@ def test_a_path_below_a_removed_directory_stays_as_it_is(tmp_path: Path, monkeyp
     assert absolute(Path("x")) == tmp_path / "gone" / "x"
     (tmp_path / "gone").rmdir()
     assert absolute(Path("x")) == Path("x")
+
+
+KEPT_TO_THE_END = """
+import _io, pathlib
+from gnomon.reference.system.files import Opened
+_io.kept = Opened(pathlib.Path(__file__))  # until the modules that it uses have been emptied
+"""
+
+
+def test_a_file_that_is_open_when_its_process_ends_is_closed_without_a_word(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(KEPT_TO_THE_END, encoding="utf-8")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
+def test_what_was_closed_reads_nothing_of_the_file_that_gets_its_number(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).write_bytes(name.encode())
+    opened = Opened(tmp_path / "first")
+    opened.close()
+    opened.close()
+    other = Opened(tmp_path / "second")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        opened.read_into(np.zeros(4, np.uint8), 0)
+    other.close()
