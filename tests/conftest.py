@@ -45,6 +45,7 @@ from hypothesis import settings  # noqa: E402
 
 from helpers.identity import FakeIdentity, FakeTime  # noqa: E402
 from helpers.loopback import Loopback, loopback  # noqa: E402
+from helpers.today import IS_TOLD, is_for_another_day  # noqa: E402
 
 settings.register_profile("quick", deadline=None, derandomize=True, database=None, max_examples=100)
 settings.register_profile("thorough", deadline=None, database=None, max_examples=1000)
@@ -76,11 +77,16 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         options.numprocesses, options.dist, options.loadscopereorder = cpus, "loadfile", False
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take long come first, so that no worker is left with one at the end: those that compile models."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is another day's is left out. Files that take long come first, so that no worker is left with one at the
+    end: those that compile models."""
     both = [item.nodeid for item in items if item.get_closest_marker("slow") and item.get_closest_marker("weekly")]
     if both:
         raise pytest.UsageError(f"slow or weekly, and not both: {both[0]}")
+    if IS_TOLD:
+        others = {item for item in items if item.get_closest_marker("slow") and is_for_another_day(item.nodeid)}
+        config.hook.pytest_deselected(items=list(others))
+        items[:] = [item for item in items if item not in others]
     order = [ROOT / "tests" / folder for folder in ("jax_engine", "http", "project")]
     items.sort(key=lambda item: [item.path.is_relative_to(folder) for folder in order], reverse=True)
 
@@ -125,11 +131,13 @@ def seeds_of_its_own(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 @pytest.fixture(scope="session")
 def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where programs are compiled once a run: the workers share it. What is in it is named by hashes of all that
-    decides it, so that runs may share it, too: those of mutations do."""
+    decides it, so that runs may share it, too: those of mutations do. A command is given its parent."""
     base = tmp_path_factory.getbasetemp()
     shared = Path(os.environ.get("TESTS_ENGINES", (base.parent if WORKER else base) / "engines"))
     shared.mkdir(mode=0o700, exist_ok=True)
-    return shared
+    directory = shared / "jax"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    return directory
 
 
 @pytest.fixture(scope="session")

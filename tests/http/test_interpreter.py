@@ -22,7 +22,6 @@ import pytest
 
 from gnomon.http.settings import Settings
 from helpers.live import MODEL, eventually
-from helpers.today import is_touched, share_of_the_day
 from helpers.watched import CONTEXT
 
 LIMIT = 0.25
@@ -193,12 +192,9 @@ LONGEST = "many prompts, no n"  # a minute and more
 streamed_and_not = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 
 
-IS_TOUCHED = is_touched("http/", "reference/")
-SHORTER = [shape for shape in ANSWERS if shape != LONGEST]
-
-
+@pytest.mark.slow
 @streamed_and_not
-@pytest.mark.parametrize("shape", share_of_the_day(SHORTER, days=3, always=SHORTER if IS_TOUCHED else ()))
+@pytest.mark.parametrize("shape", [shape for shape in ANSWERS if shape != LONGEST])
 def test_the_largest_answers_leave_the_interpreter_to_others(server: Watched, shape: str, stream: bool) -> None:
     largest_answers(server, shape, stream)
 
@@ -209,7 +205,8 @@ def test_the_longest_answer_leaves_the_interpreter_to_others(server: Watched, st
     largest_answers(server, LONGEST, stream)
 
 
-@pytest.mark.parametrize("shape", share_of_the_day(REQUESTS, days=3, always=REQUESTS if IS_TOUCHED else ()))
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", REQUESTS)
 def test_the_largest_bodies_leave_the_interpreter_to_others(server: Watched, shape: str) -> None:
     path = "/v1/completions/trace" if "trace" in shape else "/v1/completions"
     sent = REQUESTS[shape]()

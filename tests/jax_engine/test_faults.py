@@ -503,7 +503,9 @@ class Ended(NamedTuple):
 
 def under_signals(path: Path, engine: str, max_tokens: int, signals: int, drain_seconds: float) -> Ended:
     """16 streams and 16 others, more than the engine can run at one time; a signal when it is at work."""
-    options = ("--drain-seconds", str(drain_seconds), "--ping-seconds", "0.05")
+    options: tuple[str, ...] = ("--drain-seconds", str(drain_seconds), "--ping-seconds", "0.05")
+    if engine == "jax":
+        options += ("--slots", "8")
     with server(Plan(engine=engine, model=path, max_queue=500, more=options)) as at:
         return asyncio.run(signalled(at, max_tokens, signals))
 

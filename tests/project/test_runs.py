@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from helpers.today import is_touched, share_of_the_day
+from helpers.today import SUBJECTS, is_for_another_day, is_touched, share_of_the_day
 
 TESTS = Path(__file__).resolve().parents[1]
 
 
-def run(tmp_path: Path, source: str, *options: str) -> str:
+def run(tmp_path: Path, source: str, *options: str, at: str = "test_it.py") -> str:
     """What pytest says of a file with our conftest."""
-    (tmp_path / "test_it.py").write_text(f"import os, pytest\n{source}", encoding="utf-8")
+    (tmp_path / at).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / at).write_text(f"import os, pytest\n{source}", encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     command = [
         sys.executable,
@@ -27,8 +28,9 @@ def run(tmp_path: Path, source: str, *options: str) -> str:
         "-p",
         "no:cacheprovider",
         "-rA",
+        "--rootdir=.",
         *options,
-        "test_it.py",
+        at,
     ]
     environment |= {"PYTHONPATH": str(TESTS), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
@@ -49,6 +51,46 @@ def test_what_begins_with_a_folders_name_and_a_slash_is_touched_with_it() -> Non
     assert is_touched("http/", "reference/body/", paths={"README.md", "reference/body/json.py"})
     assert not is_touched("http/", paths={"tests/http/test_app.py", "httpx.py"})
     assert not is_touched("http/", paths=())
+
+
+def test_what_a_share_of_is_run_each_day_is_all_run_within_three_and_at_once_when_its_subject_was_touched() -> None:
+    tests = [f"tests/http/page/test_page.py::test_a[{i}]" for i in range(50)]
+    days = [[test for test in tests if not is_for_another_day(test, day, ())] for day in range(20_000, 20_003)]
+    assert sorted(test for day in days for test in day) == sorted(tests)
+    assert all(5 < len(day) < 30 for day in days)
+    for touched in ("http/page/style.css", "tests/http/page/conftest.py"):
+        assert not any(is_for_another_day(test, day, {touched}) for test in tests for day in range(3))
+    assert not any(is_for_another_day("tests/http/test_http.py::test_a", day, ()) for day in range(3))
+
+
+def test_what_the_subjects_name_is_there() -> None:
+    files = [str(path.relative_to(TESTS.parent)) for path in TESTS.parent.rglob("*.*")]
+    for begins, subjects in SUBJECTS.items():
+        for path in (begins, *subjects):
+            assert any(file.startswith(path) for file in files), path
+
+
+ONE_OF_TWO = """
+@pytest.mark.slow
+def test_a(): pass
+def test_b(): pass
+"""
+
+
+def test_a_run_that_is_told_the_day_has_no_slow_test_of_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def passed() -> str:
+        return run(tmp_path, ONE_OF_TWO, "-m", "", at=at).splitlines()[-1]
+
+    at = "tests/http/page/test_it.py"
+    [todays, *others] = sorted(range(3), key=lambda day: is_for_another_day(f"{at}::test_a", day, ()))
+    monkeypatch.delenv("TESTS_TOUCHED", raising=False)
+    monkeypatch.delenv("TESTS_DAY", raising=False)
+    assert "2 passed" in passed()
+    for day in (todays, *others):
+        monkeypatch.setenv("TESTS_DAY", str(day))
+        assert ("2 passed" if day == todays else "1 passed, 1 deselected") in passed()
 
 
 SKIPS = """

@@ -27,6 +27,7 @@ using namespace gnomon;
 X86 = platform.machine() in ("x86_64", "AMD64")
 OTHERS = ("-march=haswell", "-march=x86-64") if X86 else ()  # any x86 CPU of the last ten years has those
 UNFUSED = OTHERS[1:]  # a multiply-add rounds twice there
+SLOWER = [pytest.param(flag, marks=pytest.mark.slow) for flag in OTHERS]
 
 Function = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -35,7 +36,7 @@ COMPILER = next((name for name in native.COMPILERS if shutil.which(name)), None)
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
 
 
-@pytest.fixture(scope="module", params=[native.CPU_FLAG, *OTHERS])
+@pytest.fixture(scope="module", params=[native.CPU_FLAG, *SLOWER])
 def functions(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Function]:
     """Name → the function of every element; their number is a multiple of 16."""
     folder = tmp_path_factory.mktemp("functions")

@@ -457,7 +457,7 @@ def test_a_corrupt_checkpoint_is_one_line_and_no_server(
     path = tiny_llama(tmp_path / "m")
     corrupt(path, how)
     command = [*COMMAND, "serve", str(path), "--engine", engine, "--port", "0"]
-    environment = {**os.environ, **({"GNOMON_CACHE_DIR": str(native_cache)} if engine == "jax" else {})}
+    environment = {**os.environ, **({"GNOMON_CACHE_DIR": str(native_cache.parent)} if engine == "jax" else {})}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert (done.returncode, done.stdout) == (1, "")
     lines = [line for line in done.stderr.splitlines() if not re.match(r"\S+ INFO ", line)]  # the steps before it
