@@ -34,6 +34,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import date
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -72,10 +73,13 @@ def patched(name: str, text: str, old: str, new: str) -> str:
 
 def named_test_exists(test: str, tests: Path = ROOT / "tests") -> bool:
     file, function = test.split("[")[0].split("::")
-    if not (tests / file).is_file():
-        return False
-    nodes = ast.parse((tests / file).read_text(encoding="utf-8")).body
-    return any(isinstance(node, ast.FunctionDef) and node.name == function for node in nodes)
+    return (tests / file).is_file() and function in functions_of(tests / file)
+
+
+@cache
+def functions_of(file: Path) -> frozenset[str]:
+    nodes = ast.parse(file.read_text(encoding="utf-8")).body
+    return frozenset(node.name for node in nodes if isinstance(node, ast.FunctionDef))
 
 
 # ---- which

@@ -48,13 +48,18 @@ def file_of(module: str) -> Path | None:
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
-def uses(test: Path, source: str) -> bool:
-    """Whether a test file imports a source file: itself, or in `STEPS` steps by files of ours. A package is imported
-    with any of its modules."""
-    module = "gnomon." + source.removesuffix("/__init__").replace("/", ".")
-    known = set(imported(test))
+@cache
+def reached(test: Path) -> frozenset[str]:
+    """What a test file imports: itself, or in `STEPS` steps by files of ours."""
+    known = imported(test)
     for _ in range(STEPS):
         known |= {name for file in map(file_of, known) if file is not None for name in imported(file)}
+    return known
+
+
+def uses(test: Path, source: str) -> bool:
+    """Whether a test file imports a source file. A package is imported with any of its modules."""
+    module, known = "gnomon." + source.removesuffix("/__init__").replace("/", "."), reached(test)
     return module in known or (source.endswith("__init__") and any(name.startswith(f"{module}.") for name in known))
 
 

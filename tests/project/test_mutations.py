@@ -26,12 +26,17 @@ def test_there_are_many_mutations_and_no_two_are_alike() -> None:
 
 
 @by_name
-def test_its_patch_applies_exactly_once_and_leaves_python_valid(entry: Mutation) -> None:
+def test_its_patch_applies_exactly_once(entry: Mutation) -> None:
+    whole = (ROOT / entry.file).read_text(encoding="utf-8")
+    assert patched(entry.name, whole, entry.old, entry.new) != whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", [entry for entry in MUTATIONS if entry.file.endswith(".py")], ids=lambda e: e.name)
+def test_its_patch_leaves_python_that_is_valid_and_another_program(entry: Mutation) -> None:
     whole = (ROOT / entry.file).read_text(encoding="utf-8")
     result = patched(entry.name, whole, entry.old, entry.new)
-    assert result != whole
-    if entry.file.endswith(".py"):
-        assert ast.dump(ast.parse(result)) != ast.dump(ast.parse(whole))
+    assert ast.dump(ast.parse(result)) != ast.dump(ast.parse(whole))
 
 
 @by_name

@@ -88,7 +88,7 @@ def test_a_run_that_is_told_the_day_has_no_slow_test_of_another_one(
     monkeypatch.delenv("TESTS_TOUCHED", raising=False)
     monkeypatch.delenv("TESTS_DAY", raising=False)
     assert "2 passed" in passed()
-    for day in (todays, *others):
+    for day in (todays, others[0]):
         monkeypatch.setenv("TESTS_DAY", str(day))
         assert ("2 passed" if day == todays else "1 passed, 1 deselected") in passed()
 

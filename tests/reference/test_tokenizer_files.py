@@ -562,7 +562,9 @@ def test_bytes_and_spans_of_real_files_are_those_of_the_text(real: Any, name: st
     assert whole > 200
 
 
-@pytest.mark.parametrize("name", ["gpt2", "phi2", "phi3", pytest.param("deepseek-r1", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if size > 100_000 else ()) for name, size in REAL.items()]
+)
 def test_ids_of_real_files_have_the_text_that_the_librarys_decoder_gives_them(real: Any, name: str) -> None:
     """Of a prompt of ids and of a completion that follows one; ids at random, of which a fifth are the first hundreds,
     where bytes and special tokens stand. SentencePiece's runs of bytes that are no text are left out."""
@@ -579,6 +581,7 @@ def test_ids_of_real_files_have_the_text_that_the_librarys_decoder_gives_them(re
             assert prompt == library.decode(ids, skip_special_tokens=False), ids
 
 
+@pytest.mark.slow
 def test_deepseeks_real_file_has_a_bos_and_its_tokens_for_the_middle(real: Any) -> None:
     _, tokenizer = real("deepseek-r1")
     assert tokenizer.labels[tokenizer.bos_id] == "<｜begin▁of▁sentence｜>"

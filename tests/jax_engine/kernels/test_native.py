@@ -196,7 +196,7 @@ def test_a_weight_of_a_stack_is_that_weight_alone(built: Native, dtype: str) -> 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES[:3], *(pytest.param(shape, marks=pytest.mark.slow) for shape in SHAPES[3:])])
 def test_rows_taken_out_of_panels_are_those_that_were_packed(
     built: Native, shape: tuple[int, int, int], dtype: str
 ) -> None:

@@ -38,7 +38,7 @@ def built(native_cache: Path) -> Native:
     return loaded
 
 
-@pytest.fixture(params=["native", "xla"])
+@pytest.fixture(params=["native", pytest.param("xla", marks=pytest.mark.slow)])
 def form(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue("built") if request.param == "native" else xla
 
@@ -142,12 +142,12 @@ def operations(built: Native) -> dict[str, Operation]:
 
 
 def test_a_row_has_the_same_bits_among_any_number_of_others(built: Native) -> None:
-    """Alone, among 2, 3, … 40, in any order, with one thread or three, and whoever else is dead; NaN in the dead."""
+    """Alone, among 2, 3, 8, 33, 40, in any order, with one thread or three, and whoever else is dead; NaN in the dead."""
     rng = np.random.default_rng(7)
     for name, operation in operations(built).items():
         whole = operation(slice(None), np.ones(ROWS, bool))
         assert np.isfinite(whole).all(), name
-        for count in (*range(1, 10), 16, 31, 32, 33, ROWS):
+        for count in (1, 2, 3, 8, 33, ROWS):
             built.share_between(1 + 2 * (count % 2))
             which, live = rng.permutation(ROWS)[:count], rng.random(count) < 0.6
             y = operation(which, live)
