@@ -495,7 +495,7 @@ def test_missing_malformed_and_oversized_tokenizers_are_refused(tmp_path: Path) 
 
 
 REAL_VOCAB = {"gpt2": 50257, "phi2": 51200, "phi3": 32064, "deepseek-r1": 129280}
-REAL = [pytest.param(name, marks=pytest.mark.slow if size > 100_000 else ()) for name, size in REAL_VOCAB.items()]
+BY_NAME = [pytest.param(name, marks=pytest.mark.slow if size > 100_000 else ()) for name, size in REAL_VOCAB.items()]
 REAL: dict[str, Tokenizer] = {}
 
 
@@ -536,7 +536,7 @@ def test_labels_of_real_tokenizers_are_injective(name: str) -> None:
     assert len(set(labels)) == len(labels) == REAL_VOCAB[name]
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", BY_NAME)
 def test_real_tokens_spans_are_non_decreasing_and_within_the_text(name: str) -> None:
     for text, _ in vectors("openai-community__gpt2.json"):
         starts = real(name).encode(text).starts
@@ -570,6 +570,6 @@ def test_phi3_ids_are_the_published_ones_of_its_vocabulary(file: str) -> None:
     assert compared >= 25
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", BY_NAME)
 def test_every_printable_ascii_character_has_a_token_in_every_real_tokenizer(name: str) -> None:
     assert {char.encode() for char in string.printable} <= set(real(name).token_bytes)

@@ -563,7 +563,7 @@ def test_bytes_and_spans_of_real_files_are_those_of_the_text(real: Any, name: st
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if size > 100_000 else ()) for name, size in REAL.items()]
+    "name", [pytest.param(name, marks=pytest.mark.slow if REAL[name] > 100_000 else ()) for name in REAL]
 )
 def test_ids_of_real_files_have_the_text_that_the_librarys_decoder_gives_them(real: Any, name: str) -> None:
     """Of a prompt of ids and of a completion that follows one; ids at random, of which a fifth are the first hundreds,

@@ -142,7 +142,7 @@ def operations(built: Native) -> dict[str, Operation]:
 
 
 def test_a_row_has_the_same_bits_among_any_number_of_others(built: Native) -> None:
-    """Alone, among 2, 3, 8, 33, 40, in any order, with one thread or three, and whoever else is dead; NaN in the dead."""
+    """Alone, among 2, 3, 8, 33, 40, in any order, with one thread or three, whoever is dead; NaN in the dead."""
     rng = np.random.default_rng(7)
     for name, operation in operations(built).items():
         whole = operation(slice(None), np.ones(ROWS, bool))
