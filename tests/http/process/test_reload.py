@@ -269,7 +269,8 @@ def test_a_server_whose_terminal_goes_away_drains_and_ends(model: Path, tmp_path
 @pytest.mark.slow
 def test_quit_ends_it_at_once_as_the_system_has_it(model: Path, tmp_path: Path) -> None:
     no_core = "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))"
-    with served(model, tmp_path, before=no_core) as at:
+    no_shells_choice = "import signal; signal.signal(signal.SIGQUIT, signal.SIG_DFL)"  # what it begins by & ignores it
+    with served(model, tmp_path, before=f"{no_core}; {no_shells_choice}") as at:
         at.process.send_signal(signal.SIGQUIT)
         assert at.process.wait(20) == -signal.SIGQUIT
 
