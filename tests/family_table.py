@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,18 +75,19 @@ def events(engine: Any, ids: list[int], temperature: float) -> tuple[list[float]
     return lps, tokens
 
 
-def against_jax(directory: Path, ids: list[int], devices: int = 1) -> tuple[float, bool]:
+def against_jax(directory: Path, ids: list[int], devices: int = 1, native: Path | None = None) -> tuple[float, bool]:
     """The largest difference of a log-probability, and whether greedy and sampled tokens are the same.
 
-    Margins settle what floats leave open (section 4 of the law); texts here are such that none is needed.
+    Margins settle what floats leave open (section 4 of the law); texts here are such that none is needed. native: the
+    cache of the native library, which computes then.
     """
     from gnomon.jax_engine.engine import JaxEngine
     from gnomon.jax_engine.runtime.settings import EngineSettings
 
     checkpoint = load_checkpoint(directory)
-    engine = JaxEngine(
-        checkpoint, EngineSettings(slots=2, page_size=16, chunk=32, native=False, tensor_parallel=devices)
-    )
+    settings = EngineSettings(slots=2, page_size=16, chunk=32, tensor_parallel=devices)
+    engine = JaxEngine(checkpoint, replace(settings, native=native is not None, compilation_cache=native))
+    assert engine.device.kernels.are_native == (native is not None)
     try:
         worst, equal = 0.0, True
         for temperature in (0.0, 1.0):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +28,7 @@ from gnomon.reference.checkpoint.tensor_table import expected_tensors
 from gnomon.reference.engine import JobRequest
 from gnomon.reference.sampler import SamplingParams
 
+BUSY = 4  # processes
 LEAST_MS = 1e-3  # a difference of two times may come out as nothing, or less
 
 
@@ -113,6 +116,26 @@ def overhead(bench: Bench) -> Ratios:
             bare = partial(theirs, rows, bench.step(engine, rows, params))
             name = f"engine, {rows} stream{'s' * (rows > 1)}, {load}"
             yield bench.compare(name, "tok/s", partial(ours, rows, params), "the bare jitted step", bare, target)
+
+
+def beside_others(bench: Bench) -> Ratios:
+    """A step while other processes take all the time that they are given, against what the system leaves of one: with
+    a thread for each core, that many of all that want to run."""
+    step = bench.step(bench.engine(), ROWS)
+    times = (cores() + BUSY) / cores()
+
+    def disturbed() -> float:
+        others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(BUSY)]
+        try:
+            time.sleep(0.5)  # until they run
+            return step()
+        finally:
+            for other in others:
+                other.kill()
+                other.wait()
+
+    name = f"decode step, {ROWS} rows, beside {BUSY} busy processes"
+    yield bench.compare(name, "ms", disturbed, f"{times:g} times one alone", lambda: times * step(), 0.6)
 
 
 def transformers(bench: Bench) -> Ratios:

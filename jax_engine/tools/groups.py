@@ -15,6 +15,7 @@ GROUPS: dict[str, Callable[[Bench], Ratios]] = {
     "length": engine_rows.length_rows,
     "engine": engine_rows.overhead,
     "slots": engine_rows.live_slots,
+    "others": engine_rows.beside_others,
     "chunks": engine_rows.chunks,
     "first-token": engine_rows.first_token,
     "long-prefill": engine_rows.long_prefill,

@@ -77,6 +77,16 @@ def test_the_jax_engine_computes_what_the_reference_does(directories: dict[str, 
     assert tokens_equal
 
 
+@pytest.mark.weekly
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_native_operations_compute_what_the_reference_does(
+    directories: dict[str, Path], native_cache: Path, name: str
+) -> None:
+    worst, tokens_equal = against_jax(directories[name], text(seed_of(name)), native=native_cache)
+    assert worst < JAX_TOLERANCE
+    assert tokens_equal
+
+
 UNLIKE_LLAMA = ("Mixtral", "Qwen3-MoE", "Gemma 3", "Phi-3, long", "OLMo 2", "GPT-2")  # in what a row might share
 
 
