@@ -7,19 +7,16 @@ Asked for by madvise, so that it works with the system's setting "madvise" as wi
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
-from jax import Array
 from numpy.typing import NDArray
 
 HUGE_PAGE = 2**21  # bytes
 MAP_BYTES = 2**28  # of a map; what of it nobody has touched takes no memory
 ALIGNED = 64  # bytes; XLA's CPU backend takes an array as it is, without a copy, if it begins at a multiple of these
-COLLAPSE = 25  # MADV_COLLAPSE of Linux 6.1: at once what MADV_HUGEPAGE has done in the background
 
 
 class HugePages:
@@ -49,17 +46,3 @@ def _map(size: int) -> NDArray[np.uint8]:
         memory = np.frombuffer(mapped, np.uint8)
     start = -memory.ctypes.data % HUGE_PAGE
     return memory[start : start + size]
-
-
-def move_to_huge_pages(array: Array) -> None:
-    """What XLA has allocated on this CPU: its bytes stay where they are, and the system's pages under them become huge.
-    For arrays that programs overwrite in place, since such a one cannot be given to XLA from outside without a copy."""
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return
-    begin = array.addressable_data(0).unsafe_buffer_pointer()
-    first, last = -(-begin // HUGE_PAGE) * HUGE_PAGE, (begin + array.nbytes) // HUGE_PAGE * HUGE_PAGE
-    if first < last:
-        advise = ctypes.CDLL(None).madvise
-        advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-        for advice in (mmap.MADV_HUGEPAGE, COLLAPSE):  # what a system does not know it refuses, and that is all
-            advise(first, last - first, advice)

@@ -9,12 +9,11 @@ import weakref
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gnomon.jax_engine.runtime import huge_pages
-from gnomon.jax_engine.runtime.huge_pages import HUGE_PAGE, MAP_BYTES, HugePages, move_to_huge_pages
+from gnomon.jax_engine.runtime.huge_pages import HUGE_PAGE, MAP_BYTES, HugePages
 
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 needs_huge_pages = pytest.mark.skipif(
@@ -76,21 +75,9 @@ def test_weights_lie_on_huge_pages() -> None:
     assert huge_bytes(array.ctypes.data, array.ctypes.data + array.nbytes) > array.nbytes // 2
 
 
-@needs_huge_pages
-def test_what_xla_has_allocated_is_moved_without_a_change() -> None:
-    array = jnp.arange(2**22, dtype=jnp.float32)
-    place = array.unsafe_buffer_pointer()
-    move_to_huge_pages(array)
-    assert array.unsafe_buffer_pointer() == place
-    assert (np.asarray(array) == np.arange(2**22)).all()
-    if tuple(map(int, Path("/proc/sys/kernel/osrelease").read_text().split("-")[0].split(".")[:2])) >= (6, 1):
-        assert huge_bytes(place + HUGE_PAGE, place + 2 * HUGE_PAGE) >= HUGE_PAGE
-
-
 def test_a_system_without_huge_pages_has_memory_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     if sys.platform == "linux":
         monkeypatch.delattr(mmap, "MADV_HUGEPAGE")
     monkeypatch.setattr(huge_pages, "MAP_BYTES", 2**12)
     array = HugePages().array((10,), np.float32)
     assert not array.any()
-    move_to_huge_pages(jnp.zeros(3))
