@@ -77,6 +77,25 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         options.numprocesses, options.dist, options.loadscopereorder = cpus, "loadfile", False
 
 
+FILES_MARK = re.compile(r"^pytestmark = .*\bpytest\.mark\.(slow|weekly)\b", re.MULTILINE)
+A_TEST = re.compile(r"((?:^@.*\n(?:^[ )\]].*\n)*)*)^def test_", re.MULTILINE)  # and its decorators
+ITS_MARK = re.compile(r"^@pytest\.mark\.(slow|weekly)\b", re.MULTILINE)
+
+
+def has_none_of_the_default_run(source: str) -> bool:
+    """Whether every test of a file is marked slow or weekly, as far as its text tells."""
+    tests = A_TEST.findall(source)
+    return FILES_MARK.search(source) is not None or (bool(tests) and all(map(ITS_MARK.search, tests)))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Of whole folders, what would be deselected to the last test is not even imported, which takes seconds."""
+    if config.option.markexpr != "not slow and not weekly" or not all(Path(each).is_dir() for each in config.args):
+        return None
+    is_test = collection_path.match("test_*.py") and collection_path.is_file()
+    return True if is_test and has_none_of_the_default_run(collection_path.read_text(encoding="utf-8")) else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What is another day's is left out. Files that take long come first, so that no worker is left with one at the
     end: those that compile models."""

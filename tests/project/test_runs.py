@@ -14,8 +14,8 @@ from helpers.today import SUBJECTS, is_for_another_day, is_touched, share_of_the
 TESTS = Path(__file__).resolve().parents[1]
 
 
-def run(tmp_path: Path, source: str, *options: str, at: str = "test_it.py") -> str:
-    """What pytest says of a file with our conftest."""
+def run(tmp_path: Path, source: str, *options: str, at: str = "test_it.py", of: str = "") -> str:
+    """What pytest says of a file, or of the folder `of` with that file, with our conftest."""
     (tmp_path / at).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / at).write_text(f"import os, pytest\n{source}", encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
@@ -30,7 +30,7 @@ def run(tmp_path: Path, source: str, *options: str, at: str = "test_it.py") -> s
         "-rA",
         "--rootdir=.",
         *options,
-        at,
+        of or at,
     ]
     environment |= {"PYTHONPATH": str(TESTS), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
@@ -68,6 +68,17 @@ def test_what_the_subjects_name_is_there() -> None:
     for begins, subjects in SUBJECTS.items():
         for path in (begins, *subjects):
             assert any(file.startswith(path) for file in files), path
+
+
+def test_a_file_of_slow_tests_is_not_imported_by_a_run_that_has_none_of_them(tmp_path: Path) -> None:
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_other.py").write_text("def test_b(): pass\n", encoding="utf-8")
+    source, at = "pytestmark = pytest.mark.slow\nprint('imported')\ndef test_a(): pass\n", "tests/test_it.py"
+    default = run(tmp_path, source, "-s", "-m", "not slow and not weekly", at=at, of="tests")
+    assert "imported" not in default
+    assert "= 1 passed in" in default.splitlines()[-1]
+    assert "imported" in run(tmp_path, source, "-s", "-m", "slow", at=at, of="tests")
+    assert "1 deselected" in run(tmp_path, source, "-m", "not slow and not weekly", at=at)  # who names it is told
 
 
 ONE_OF_TWO = """
