@@ -87,7 +87,8 @@ def test_every_row_of_the_quick_run_has_two_sides_and_their_ratio(quick: Printed
     assert len(set(names)) == len(names)
     for what in (
         "decode step, 1 row, greedy", "decode step, 8 rows, temperature 0.8 and top_p 0.95",
-        "prefill of a chunk of 128", "engine, 8 streams, greedy", "--slots 1, one stream", "--slots 8, 9 streams",
+        "prefill of a chunk of 128", "engine, 8 streams, greedy", "decode step, 8 rows, beside 4 busy processes",
+        "--slots 1, one stream", "--slots 8, 9 streams",
         "prefill of 32 in a chunk of 128", "first token of a prompt of 385, warm prefix",
         "between two tokens, prefill of 384 under way", "HTTP, 8 at once, streamed",
         "8 streams, temperature 0.8 and top_p 0.95, the baseline's", "embedded model, one stream, greedy",
@@ -100,6 +101,7 @@ def test_the_targets_are_those_that_were_set(quick: Printed) -> None:
     rows = quick.report["rows"]
     assert {row["row"].removesuffix(", float32"): row["target"] for row in rows if row["target"] is not None} == {
         "decode step, 1 row, greedy": 0.65,
+        "decode step, 8 rows, beside 4 busy processes": 0.6,
         "engine, 8 streams, greedy": 0.95,
         "engine, 8 streams, temperature 0.8 and top_p 0.95": 0.95,
         "8 streams, temperature 0.8 and top_p 0.95": 0.95,
