@@ -5,7 +5,7 @@
     python tests/mutate.py --only TEXT   only those whose name contains it
     python tests/mutate.py --part 1/6    the first, seventh, … of them; `--part /6`: another sixth every day
     python tests/mutate.py --since REV   besides the part, those of every file that was touched since that commit
-    python tests/mutate.py --most 90     no more than so many: the part first; how many are left out is said
+    python tests/mutate.py --most 90     no more than so many, but the part whole; how many are left out is said
 
 How a mutation is tried:
 
@@ -92,6 +92,14 @@ def part_of(mutations: Sequence[Mutation], part: str) -> list[Mutation]:
     return list(mutations[first :: int(n)])
 
 
+def with_those_besides(
+    named: Sequence[Mutation], part: Sequence[Mutation], besides: Sequence[Mutation], most: int
+) -> list[Mutation]:
+    """The whole part, or some mutation's turn would never come; and of those besides as many as make up `most`."""
+    kept = {*part, *besides[: max(0, most - len(part))]}
+    return [one for one in named if one in kept]
+
+
 def touched_since(revision: str) -> set[str]:
     """The files of the source that differ from that commit. Where git knows no such commit (a source distribution, a
     shallow clone), it says so and none."""
@@ -171,7 +179,8 @@ class Copy:
                 "PYTHONPYCACHEPREFIX": str(self.folder / "bytecode"),
                 "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # halves the time it takes to start
                 "TESTS_FUZZ_REQUESTS": "30",
-                "TESTS_ENGINES": str(self.folder / "engines"),  # a mutation of a kernel compiles what it changes
+                # what is compiled, by its hash: a mutation of a kernel compiles what it changes
+                "TESTS_ENGINES": os.environ.get("TESTS_ENGINES", str(self.folder / "engines")),
                 "OPENBLAS_NUM_THREADS": "1",  # a mutation on each core
             }
             self._process = subprocess.Popen(
@@ -335,7 +344,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only the mutations whose name contains this")
     parser.add_argument("--part", default="1/1", metavar="K/N", help="every N-th, from the K-th on; /N: from today's")
     parser.add_argument("--since", metavar="REV", help="besides, those of files that were touched since a commit")
-    parser.add_argument("--most", type=int, default=len(MUTATIONS), metavar="N", help="no more than so many of them")
+    parser.add_argument("--most", type=int, default=len(MUTATIONS), metavar="N", help="at most so many; the part whole")
     parser.add_argument("--list", action="store_true", help="what would be changed, and which test must notice")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -344,11 +353,10 @@ def main() -> None:
     named = [one for one in MUTATIONS if options.only in one.name]
     touched = touched_since(options.since) if options.since else set()
     part = part_of(named, options.part)
-    asked = [*part, *(one for one in named if one.file in touched and one not in part)]
-    kept = set(asked[: options.most])
-    chosen = [one for one in named if one in kept]
-    if len(asked) > len(chosen):
-        print(f"mutate: {len(asked) - len(chosen)} of files that were touched are left out: --most {options.most}")
+    besides = [one for one in named if one.file in touched and one not in part]
+    chosen = with_those_besides(named, part, besides, options.most)
+    if left_out := len(part) + len(besides) - len(chosen):
+        print(f"mutate: {left_out} of files that were touched are left out: --most {options.most}")
     if not chosen:
         raise SystemExit(f"mutate: no mutation has {options.only!r} in its name")
     width = max(len(one.name) for one in chosen)
@@ -358,6 +366,7 @@ def main() -> None:
         return None
     begun, unnoticed = time.monotonic(), 0
     with ExitStack() as stack:
+        os.environ["TESTS_ENGINES"] = stack.enter_context(tempfile.TemporaryDirectory())  # one for all copies
         copies = [stack.enter_context(copied()) for _ in range(min(os.cpu_count() or 1, len(chosen)))]
         for one in chosen:  # all are applied before any test is run
             with copies[0].mutated(*one[:4]):

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from mutate import MUTATIONS, ROOT, copied, named_test_exists, part_of, patched
+from mutate import MUTATIONS, ROOT, copied, named_test_exists, part_of, patched, with_those_besides
 from mutations.mutation import Mutation
 
 from gnomon.reference.engine import JobRequest, Token
@@ -70,6 +70,15 @@ def test_the_parts_of_a_rotation_are_all_of_it_and_today_has_one_of_them() -> No
     parts = [part_of(MUTATIONS, f"{k}/6") for k in range(1, 7)]
     assert sorted(one.name for part in parts for one in part) == sorted(one.name for one in MUTATIONS)
     assert part_of(MUTATIONS, "/6") in parts
+
+
+def test_a_part_is_whole_whatever_the_most_and_only_what_comes_besides_is_cut() -> None:
+    named = MUTATIONS[:12]
+    part, besides = list(named[::3]), list(named[1::3])
+    for most, kept in ((1, named[::3]), (4, named[::3]), (6, [*named[::3], *besides[:2]]), (99, [*part, *besides])):
+        assert sorted(one.name for one in with_those_besides(named, part, besides, most)) == sorted(
+            one.name for one in kept
+        )
 
 
 @pytest.mark.slow

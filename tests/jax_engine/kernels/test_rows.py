@@ -141,13 +141,16 @@ def operations(built: Native) -> dict[str, Operation]:
     return every
 
 
-def test_a_row_has_the_same_bits_among_any_number_of_others(built: Native) -> None:
-    """Alone, among 2, 3, 8, 33, 40, in any order, with one thread or three, whoever is dead; NaN in the dead."""
+@pytest.mark.parametrize(
+    "counts", [(1, 2, 3, 8, 33, ROWS), pytest.param((4, 5, 6, 7, 9, 16, 31, 32), marks=pytest.mark.slow)], ids=str
+)
+def test_a_row_has_the_same_bits_among_any_number_of_others(built: Native, counts: tuple[int, ...]) -> None:
+    """In any order, with one thread or three, and whoever else is dead; NaN in the dead."""
     rng = np.random.default_rng(7)
     for name, operation in operations(built).items():
         whole = operation(slice(None), np.ones(ROWS, bool))
         assert np.isfinite(whole).all(), name
-        for count in (1, 2, 3, 8, 33, ROWS):
+        for count in counts:
             built.share_between(1 + 2 * (count % 2))
             which, live = rng.permutation(ROWS)[:count], rng.random(count) < 0.6
             y = operation(which, live)
