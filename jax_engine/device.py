@@ -469,7 +469,7 @@ class Device:
         ids = [(7 * i + 1) % V for i in range(max(1, min(s.chunk, self.config.max_position_embeddings - 2)))]
         pages = range(1, -(-(len(ids) + 2) // s.page_size) + 1)
         hidden, last = self.prefill(ids, pages, 0)
-        yield hidden, last, self.score(hidden, ids[1:])
+        yield hidden[: len(ids)], last, self.score(hidden, ids[1:])  # of other rows nothing is computed
         params = SamplingParams(temperature=0.7, top_p=0.9)
         self.begin(0, pages, len(ids), last, params, DrawKey(1, 0, 0), None)
         for new in ([0], []):

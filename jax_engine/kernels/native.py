@@ -94,7 +94,7 @@ class Native:
 
     def linear(self, x: Array, weights: Sequence[Panels], live: Array, rounded: bool = False) -> list[Array]:
         """x [R, in] float32 · each weight [out, in], all float32 or all bfloat16 → [R, out] float32; rows that are not
-        `live` [R] are neither read nor computed, and come out as zeros.
+        `live` [R] are neither read nor written: what comes out there is what the memory held.
 
         A row's bits depend on nothing but that row, the weight and `rounded`. With bfloat16 weights x stays float32
         unless `rounded`, which rounds it to bfloat16 too where the CPU has an instruction for that (AVX512_BF16), for
@@ -117,7 +117,7 @@ class Native:
         score_cap: float | None,
     ) -> Array:
         """See `xla.attend`; keys and values are float32 or bfloat16. Queries at or beyond their sequence's length are
-        neither read nor computed, and come out as zeros; pages that no query sees are not read.
+        neither read nor written, as in `linear`; pages that no query sees are not read.
 
         The bits of a query depend on nothing but q, its position, the keys and values that it sees, window and cap.
         """
@@ -131,7 +131,7 @@ class Native:
 
     def norm(self, x: Array, weight: Array, bias: Array | None, kind: str, eps: float, live: Array) -> Array:
         """See `xla.norm`. Of this and the two operations below the bits of a row depend on nothing but that row and, of
-        course, the weight; rows that are not live are not read, and come out as zeros."""
+        course, the weight; rows that are not live are neither read nor written, as in `linear`."""
         like = jax.ShapeDtypeStruct((live.size, x.size // live.size), jnp.float32)  # type: ignore[no-untyped-call]
         vectors = [vector.astype(jnp.float32) for vector in (weight, bias) if vector is not None]
         y: Array = jax.ffi.ffi_call(self.target("norm"), like)(

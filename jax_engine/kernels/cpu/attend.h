@@ -14,7 +14,7 @@
 // A position that a query does not see has weight 0 in 2 and 3, and a span of such positions counts nothing in 4:
 // whether it is computed, for a neighbour's sake, or left out can only change the sign of a zero, which 5 takes away. (A
 // value that is no number is an exception: times 0 it is none.) Nothing is read but what some query of a block sees: no
-// dead query, no page before all windows, nothing beyond the end of a sequence.
+// dead query, of which nothing is written either, no page before all windows, nothing beyond the end of a sequence.
 //
 // Keys are turned over on their way, so that lanes run along positions in 1 as they run along a head's width in 3: both
 // are products of a few rows with rows of vectors (tiles.h).
@@ -269,7 +269,6 @@ void attend(const Attention<Stored>& a) {
     const size_t* const query = plan.live.data() + plan.live.size();
     for (size_t i = b * a.T; i < (b + 1) * a.T; i++)
       if (a.lives(i)) plan.live.push_back(i);
-      else std::fill_n(a.y + i * a.K * a.G * a.H, a.K * a.G * a.H, 0.0f);
     const size_t rows = size_t(plan.live.data() + plan.live.size() - query) * a.G;
     for (size_t k = 0; k < a.K; k++)
       for (size_t first = 0; first < rows; first += MOST_QUERIES) {

@@ -10,7 +10,7 @@
 // There is no third: nothing is added across lanes. A `tile` runs this sequence for several rows and outputs side by
 // side, so that what it loads is used more than once. Which rows it takes together, in how many blocks it goes along k
 // (y holds the sums in between, whole), how wide a panel is and which thread computes it decide when a step is done,
-// never what it does. Dead rows are not read.
+// never what it does. Dead rows are neither read nor written.
 //
 // Packed, the weights of LANES outputs are a panel, in which they stand as a tile reads them: the first word of every
 // output, then the second, and so on. A word is a weight in float32 or two in bfloat16, the first k of the pair in its
@@ -65,15 +65,15 @@ using BFloat16Rounded = BFloat16;  // this CPU has no such instruction: x stays 
 
 // ---- one product
 
-// R rows of x times a panel, for `from` ≤ k < `to`. At 0 the sums start, later they go on from y[r], of which there are
-// `outputs`; the lanes beyond them are no one's.
+// R rows of x times a panel, for `from` ≤ k < `to`: y[r], of LANES. At 0 the sums start, later they go on from there.
 template <class A, size_t R>
-void tile(const typename A::Input* const (&x)[R], const uint32_t* panel, size_t from, size_t to, size_t outputs,
-          float* const (&y)[R]) {
+void tile(const typename A::Input* const (&x)[R], const uint32_t* panel, size_t from, size_t to, float* const (&y)[R]) {
   Lanes sum[R][VECTORS] = {};
   if (from > 0)
+#pragma GCC unroll 8
     for (size_t r = 0; r < R; r++)
-      for (size_t n = 0; n < VECTORS; n++) sum[r][n] = load_some(y[r], n * W, outputs);
+#pragma GCC unroll 3
+      for (size_t n = 0; n < VECTORS; n++) sum[r][n] = load_some(y[r], n * W, LANES);
   const uint32_t* word = panel + from / A::OF_WORD * LANES;
   const auto add = [&](size_t k, size_t half) __attribute__((always_inline)) {
     decltype(A::weight(Words{}, 0)) w[VECTORS];
@@ -94,23 +94,24 @@ void tile(const typename A::Input* const (&x)[R], const uint32_t* panel, size_t 
 #pragma GCC unroll 2
     for (size_t half = 0; half < A::OF_WORD; half++) add(k + half, half);
   }
-  if (k < to) add(k, 0);
+  if constexpr (A::OF_WORD > 1)
+    if (k < to) add(k, 0);
 #pragma GCC unroll 8
   for (size_t r = 0; r < R; r++)
 #pragma GCC unroll 3
-    for (size_t n = 0; n < VECTORS; n++) store_some(y[r], n * W, outputs, sum[r][n]);
+    for (size_t n = 0; n < VECTORS; n++) store_some(y[r], n * W, LANES, sum[r][n]);
 }
 
 // A tile of `rows` ≤ R rows.
 template <class A, size_t R = MOST_ROWS>
 void any_tile(const typename A::Input* const* x, const uint32_t* panel, size_t rows, size_t from, size_t to,
-              size_t outputs, float* const* y) {
+              float* const* y) {
   if constexpr (R > 1)
-    if (rows < R) return any_tile<A, R - 1>(x, panel, rows, from, to, outputs, y);
+    if (rows < R) return any_tile<A, R - 1>(x, panel, rows, from, to, y);
   const typename A::Input* own_x[R];
   float* own_y[R];
   std::copy_n(x, R, own_x), std::copy_n(y, R, own_y);
-  tile<A, R>(own_x, panel, from, to, outputs, own_y);
+  tile<A, R>(own_x, panel, from, to, own_y);
 }
 
 // ---- all products of one x
@@ -125,27 +126,29 @@ struct Output {  // one weight of those that x is multiplied by, and the result
 template <class Input>
 struct Rows {
   size_t in;
-  std::vector<size_t> live, dead;  // which of y's they are
-  std::vector<const Input*> x;     // those that are live
+  std::vector<size_t> live;     // which of y's they are
+  std::vector<const Input*> x;  // those
 };
 
-// The i-th panel of a weight for all rows.
+// The i-th panel of a weight for all rows. The sums of a last panel, some of whose lanes are no one's, are not y's own.
 template <class A>
 void multiply(const Rows<typename A::Input>& rows, const Output& to, size_t i) {
   const size_t words = (rows.in + A::OF_WORD - 1) / A::OF_WORD, count = rows.x.size();
   const size_t outputs = std::min(LANES, to.out - i * LANES);
-  float* column = to.y + i * LANES;
-  for (size_t r : rows.dead) std::fill_n(column + r * to.out, outputs, 0.0f);
+  float* const column = to.y + i * LANES;
+  std::vector<float> rest(outputs < LANES ? count * LANES : 0);
+  const auto sums = [&](size_t r) { return rest.empty() ? column + rows.live[r] * to.out : &rest[r * LANES]; };
   const size_t step = count > MOST_ROWS ? BLOCK * A::OF_WORD : rows.in;
   for (size_t from = 0, end; from < rows.in; from = end) {
     end = std::min(rows.in, from + step);
     for (size_t first = 0; first < count; first += MOST_ROWS) {
       const size_t some = std::min(MOST_ROWS, count - first);
       float* y[MOST_ROWS];
-      for (size_t r = 0; r < some; r++) y[r] = column + rows.live[first + r] * to.out;
-      any_tile<A>(&rows.x[first], to.panels + i * words * LANES, some, from, end, outputs, y);
+      for (size_t r = 0; r < some; r++) y[r] = sums(first + r);
+      any_tile<A>(&rows.x[first], to.panels + i * words * LANES, some, from, end, y);
     }
   }
+  for (size_t r = 0; r < count && !rest.empty(); r++) std::copy_n(sums(r), outputs, column + rows.live[r] * to.out);
 }
 
 #if defined(__AVX512BF16__)
@@ -159,13 +162,14 @@ inline void round_pairs(const float* x, size_t in, uint32_t* pairs) {
 }
 #endif
 
-// x [R, in] times every weight; rows that are not live [R] are not read, and come out as zeros.
+// x [R, in] times every weight; rows that are not live [R] are neither read nor written.
 template <class A>
 void products(const float* x, size_t in, const bool* live, size_t count, const std::vector<Output>& outputs) {
-  Rows<typename A::Input> rows{in, {}, {}, {}};
+  Rows<typename A::Input> rows{in, {}, {}};
   size_t panels = 0, weights = 0;
   for (const Output& to : outputs) panels += to.count(), weights += to.out * in;
-  for (size_t r = 0; r < count; r++) (live[r] ? rows.live : rows.dead).push_back(r);
+  for (size_t r = 0; r < count; r++)
+    if (live[r]) rows.live.push_back(r);
   const size_t cost = rows.live.empty() ? 0 : weights * (A::BYTES + rows.live.size() / 4);
   if constexpr (std::is_same_v<typename A::Input, float>) {
     for (size_t r : rows.live) rows.x.push_back(x + r * in);

@@ -28,7 +28,7 @@ ffi::Error norm_rows(Matrix x, Mask live, Vector weight, ffi::RemainingArgs bias
   if (!is_right) return ffi::Error::InvalidArgument("shapes are not x [R, n D], live [R], weight and bias [D], y as x");
   const float* from = x.typed_data();
   float* to = y->typed_data();
-  each_live_row(live.typed_data(), rows, to, width, 8 * width, [&](size_t r) {
+  each_live_row(live.typed_data(), rows, 8 * width, [&](size_t r) {
     for (size_t at = r * width; at < (r + 1) * width; at += D) norm(n, from + at, to + at);
   });
   return ffi::Error::Success();
@@ -43,7 +43,7 @@ ffi::Error rotate_rows(Heads x, Mask live, Matrix cos, Matrix sin, ffi::Result<H
     return ffi::Error::InvalidArgument("shapes are not x [R, N, H], live [R], cos and sin [R, H / 2 or less], y as x");
   const float* from = x.typed_data();
   float* to = y->typed_data();
-  each_live_row(live.typed_data(), rows, to, width, 8 * width, [&](size_t r) {
+  each_live_row(live.typed_data(), rows, 8 * width, [&](size_t r) {
     const float *c = cos.typed_data() + r * half, *s = sin.typed_data() + r * half;
     for (size_t at = r * width; at < (r + 1) * width; at += H) rotate(from + at, c, s, half, H, to + at);
   });
@@ -62,7 +62,7 @@ ffi::Error activate_rows(Mask live, Matrix x, ffi::RemainingArgs others, ffi::Re
   }
   if (!is_right) return ffi::Error::InvalidArgument("shapes are not live [R], one or two factors [R, F], y as they");
   float* to = y->typed_data();
-  each_live_row(live.typed_data(), rows, to, F, 32 * F, [&](size_t r) {
+  each_live_row(live.typed_data(), rows, 32 * F, [&](size_t r) {
     activate(from + r * F, times ? times + r * F : nullptr, F, Activation(kind), to + r * F);
   });
   return ffi::Error::Success();

@@ -7,7 +7,7 @@
 // Why the bits of a row depend on that row alone: a function computes one row, from its first lanes to its last, and
 // knows of no other. A sum adds up coordinate k in lane k mod W, in the order of k, and then the lanes in one order; what
 // fills up the last lanes is zero. Which thread computes a row, and how many there are, is in no result. Dead rows are
-// not read, and come out as zeros.
+// neither read nor written.
 
 #pragma once
 
@@ -94,15 +94,12 @@ inline void activate(const float* x, const float* times, size_t F, Activation ki
 
 // ---- rows
 
-// Calls work(r) for every live row r of `count`, and makes the others of y [count, width] zeros. cost: of a row; see
-// share.
+// Calls work(r) for every live row r of `count`. cost: of a row; see share.
 template <class Work>
-void each_live_row(const bool* live, size_t count, float* y, size_t width, size_t cost, const Work& work) {
+void each_live_row(const bool* live, size_t count, size_t cost, const Work& work) {
   std::vector<size_t> which;
-  for (size_t r = 0; r < count; r++) {
+  for (size_t r = 0; r < count; r++)
     if (live[r]) which.push_back(r);
-    else std::fill_n(y + r * width, width, 0.0f);
-  }
   share(which.size(), which.size() * cost, [&](size_t i) { work(which[i]); });
 }
 

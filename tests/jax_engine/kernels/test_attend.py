@@ -123,7 +123,9 @@ def jitted(built: Native) -> Callable[..., Array]:
 
 
 def attend(built: Native, a: Arguments) -> Floats:
-    return np.asarray(jitted(built)(a.q, a.keys, a.values, a.tables, a.positions, a.lengths, a.window, a.score_cap))
+    """Zeros where a query does not live, of which nothing is written."""
+    y = jitted(built)(a.q, a.keys, a.values, a.tables, a.positions, a.lengths, a.window, a.score_cap)
+    return np.where(a.live[..., None, None, None], y, np.float32(0))
 
 
 def same_bits(a: Floats, b: Floats) -> bool:
@@ -281,10 +283,10 @@ def test_neither_the_number_of_threads_nor_calls_beside_it_touch_a_bit(built: Na
 # ---- what is not read
 
 
-def test_sequences_of_no_length_are_zeros_and_nothing_of_them_is_read(built: Native) -> None:
+def test_nothing_is_read_of_sequences_of_no_length(built: Native) -> None:
     a = arguments(13, LLAMA, BORDERS, [0] * len(BORDERS))
     nothing = replace(a, tables=np.full_like(a.tables, -1), keys=a.keys * np.nan, values=a.values * np.nan)
-    assert same_bits(attend(built, nothing), np.zeros_like(a.q))
+    attend(built, nothing)  # a page that is not there is an error
 
 
 @pytest.mark.parametrize(("window", "first"), [(None, 0), (40, 660 // 32), (1, 699 // 32)])

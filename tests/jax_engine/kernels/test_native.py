@@ -74,9 +74,10 @@ def jitted(built: Native) -> Callable[..., list[Array]]:
 def linear(
     built: Native, x: NDArray[np.float32], weight: Array, live: NDArray[np.bool_] | None = None, rounded: bool = False
 ) -> NDArray[np.float32]:
+    """Zeros in rows that are not live, of which nothing is written."""
     live = np.ones(len(x), bool) if live is None else live
     [y] = jitted(built)(jnp.asarray(x), [packer(built).weight(np.asarray(weight))], live, rounded)
-    return np.asarray(y)
+    return np.where(live[:, None], y, np.float32(0))
 
 
 def same_bits(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
@@ -120,7 +121,6 @@ def test_neither_neighbours_nor_order_nor_who_lives_touches_a_row(
     y = linear(built, moved, weight, live, rounded)
     kept = live[places]
     assert same_bits(y[places][kept], linear(built, x, weight, rounded=rounded)[kept])
-    assert not y[~live].any()
 
 
 @pytest.mark.parametrize("rounded", [False, True])
@@ -137,19 +137,13 @@ def test_an_output_has_the_same_bits_whether_threads_share_the_product_or_not(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [SHAPES[3], SHARED])
-def test_dead_rows_are_not_read_and_come_out_as_zeros(built: Native, shape: tuple[int, int, int], dtype: str) -> None:
+def test_dead_rows_are_not_read(built: Native, shape: tuple[int, int, int], dtype: str) -> None:
     x, weight = operands(3, *shape, dtype)
     clean = linear(built, x, weight)
     live = np.arange(len(x)) % 3 == 1
     x[~live] = np.where(np.arange(shape[0]) % 2, np.nan, np.inf)
     y = linear(built, x, weight, live)
     assert same_bits(y[live], clean[live])
-    assert same_bits(y[~live], np.zeros_like(y[~live]))
-
-
-def test_nobody_alive_gives_zeros(built: Native) -> None:
-    x, weight = operands(4, *SHARED, "float32")
-    assert not linear(built, np.full_like(x, np.nan), weight, np.zeros(len(x), bool)).any()
 
 
 @pytest.mark.parametrize("out", [30, 100_000])
@@ -182,7 +176,7 @@ def test_products_asked_for_together_are_those_asked_for_one_by_one(built: Nativ
     live = np.arange(9) % 4 > 0
     together = jitted(built)(jnp.asarray(x), panels, live, rounded)
     for weight, y in zip(weights, together, strict=True):
-        assert same_bits(np.asarray(y), linear(built, x, weight, live, rounded))
+        assert same_bits(np.asarray(y)[live], linear(built, x, weight, live, rounded)[live])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -263,7 +257,7 @@ def test_a_program_of_many_products_and_a_donated_argument_agrees_with_single_ca
         step = linear(built, step, weight, live)
     for _ in range(3):
         given = jnp.asarray(x)
-        assert same_bits(np.asarray(compiled(given, panels, live)), step)
+        assert same_bits(np.asarray(compiled(given, panels, live))[live], step[live])
         assert given.is_deleted()
 
 

@@ -155,7 +155,6 @@ def test_a_row_has_the_same_bits_among_any_number_of_others(built: Native, count
             which, live = rng.permutation(ROWS)[:count], rng.random(count) < 0.6
             y = operation(which, live)
             assert y[live].tobytes() == whole[which][live].tobytes(), (name, count)
-            assert not y[~live].any(), (name, count)
 
 
 def test_shared_between_threads_many_rows_have_the_bits_they_have_alone(built: Native) -> None:

@@ -34,7 +34,7 @@ void attention(Shape s) {
   }
   Array<float> q(B * s.T * width), y(q.size()), alone(width), random(2 * pages * s.page_size * s.K * s.H);
   Array<Stored> keys(random.size() / 2), values(keys.size());
-  fill(q, 1), fill(random, 2);
+  fill(q, 1), fill(random, 2), clear(y);
   for (size_t i = 0; i < keys.size(); i++) set(keys[i], random[2 * i]), set(values[i], random[2 * i + 1]);
   Attention<Stored> a{B, s.T, s.K, s.G, s.H, P, s.page_size, q.data(), keys.data(), values.data(), tables.data(),
                       positions.data(), lengths.data(), s.window, s.score_cap, y.data()};
@@ -44,10 +44,11 @@ void attention(Shape s) {
     const Attention<Stored> one{1, 1, s.K, s.G, s.H, P, s.page_size, q.data() + i * width, keys.data(), values.data(),
                                 tables.data() + b * P, positions.data() + i, lengths.data() + b, s.window,
                                 s.score_cap, alone.data()};
+    clear(alone);
     attend(one);
     for (size_t j = 0; j < width; j++) require(alone[j] == y[i * width + j], "a query has the bits that it has alone");
     if (positions[i] >= lengths[b]) {
-      for (size_t j = 0; j < width; j++) require(alone[j] == 0, "who is dead gets zeros");
+      for (size_t j = 0; j < width; j++) require(alone[j] == UNWRITTEN, "of who is dead nothing is written");
       continue;
     }
     for (size_t n = 0; n < s.K * s.G; n++) {

@@ -44,6 +44,12 @@ class Array {
   T* first_;
 };
 
+constexpr float UNWRITTEN = -7;  // what stands where a result is to be, and still stands in dead rows
+
+inline void clear(Array<float>& results) {
+  for (size_t i = 0; i < results.size(); i++) results[i] = UNWRITTEN;
+}
+
 inline void fill(Array<float>& with_normal, unsigned seed) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;

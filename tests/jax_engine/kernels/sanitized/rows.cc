@@ -17,12 +17,13 @@ template <class Work, class Alone>
 void rows_are_alone(size_t width, Array<float>& y, const Work& work, const Alone& alone) {
   bool live[ROWS];
   for (size_t r = 0; r < ROWS; r++) live[r] = r % 2 == 0;
-  each_live_row(live, ROWS, y.data(), width, size_t(1) << 20, work);
+  clear(y);
+  each_live_row(live, ROWS, size_t(1) << 20, work);
   Array<float> one(width);
   for (size_t r = 0; r < ROWS; r++) {
     if (live[r]) alone(r, one.data());
     for (size_t k = 0; k < width; k++)
-      require(y[r * width + k] == (live[r] ? one[k] : 0), "a row has the bits that it has alone, who is dead zeros");
+      require(y[r * width + k] == (live[r] ? one[k] : UNWRITTEN), "a row has the bits that it has alone, a dead one none");
   }
 }
 
