@@ -4,6 +4,7 @@
     launched  what one run of the program launches, each with the layer that it belongs to and how often
     count     Module → Counts
     traffic   Module → bytes that its kernels read and write
+    copied    Module → bytes that are written by kernels that compute nothing
 
 An instruction that is launched is one that stands in the entry computation, or in a computation that the entry calls,
 branches to, or runs in a loop: a loop of known length as often as it runs (its condition too), one of unknown length
@@ -86,6 +87,7 @@ class Counts(NamedTuple):
     custom_calls: Mapping[str, int]  # target → how many
     layer_collectives: Mapping[str, int]  # opcode → how many are launched in a layer, the most of any
     outer_collectives: Mapping[str, int]  # in no layer
+    exchanged: int  # bytes that one device has from the collectives of one run
 
 
 # ---- the text
@@ -239,10 +241,12 @@ def count(module: Module) -> Counts:
     targets = Counter(instruction.target for instruction in everything if instruction.opcode == "custom-call")
     by_layer: Counter[int | None] = Counter()
     collectives: dict[int | None, Counter[str]] = {None: Counter()}
+    exchanged = 0
     for launch in launches:
         by_layer[launch.layer] += launch.times if launch.is_kernel else 0
         if launch.collective is not None:
             collectives.setdefault(launch.layer, Counter())[launch.collective] += launch.times
+            exchanged += launch.times * _received(module, launch)
     outer_kernels, outer_collectives = by_layer.pop(None, 0), collectives.pop(None)
     if len(by_layer) > 1:
         first = by_layer.pop(min(layer for layer in by_layer if layer is not None))
@@ -262,7 +266,20 @@ def count(module: Module) -> Counts:
         custom_calls=targets,
         layer_collectives=most,
         outer_collectives=outer_collectives,
+        exchanged=exchanged,
     )
+
+
+WITH_OPERANDS = ("all-gather-start", "collective-permute-start")  # their results begin with what they are given
+
+
+def _received(module: Module, launch: Launch) -> int:
+    kernel = launch.instruction
+    given = 0
+    if kernel.opcode in WITH_OPERANDS:
+        body = module.computations[launch.computation]
+        given = sum(byte_size(part.shape) for part in body if part.name in kernel.operands)
+    return byte_size(kernel.shape) - given
 
 
 # ---- bytes
@@ -281,6 +298,19 @@ def traffic(module: Module) -> int:
         if launch.is_kernel and launch.times:
             body = module.computations[launch.computation]
             total += launch.times * _traffic(module, launch.instruction, {part.name: part for part in body})
+    return total
+
+
+MOVES = {"parameter", "tuple", "copy", "copy-start", "transpose", "reshape", "convert", *SAME_BYTES}
+
+
+def copied(module: Module) -> int:
+    """What is written by kernels that only copy, transpose or convert what is there already."""
+    total = 0
+    for kernel, _, times, _ in (launch for launch in launched(module) if launch.is_kernel):
+        inside = [part.opcode for name in kernel.calls.get("calls", ()) for part in module.computations[name]]
+        if MOVES.issuperset(inside if kernel.opcode == "fusion" else [kernel.opcode]):
+            total += times * byte_size(kernel.shape)
     return total
 
 

@@ -15,23 +15,25 @@ from typing import NamedTuple
 Costs = Mapping[str, float]
 
 NO_HOST = {"unknown loops": 0, "conditionals": 0, "sorts": 0, "custom calls": 0}
+NO_COPIES = {"copied": 0.01}
 FEW_KERNELS = {"kernels a layer": 8, "kernels outside": 20}
 AIMS: Mapping[str, Costs] = {
-    "step": {**NO_HOST, **FEW_KERNELS, "bytes": 1.3},
-    "prefill": NO_HOST,
-    "score": NO_HOST,
-    "begin": {**NO_HOST, "kernels": 4},
+    "step": {**NO_HOST, **NO_COPIES, **FEW_KERNELS, "bytes": 1.3},
+    "prefill": {**NO_HOST, **NO_COPIES},
+    "score": {**NO_HOST, **NO_COPIES},
+    "begin": {**NO_HOST, **NO_COPIES, "kernels": 4},
     # the two halves of a step, as long as they are programs of their own
-    "decode": {**NO_HOST, **FEW_KERNELS, "bytes": 1.3},
-    "sample": {**NO_HOST, **FEW_KERNELS},
+    "decode": {**NO_HOST, **NO_COPIES, **FEW_KERNELS, "bytes": 1.3},
+    "sample": {**NO_HOST, **NO_COPIES, **FEW_KERNELS},
 }
 # of a program of any other kind
 AIMS_OF_OTHERS: Costs = NO_HOST
 
 # of large models, whatever the program: temporaries as a part of the weights
 LARGE: Costs = {"temporaries": 0.02}
-# of models on several devices: the sums after o_proj and down_proj
-PARALLEL: Costs = {"all-reduces a layer": 2, "other collectives a layer": 0}
+# of models on several devices: the sums after o_proj and down_proj; hidden states and logits, and no weight, are
+# exchanged
+PARALLEL: Costs = {"all-reduces a layer": 2, "other collectives a layer": 0, "exchanged": 0.1}
 # outside the layers: the rows of the embedding that other devices have are summed, the logits gathered for the sampler
 PARALLEL_OUTSIDE = {"step": 2, "prefill": 1, "decode": 1, "sample": 1, "score": 1, "begin": 0}
 

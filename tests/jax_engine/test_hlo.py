@@ -166,6 +166,17 @@ def test_what_devices_exchange_is_counted_by_layer_and_outside(module: hlo.Modul
     counts = hlo.count(module)
     assert counts.layer_collectives == {"all-reduce": 1}
     assert counts.outer_collectives == {"reduce-scatter": 1}
+    assert counts.exchanged == 2 * 4 * 8 * 576 + 4 * 576, "both sums, and the scattered one"
+
+
+def test_a_gather_that_is_begun_gives_what_it_was_given_too() -> None:
+    text = """ENTRY %main (w: bf16[16,32]) -> bf16[128,32] {
+  %w = bf16[16,32]{1,0} parameter(0)
+  %start = (bf16[16,32]{1,0}, bf16[128,32]{1,0}) all-gather-start(%w), dimensions={0}
+  ROOT %done = bf16[128,32]{1,0} all-gather-done(%start)
+}"""
+    counts = hlo.count(hlo.parse(text))
+    assert (counts.outer_collectives, counts.exchanged) == ({"all-gather": 1}, 2 * 128 * 32)
 
 
 def test_the_size_of_a_shape_is_that_of_all_its_arrays() -> None:
@@ -173,6 +184,64 @@ def test_the_size_of_a_shape_is_that_of_all_its_arrays() -> None:
     assert hlo.byte_size("(bf16[2,3]{1,0:T(8,128)}, pred[], s4[3]{0}, u8[0]{0}, f8e4m3fn[5]{0})") == 12 + 1 + 2 + 0 + 5
     assert hlo.dimensions("s32[8,65]{1,0}") == [8, 65]
     assert hlo.dimensions("f32[]") == []
+
+
+# a product, a page written in place, a gather of pages, and a weight that is transposed and then multiplied
+MOVED = """HloModule jit_step
+
+%fused_write (p.1: bf16[9,32], p.2: bf16[1,32], p.3: s32[1]) -> bf16[9,32] {
+  %p.1 = bf16[9,32]{1,0} parameter(0)
+  %p.2 = bf16[1,32]{1,0} parameter(1)
+  %p.3 = s32[1]{0} parameter(2)
+  ROOT %scatter.1 = bf16[9,32]{1,0} scatter(%p.1, %p.3, %p.2), to_apply=%replace
+}
+
+%fused_gather (p.4: bf16[9,32], p.5: s32[2]) -> f32[2,32] {
+  %p.4 = bf16[9,32]{1,0} parameter(0)
+  %bitcast.4 = bf16[9,32]{1,0} bitcast(%p.4)
+  %p.5 = s32[2]{0} parameter(1)
+  %gather.4 = bf16[2,32]{1,0} gather(%bitcast.4, %p.5), offset_dims={1}
+  ROOT %convert.4 = f32[2,32]{1,0} convert(%gather.4)
+}
+
+%fused_transpose (p.6: f32[32,16]) -> f32[16,32] {
+  %p.6 = f32[32,16]{1,0} parameter(0)
+  ROOT %transpose.6 = f32[16,32]{1,0} transpose(%p.6), dimensions={1,0}
+}
+
+%fused_product (p.7: f32[2,32], p.8: f32[16,32]) -> (f32[2,16], f32[2]) {
+  %p.7 = f32[2,32]{1,0} parameter(0)
+  %p.8 = f32[16,32]{1,0} parameter(1)
+  %dot.7 = f32[2,16]{1,0} dot(%p.7, %p.8), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+  %slice.7 = f32[2,1]{1,0} slice(%p.7), slice={[0:2], [0:1]}
+  %bitcast.7 = f32[2]{0} bitcast(%slice.7)
+  ROOT %tuple.7 = (f32[2,16]{1,0}, f32[2]{0}) tuple(%dot.7, %bitcast.7)
+}
+
+ENTRY %main (w: f32[32,16], cache: bf16[9,32], new: bf16[1,32], at: s32[1], pages: s32[2]) -> f32[2,16] {
+  %w = f32[32,16]{1,0} parameter(0)
+  %cache = bf16[9,32]{1,0} parameter(1)
+  %new = bf16[1,32]{1,0} parameter(2)
+  %at = s32[1]{0} parameter(3)
+  %pages = s32[2]{0} parameter(4)
+  %written = bf16[9,32]{1,0} fusion(%cache, %new, %at), kind=kInput, calls=%fused_write
+  %taken = f32[2,32]{1,0} fusion(%written, %pages), kind=kLoop, calls=%fused_gather
+  %turned = f32[16,32]{1,0} fusion(%w), kind=kInput, calls=%fused_transpose
+  %product = (f32[2,16]{1,0}, f32[2]{0}) fusion(%taken, %turned), kind=kCustom, calls=%fused_product
+  ROOT %result = f32[2,16]{1,0} get-tuple-element(%product), index=0
+}
+"""
+
+
+def test_bytes_are_those_that_a_kernel_touches() -> None:
+    written, taken = 2 * 32 + 4 + 2 * 32, 2 * 2 * 32 + 2 * 4 + 4 * 2 * 32
+    turned, product = 2 * 4 * 32 * 16, 4 * (2 * 32 + 16 * 32) + 4 * (2 * 16 + 2)
+    assert hlo.traffic(hlo.parse(MOVED)) == written + taken + turned + product
+
+
+def test_what_is_copied_is_what_kernels_write_that_compute_nothing() -> None:
+    assert hlo.copied(hlo.parse(MOVED)) == 4 * 32 * 16
+    assert hlo.copied(hlo.parse(MOVED.replace("transpose(", "negate("))) == 0
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from helpers.program_bounds import AIMS, REACHED, Bound, bounds, broken, kind_of
 def cost_of(function: Callable[..., Any], *arguments: Any) -> dict[str, float]:
     text = jax.jit(function).lower(*arguments).compile().as_text()
     assert text is not None
-    return costs(Compiled({"cpu"}, 0, hlo.count(hlo.parse(text)), 1.0, 0, 0.0), weights=1)
+    return costs(Compiled({"cpu"}, 0, hlo.count(hlo.parse(text)), 1.0, 0, 0, 0.0), weights=1)
 
 
 def twice(x: Array) -> Array:
