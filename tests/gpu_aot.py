@@ -1,39 +1,38 @@
-"""Compiles every program of the JAX engine to an AMD GPU's machine code, with neither the GPU nor ROCm at hand, and
-counts in what the compiler made of them what a step would cost there.
+"""Compiles every program of the JAX engine for a GPU, with neither the GPU nor its driver at hand, and counts in what
+the compiler made of them what a run of each would cost there.
 
-    python tests/gpu_aot.py [--workdir DIR] [--target gfx942] [--only MODEL …]
+    python tests/gpu_aot.py [--target gfx942] [--only MODEL …] [--workdir DIR]
 
-    1 jax's ROCm plugin, of the installed jax's version, is unpacked into the work directory (150 MB, on disk 500 MB);
-      the Python environment stays as it is
-    2 the plugin brings its compiler along and lacks only ROCm's shared libraries, which stubs stand in for
-    3 in a process of its own the programs are made from the shapes of a model's weights, lowered as the engine lowers
-      them, for a GPU that is only described, and compiled: those of MODELS
-    4 a table is printed, a row a program, which fails if the program does not compile, if its code is for another
+    1 jax's plugin for the target (AMD's or NVIDIA's), of the installed jax's version, is unpacked into the work
+      directory (150 MB, on disk 500 MB); the Python environment stays as it is
+    2 in a process of its own the programs are made from the shapes of a model's weights, lowered as the engine lowers
+      them, for GPUs that are only described, and compiled: those of `models`, the last for eight GPUs
+    3 a table is printed, a row a program, which fails if the program does not compile, if AMD code is for another
       machine than the target, or if it is above a bound of helpers/program_bounds.py; then the exit status is 1
 
-The columns; helpers/hlo.py says how each is counted, in the optimised HLO:
+It takes four minutes on two cores, so its test is a weekly one. The columns; helpers/hlo.py says how each is counted:
 
-    kernels      launched in one run; a layer: in the layer that has most; outside: in none
+    kernels      launched in one run; a layer: in an inner layer; outside: in none
     loops        while loops, and those of unknown length: the host reads a condition at each of their iterations
     conditionals branches, which the host takes · sorts, also inside a fusion, and top_k by a sort · custom calls, into
                  a library
-    bytes        read and written by the kernels, as their shapes say (this compiler gives no cost analysis), a loop of
-                 unknown length as if it ran once; over the least: the weights that the program uses, each once, the
-                 embedding's rows aside, and the pages of keys and values in tables of its width
+    bytes        read and written by the kernels, as their shapes say (these compilers give no cost analysis), over the
+                 least: the weights that the program uses, each once, the embedding's rows aside, and the pages of keys
+                 and values in tables of its width. A loop of unknown length counts as if it ran once, hence "≥"
     copied       bytes written by kernels that only copy, transpose or convert · temporaries, beside arguments and
                  results: both in parts of all weights
     collectives  all-reduces a layer, others a layer, all that are outside the layers · exchanged, bytes that a device
                  has from them, in parts of its weights
     (8)          in brackets, the aim where it is not reached yet; what is reached now may not grow
 
-What this proves: the AMD back end of XLA, the compiler that jax uses in the field, takes every program and makes code
-for that GPU of it. What it does not prove: that the code runs, that its numbers are right, how fast it is, and what XLA
-would choose where it sees the device. There it times its own kernels against those of hipBLASLt, rocBLAS and MIOpen and
-may hand sorts to hipCUB; here it takes its own kernels, with their defaults, for everything.
+What this proves: the back end of XLA, the compiler that jax uses in the field, takes every program and makes code for
+that GPU of it. What it does not prove: that the code runs, that its numbers are right, how fast it is, and what XLA
+would choose where it sees the device. There it times its own kernels against those of libraries (hipBLASLt, rocBLAS,
+MIOpen; cuBLAS, cuDNN) and may hand sorts to hipCUB or CUB; here it takes its own, with their defaults, for everything.
 
-With --workdir everything stays there: the plugin for the next run, each program's code objects for a disassembler
-(DIR/code/MODEL/PROGRAM/*.hsaco), and its optimised HLO beside them. Needs gcc, nm, objdump, and pip with a package
-index.
+With --workdir everything stays there: the plugin for the next run, and of each program its optimised HLO and, for AMD,
+its code objects for a disassembler (DIR/code/MODEL/PROGRAM). Needs pip with a package index; AMD's plugin also needs
+gcc, nm and objdump.
 """
 
 from __future__ import annotations

@@ -39,8 +39,36 @@ PARALLEL_OUTSIDE = {"step": 2, "prefill": 1, "decode": 1, "sample": 1, "score": 
 
 MOST_PROGRAMS = 12  # that a server compiles at its start
 
-# What programs cost today where that is above the aim: (model, kind) → column → at most. TO BE LOWERED, never raised.
-REACHED: Mapping[tuple[str, str], Costs] = {}
+# What programs cost today where that is above the aim: (model, kind) → column → at most, of gfx942 and sm_90 the more.
+# To be lowered by whoever brings a program nearer to its aim; not to be raised.
+REACHED: Mapping[tuple[str, str], Costs] = {
+    ("embedded", "prefill"): {"unknown loops": 4, "copied": 1.081},
+    ("embedded", "decode"): {"unknown loops": 4, "kernels a layer": 24},
+    ("embedded", "sample"): {"conditionals": 3, "sorts": 1, "kernels outside": 201},
+    ("embedded", "score"): {"sorts": 1},
+    ("embedded", "begin"): {"kernels": 34},
+    ("llama-135m", "prefill"): {"unknown loops": 30, "copied": 1.411},
+    ("llama-135m", "decode"): {"unknown loops": 30, "kernels a layer": 24},
+    ("llama-135m", "sample"): {"conditionals": 3, "sorts": 1, "kernels outside": 218},
+    ("llama-135m", "score"): {"sorts": 1},
+    ("llama-135m", "begin"): {"kernels": 138},
+    ("llama-8b", "prefill"): {"unknown loops": 32, "copied": 0.536, "temporaries": 0.022},
+    ("llama-8b", "decode"): {"unknown loops": 32, "kernels a layer": 26},
+    ("llama-8b", "sample"): {"conditionals": 3, "sorts": 1, "kernels outside": 219},
+    ("llama-8b", "score"): {"sorts": 1},
+    ("llama-8b", "begin"): {"kernels": 146},
+    ("llama-8b x8", "prefill"): {"unknown loops": 32},
+    ("llama-8b x8", "decode"): {"unknown loops": 32, "kernels a layer": 27},
+    ("llama-8b x8", "sample"): {
+        "conditionals": 3,
+        "sorts": 1,
+        "kernels outside": 220,
+        "temporaries": 0.526,
+        "exchanged": 0.524,
+    },
+    ("llama-8b x8", "score"): {"sorts": 1, "temporaries": 0.557, "exchanged": 0.524},
+    ("llama-8b x8", "begin"): {"kernels": 146},
+}
 
 
 class Bound(NamedTuple):

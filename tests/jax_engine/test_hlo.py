@@ -146,6 +146,11 @@ def test_what_the_first_layer_has_more_than_the_others_is_for_all_of_them() -> N
     assert (counts.layer_kernels, counts.outer_kernels, counts.kernels) == (3 + 2, 4 + (11 - 5), 20)
 
 
+def test_a_command_buffer_is_of_several_layers() -> None:
+    again = PROGRAM.replace('op_name="jit(step)/layer_0/add"', 'op_name="jit(step)/layer_10/add"')
+    assert hlo.count(hlo.parse(again)).layer_kernels == 3 + 1
+
+
 def test_what_has_no_name_is_of_the_layer_of_its_users() -> None:
     def outer(name: str) -> int:
         unnamed = PROGRAM.replace(', metadata={op_name="jit(step)/gather"}', name)
