@@ -167,7 +167,7 @@ def least_bytes(module: hlo.Module, program: str) -> int:
             pages += size // dimensions[0]
         elif name.endswith("tables"):
             width = program.split(" ")[1:]
-            entries = dimensions[0] * (int(width[0]) if width else dimensions[1])
+            entries = dimensions[0] * min([dimensions[1], *map(int, width)])
     return weights + pages * entries if weights else 0
 
 
