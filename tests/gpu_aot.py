@@ -132,14 +132,14 @@ def compile_program(device: AbstractDevice, name: str, program: Program, cache: 
     shutil.rmtree(cache, ignore_errors=True)  # what a failed program has left
     cache.mkdir()
     started = time.monotonic()
-    compiled = device.lowered(program).compile()
+    compiled = device.compile(program)
     seconds = time.monotonic() - started
     keep.mkdir(parents=True)
     objects = [Path(shutil.move(path, keep)).read_bytes() for path in sorted(cache.glob("*.hsaco"))]
     text = compiled.as_text()
     (keep / "program.hlo").write_text(text)
     module = hlo.parse(text)
-    least = least_bytes(module, name)
+    least = least_bytes(module, table_entries(device, name))
     return Compiled(
         {machine(data) for data in objects},
         sum(map(code_bytes, objects)),
@@ -154,20 +154,25 @@ def compile_program(device: AbstractDevice, name: str, program: Program, cache: 
 ROWS_ONLY = ("embed_tokens", "embed_positions")  # weights of which a program reads a row a token
 
 
-def least_bytes(module: hlo.Module, program: str) -> int:
-    """What it must read at least on one device: the weights that it uses, and the pages in its tables. 0: it uses no
-    weights. Arguments are known by jax's names of them; a program of several widths has its own in its name."""
-    arguments = {part.op_name: part.shape for part in module.computations[module.entry] if part.opcode == "parameter"}
-    weights = pages = entries = 0
-    for name, shape in arguments.items():
-        size, dimensions = hlo.byte_size(shape), hlo.dimensions(shape)
-        if name.startswith("params["):
-            weights += size if name.split("'")[-2] not in ROWS_ONLY else 0
-        elif re.search(r"\bcache\[\d+\]", name):
-            pages += size // dimensions[0]
-        elif name.endswith("tables"):
-            width = program.split(" ")[1:]
-            entries = dimensions[0] * min([dimensions[1], *map(int, width)])
+def table_entries(device: AbstractDevice, program: str) -> int:
+    """How many pages its tables have room for. In a name with a number that is how many positions a row sees."""
+    s, positions = device.settings, program.partition(" ")[2]
+    whole = -(-device.config.max_position_embeddings // s.page_size) + 1
+    width = int(positions) // s.page_size if positions else whole
+    return width * (1 if kind_of(program) == "prefill" else s.slots)
+
+
+def least_bytes(module: hlo.Module, entries: int) -> int:
+    """What a program must read at least on one device: the weights that it uses, and so many pages of every layer. 0:
+    it uses no weights. Arguments are known by jax's names of them."""
+    weights = pages = 0
+    for argument in module.computations[module.entry]:
+        if argument.opcode == "parameter":
+            name, size = argument.op_name, hlo.byte_size(argument.shape)
+            if name.startswith("params[") and name.split("'")[-2] not in ROWS_ONLY:
+                weights += size
+            elif re.search(r"\bcache\[\d+\]", name):
+                pages += size // hlo.dimensions(argument.shape)[0]
     return weights + pages * entries if weights else 0
 
 

@@ -1,7 +1,8 @@
 """The engine's programs for weights that are nowhere: of a model's shape alone, for devices that may only be described.
 
-What makes them is Device itself, with its own way of placing weights: only what would compile a program or put an array
-on a device is left out. The weights that it is given are all one array of zeros that nobody writes, which is no memory.
+What makes them is Device itself, with its own way of placing weights, which is only traced: no array is put on a
+device, and nothing is compiled before it is asked for. The weights that it is given are all one array of zeros that
+nobody writes, which is no memory.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from typing import Any
 from unittest.mock import patch
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
 
-from gnomon.jax_engine.device import Device, Program, Slots
+from gnomon.jax_engine import device
+from gnomon.jax_engine.device import Device, Program
+from gnomon.jax_engine.device import place as real_place
 from gnomon.jax_engine.kernels.choice import choose_kernels
 from gnomon.jax_engine.runtime.pins import pinned
+from gnomon.jax_engine.runtime.programs import Programs
 from gnomon.jax_engine.runtime.settings import EngineSettings, sized
-from gnomon.jax_engine.sharding import Layout
 from gnomon.reference.checkpoint.config import model_config
 from gnomon.reference.checkpoint.load import Checkpoint
 from gnomon.reference.checkpoint.tensor_table import stored_tensors
@@ -40,6 +43,12 @@ class AbstractDevice(Device):
         with self.described():
             return program.jitted(self.layout.whole).lower(*program.arguments)
 
+    def compile(self, program: Program) -> Any:
+        """As the engine compiles it, to be kept nowhere."""
+        lowered = self.lowered(program)
+        with self.described():
+            return Programs(None, "", _silently).compile(lowered)
+
     @contextmanager
     def described(self) -> Iterator[None]:
         with on_gpus(list(self.layout.mesh.devices.flat)), pinned():
@@ -53,9 +62,6 @@ class AbstractDevice(Device):
 
     def _fingerprint(self) -> str:
         return ""
-
-    def _empty_slots(self) -> Slots:
-        return self._nobody()
 
 
 @contextmanager
@@ -75,8 +81,8 @@ def abstract_device(config: ModelConfig, settings: EngineSettings, devices: Sequ
     with (
         on_gpus(devices),
         pinned(),
-        patch.object(Layout, "put", _abstract_put),
-        patch.object(Layout, "stack", _abstract_stack),
+        patch.object(device, "place", _abstract_place),
+        patch.object(jax, "device_put", lambda x, home: x),
     ):
         kernels = choose_kernels(False, len(devices), None, 1, _silently, _silently)
         checkpoint = Checkpoint(Path(), config, zeros(config, np.dtype(settings.dtype)))
@@ -84,15 +90,30 @@ def abstract_device(config: ModelConfig, settings: EngineSettings, devices: Sequ
         return AbstractDevice(checkpoint, s, kernels, s.pool_tokens // s.page_size, _silently, _silently)
 
 
-def _abstract_put(layout: Layout, name: str, array: NDArray[Any]) -> Any:
-    home = layout.sharding(name)
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=home)  # type: ignore[no-untyped-call]
+def _abstract_place(*arguments: Any) -> device.Placed:
+    """What `place` would put on devices: shape, dtype, and where it would live."""
+    homes: dict[int, Any] = {}
+    placed: list[Any] = []  # the leaves, so that each keeps its identity
 
+    def put(x: Any, home: Any) -> Any:
+        y = x if isinstance(x, jax.core.Tracer) else jnp.zeros(x.shape, x.dtype)
+        homes[id(y)] = home
+        placed.append(y)
+        return y
 
-def _abstract_stack(layout: Layout, name: str, arrays: Sequence[Any]) -> Any:
-    home = layout.sharding(name, is_stacked=True)
-    shape = (len(arrays), *arrays[0].shape)
-    return jax.ShapeDtypeStruct(shape, arrays[0].dtype, sharding=home)  # type: ignore[no-untyped-call]
+    def params() -> Any:
+        found = real_place(*arguments).params
+        placed[:] = jax.tree.leaves(found)
+        return found
+
+    with patch.object(jax, "device_put", put):
+        leaves, tree = jax.tree.flatten(jax.eval_shape(params))
+    abstract: dict[int, Any] = {}
+    for own, leaf in zip(placed, leaves, strict=True):
+        home = homes[id(own)]
+        like = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=home)  # type: ignore[no-untyped-call]
+        abstract.setdefault(id(own), like)
+    return device.Placed(jax.tree.unflatten(tree, [abstract[id(own)] for own in placed]), b"")
 
 
 def _silently(line: str) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from gpu_aot import COLUMNS, Compiled, cell, costs, least_bytes
+from gpu_aot import COLUMNS, Compiled, cell, costs, least_bytes, table_entries
 from jax import Array
 from spoiled_programs import SPOILS, spoiled
 
+from gnomon.jax_engine.runtime.settings import EngineSettings
 from helpers import hlo, program_bounds
+from helpers.abstract_device import abstract_device, llama_config
 from helpers.program_bounds import AIMS, REACHED, Bound, bounds, broken, kind_of
 
 
@@ -93,16 +95,20 @@ ARGUMENTS = """ENTRY %main (a: f32[]) -> f32[] {
   %a.3 = f32[576]{0} parameter(2), metadata={op_name="params['layers'][0]['input_layernorm']"}
   %a.4 = bf16[9,32,3,64]{3,2,1,0} parameter(3), metadata={op_name="cache[0][0]"}
   %a.5 = bf16[9,32,3,64]{3,2,1,0} parameter(4), metadata={op_name="cache[0][1]"}
-  %a.6 = s32[8,5]{1,0} parameter(5), metadata={op_name="slots.tables"}
-  ROOT %a.7 = f32[8,512]{1,0} parameter(6), metadata={op_name="slots.bias"}
+  ROOT %a.7 = f32[8,512]{1,0} parameter(5), metadata={op_name="slots.bias"}
 }"""
 
 
 def test_the_least_that_a_program_reads_is_its_weights_and_the_pages_of_its_tables() -> None:
-    module = hlo.parse(ARGUMENTS)
     weights, page = 2 * 512 * 576 + 4 * 576, 2 * 2 * 32 * 3 * 64
-    assert least_bytes(module, "step") == weights + 8 * 5 * page
-    assert least_bytes(module, "step 2") == weights + 8 * 2 * page, "its width is in its name"
-    assert least_bytes(hlo.parse(ARGUMENTS.replace("params", "slots")), "begin") == 0, (
-        "no weights: nothing to hold it to"
-    )
+    assert least_bytes(hlo.parse(ARGUMENTS), entries=40) == weights + 40 * page
+    without = hlo.parse(ARGUMENTS.replace("params", "slots"))
+    assert least_bytes(without, entries=40) == 0, "no weights: nothing to hold it to"
+
+
+def test_the_width_of_a_programs_tables_is_in_its_name() -> None:
+    settings = EngineSettings(slots=8, page_size=8, chunk=16, pool_tokens=256, native=False)
+    device = abstract_device(llama_config(max_position_embeddings=128), settings, jax.devices()[:1])
+    assert table_entries(device, "step") == 8 * 17
+    assert table_entries(device, "step 32") == 8 * 4
+    assert table_entries(device, "prefill 32") == 4
