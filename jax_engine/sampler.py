@@ -5,9 +5,11 @@
 What differs, and why it is the same law:
 - every parameter is an array [B], so that one compiled program serves any mixture of requests;
 - bias and counts are dense [B, V] arrays that live on the device;
-- the nucleus is found by bisection on the boundary's value, not by a sort (on a CPU a sort of 8 × 49,152 costs a
-  hundred times the rest), and ties at the boundary are settled by id, as a stable sort would;
-- a row never reads another row, so its result cannot depend on its neighbours; stages that no row needs are skipped.
+- nothing is sorted, which of 8 × 49,152 numbers would cost more than all the rest: the nucleus is bounded by a value
+  and by an id, found digit by digit from sums, and a place in a ranking is a count of those before it;
+- all stages are computed for every row, and masked: a loop or a branch that depends on what a GPU has computed makes
+  the host wait for it. So the compiled program has neither, and few kernels;
+- a row never reads another row, so its result cannot depend on its neighbours.
 This is the draw by XLA; kernels/cpu/draw.h is the native one, in which a row costs what it asks for.
 
 `temperature == 0` and `top_p == 1` are decided on the request's own numbers, so they come as flags.
@@ -25,6 +27,23 @@ from gnomon.reference.prng import threefry2x32
 
 LOWEST_TEMPERATURE = 2.0**-100  # the law lets a float32 engine raise a temperature to this
 TOP = 20  # rankings are always this long on the device; the host cuts them
+
+
+class _Form(NamedTuple):
+    """What a platform decides of the program; of what it means, nothing."""
+
+    digit: int  # bits of a boundary that one round of sums finds, of which there are 2^digit − 1
+    runs: int  # at most so many runs,
+    candidates: int  # and so many ids, are counted against each other: that takes their number squared
+    holds_back: bool  # what a search for the largest reads is computed before it, once
+
+
+_CPU = _Form(digit=1, runs=256, candidates=320, holds_back=True)  # pays for every sum
+_GPU = _Form(digit=8, runs=1280, candidates=2560, holds_back=False)  # pays for every kernel
+
+
+def _form() -> _Form:
+    return _CPU if jax.default_backend() == "cpu" else _GPU
 
 
 class Rows(NamedTuple):
@@ -95,39 +114,88 @@ def nucleus(z: Array, s: Array, top_p: Array, is_nucleus: Array) -> Array:
 
     In the order (−z, id) an id is kept if the mass before it is below top_p. With above(t) the mass of all z > t, the
     boundary is the smallest value b among the z with above(b) < top_p: larger z are kept, smaller ones are not, and of
-    those equal to b the first ones by id.
+    those equal to b the first ones by id: that with r equal ones before it if above(b) + r·q is below top_p, q being
+    the mass of one. In floating point too that sum never falls as r grows, so the r for which it holds are counted.
     """
     e = jnp.exp(s)
     q = e / e.sum(axis=-1, keepdims=True)
     keys = _sortable(z)
-
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds  # above(low) ≥ top_p, or low is below every key; above(high) < top_p
-        middle = low + (high - low) // 2
-        above = jnp.where(keys > middle[:, None], q, 0.0).sum(axis=-1)
-        return jnp.where(above < top_p, low, middle), jnp.where(above < top_p, middle, high)
-
-    highest = keys.max(axis=-1)
-    _, boundary = lax.fori_loop(0, 32, halve, (jnp.zeros_like(highest), highest))
-    at_boundary = keys == boundary[:, None]
-    mass_above = jnp.where(keys > boundary[:, None], q, 0.0).sum(axis=-1, keepdims=True)
-    is_tied = (is_nucleus & (at_boundary.sum(axis=-1, dtype=jnp.int32) > 1)).any()
-    # a running sum over all ids is slow, and seldom needed
-    ranked = lax.cond(is_tied, lambda: jnp.cumsum(at_boundary, axis=-1), lambda: at_boundary.astype(jnp.int32))
-    rank_in_tie = ranked - 1  # −1 before the first
-    mass_before = mass_above + rank_in_tie * jnp.where(at_boundary, q, 0.0)
-    first = at_boundary & (rank_in_tie == 0)
-    kept = (keys > boundary[:, None]) | first | (at_boundary & (mass_before < top_p[:, None]))
+    boundary, mass_above = _boundary(keys, q, top_p, bits=32)
+    boundary = jnp.minimum(boundary, _sortable(z.max(axis=-1)))[:, None]  # where top_p is 0, no mass is below it
+    is_tied = keys == boundary
+    mass_of_one = jnp.where(is_tied, q, 0.0).max(axis=-1, keepdims=True)
+    ids = jnp.arange(z.shape[-1], dtype=jnp.uint32)[None, :]
+    mass_before = mass_above[:, None] + ids.astype(jnp.float32) * mass_of_one  # if there are so many of them
+    ties_kept = jnp.maximum(1, (mass_before < top_p[:, None]).sum(axis=-1, dtype=jnp.int32))
+    ties = is_tied.astype(jnp.int32)
+    ties_left = ties.sum(axis=-1) - ties_kept
+    last_tie, _ = _boundary(ids, ties, ties_left + 1, bits=(z.shape[-1] - 1).bit_length())
+    kept = (keys > boundary) | (is_tied & (ids <= last_tie[:, None]))
     return kept | ~is_nucleus[:, None]
 
 
+def _boundary(keys: Array, weights: Array, limit: Array, bits: int) -> tuple[Array, Array]:
+    """The smallest number t of so many bits above which there is less than `limit` [B], and how much that is; all ones
+    and 0 if there is none. keys [B, V] uint32, weights [B, V] ≥ 0, of the limit's type; above t is the sum of the weights of all
+    keys > t.
+
+    t is found digit by digit, the highest first. With the lower digits all ones, the right digit is the smallest above
+    which there is less than the limit, that is the number of those for which there is not: what is above never grows
+    with t, sums that leave out more of the same numbers in the same order being no larger in floating point too. Hence
+    every comparison, and the mass that is returned, is of one and the same sum.
+    """
+    digit = _form().digit
+    t, found = jnp.zeros_like(limit, jnp.uint32), jnp.zeros_like(limit)
+    for shift in reversed(range(0, bits, digit)):
+        digits = jnp.arange(2**digit - 1, dtype=jnp.uint32)
+        tried = t[:, None] + (digits << shift) + jnp.uint32(2**shift - 1)
+        above = jnp.where(keys[:, :, None] > tried[:, None, :], weights[:, :, None], 0).sum(axis=1)
+        is_less = above < limit[:, None]
+        t = t + ((~is_less).sum(axis=-1, dtype=jnp.uint32) << shift)
+        found = jnp.maximum(found, jnp.where(is_less, above, 0).max(axis=-1))
+    return t, found
+
+
 def ranked_ids(logits: Array) -> Array:
-    """The ids of the TOP largest logits in the order (−logit, id), [B, V] → [B, TOP]."""
-    return lax.top_k(_one_zero(logits), min(TOP, logits.shape[-1]))[1]
+    """The ids of the TOP largest logits in the order (−logit, id), [B, V] → [B, TOP].
+
+    While they are too many to be counted against each other, they are cut into runs of neighbours, and only the first
+    TOP runs in the order (−largest, first id) stay. None of the first TOP is lost: before a run that goes there are TOP
+    others, and of each the largest is before all of this run, being larger, or as large with a lower id, since the ids
+    of one run are all below those of the other.
+    """
+    values, ids = logits, jnp.broadcast_to(jnp.arange(logits.shape[-1], dtype=jnp.int32), logits.shape)
+    while values.shape[-1] > _form().candidates:
+        values, ids = _first_runs(values, ids)
+    first = _first(values, ids, ids, min(TOP, logits.shape[-1]))
+    return jnp.minimum(first, logits.shape[-1] - 1)  # in a row without so many finite logits padding might be ranked
+
+
+def _first_runs(values: Array, ids: Array) -> tuple[Array, Array]:
+    """Values and ids of the TOP runs that stay, [B, C] → [B, TOP · width]. Padding is −∞, and behind all ids."""
+    width = 1 << ((values.shape[-1] - 1) // _form().runs).bit_length()
+    padding = -values.shape[-1] % width
+    padded = jnp.pad(values, ((0, 0), (0, padding)), constant_values=-jnp.inf)
+    runs, first_ids = padded.reshape(len(values), -1, width), ids[:, ::width]
+    numbers = jnp.broadcast_to(jnp.arange(runs.shape[1], dtype=jnp.int32), first_ids.shape)
+    first = _first(runs.max(axis=-1), first_ids, numbers, TOP)
+    row = jnp.arange(len(values))[:, None]
+    of_runs = first_ids[row, first][:, :, None] + jnp.arange(width, dtype=jnp.int32)
+    return runs[row, first].reshape(len(values), -1), of_runs.reshape(len(values), -1)
+
+
+def _first(values: Array, ids: Array, chosen: Array, count: int) -> Array:
+    """`chosen` of the first `count` in the order (−value, id), [B, C] → [B, count]. A place is a count of those before;
+    −0 equals +0. Among NaN places are shared or empty: then some number of `chosen`, or 0."""
+    value, other = values[:, :, None], values[:, None, :]
+    is_before = (other > value) | ((other == value) & (ids[:, None, :] < ids[:, :, None]))
+    places = is_before.sum(axis=-1, dtype=jnp.int32)
+    is_at = places[:, None, :] == jnp.arange(count, dtype=jnp.int32)[:, None]
+    return jnp.where(is_at, chosen[:, None, :], 0).max(axis=-1)
 
 
 def _one_zero(z: Array) -> Array:
-    """−0 becomes +0, which orderings of bits tell apart. Adding 0.0 would do it too, but XLA removes that."""
+    """−0 becomes +0, which its bits tell apart. Adding 0.0 would do it too, but XLA removes that."""
     return jnp.where(z == 0, 0.0, z)
 
 
@@ -161,9 +229,10 @@ def _first_largest(x: Array) -> Array:
     """The index of the largest of every row, the first one on a tie, [B, V] → [B].
 
     The same as argmax, for rows without NaN, in a tenth of the time on a CPU: XLA turns a maximum and a comparison into
-    vector instructions, an argmax not, nor what is fused with it (the noise); hence the barrier.
+    vector instructions, an argmax not, nor what is fused with it (the noise); hence the barrier there.
     """
-    x = lax.optimization_barrier(x)  # type: ignore[no-untyped-call]
+    if _form().holds_back:
+        x = lax.optimization_barrier(x)  # type: ignore[no-untyped-call]
     ids = jnp.arange(x.shape[-1], dtype=jnp.int32)
     first = jnp.where(x == x.max(axis=-1, keepdims=True), ids, x.shape[-1]).min(axis=-1)
     return jnp.minimum(first, x.shape[-1] - 1)
@@ -183,19 +252,12 @@ def report_ids(logits: Array, ids: Array, live: Array) -> Reported:
 
 def sample(logits: Array, bias: Array, counts: Array, rows: Rows, live: Array) -> Sampled:
     """One token for every row, and what is reported with it. logits [B, V] float32, raw. Rows that are not live [B] get
-    some id and ask for no stage."""
-    is_greedy, is_nucleus = rows.is_greedy | ~live, rows.is_nucleus & live
+    some id."""
     with jax.named_scope("adjust"):
         z = penalize(add_bias(logits, bias), counts, rows.frequency_penalty, rows.presence_penalty)
-        most_likely = greedy(z)
-
-    def drawn() -> Array:
-        s = temper(z, rows.temperature)
-        everything = jnp.ones_like(z, bool)
-        kept = lax.cond(is_nucleus.any(), lambda: nucleus(z, s, rows.top_p, is_nucleus), lambda: everything)
-        return jnp.where(is_greedy, most_likely, draw(s, noise(rows, z.shape[-1]), kept))
-
     with jax.named_scope("draw"):
-        token = lax.cond(is_greedy.all(), lambda: most_likely, drawn)
+        s = temper(z, rows.temperature)
+        kept = nucleus(z, s, rows.top_p, rows.is_nucleus)
+        token = jnp.where(rows.is_greedy, greedy(z), draw(s, noise(rows, z.shape[-1]), kept))
     with jax.named_scope("report"):
         return Sampled(token, *report_ids(logits, token, live))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import Array, lax
 from numpy.typing import NDArray
 
 from gnomon.jax_engine import sampler
@@ -26,8 +29,16 @@ def tied_logits(seed: int, rows: int = ROWS) -> NDArray[np.float32]:
     return np.where((z == 0) & (rng.random(z.shape) < 0.5), np.float32(-0.0), z)
 
 
-def slow(value: float) -> Any:
-    return pytest.param(value, marks=pytest.mark.slow)
+def slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True, params=["cpu", "gpu"])
+def platform(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The sampler takes itself to be on this platform, and finds boundaries in digits of other sizes."""
+    name: str = request.param
+    monkeypatch.setattr(jax, "default_backend", lambda: name)
+    return name
 
 
 def rows(params: list[SamplingParams], seed: int = 5) -> sampler.Rows:
@@ -35,25 +46,53 @@ def rows(params: list[SamplingParams], seed: int = 5) -> sampler.Rows:
     return sampler.Rows(*(np.stack(values) for values in zip(*each, strict=True)))
 
 
+def assert_is_the_laws(kept: NDArray[np.bool_], z: NDArray[Any], s: NDArray[Any], top_p: float) -> None:
+    """The first in the order (−z, id), as many as the law keeps; float32 may be off by ids before which the mass comes
+    within rounding of top_p."""
+    z, s = z.astype(np.float64), s.astype(np.float64)
+    order = np.argsort(-z, kind="stable")
+    count, wanted = int(kept.sum()), int(law.nucleus(z, s, top_p).sum())
+    assert kept[order[:count]].all()
+    q = np.exp(s)
+    mass_before = np.concatenate([[0.0], np.cumsum(q[order] / q.sum())])
+    unsure = mass_before[min(count, wanted) : max(count, wanted)]
+    assert (np.abs(unsure - top_p) < 1e-6).all()
+    assert count >= 1
+
+
 @pytest.mark.parametrize("top_p", [0.0, 0.5, 1 - 2**-24, *map(slow, (1e-6, 0.1, 0.9, 0.999))])
 def test_ties_at_the_nucleus_boundary_go_to_the_lower_ids(top_p: float) -> None:
     z = tied_logits(1)
-    s = [law.temper(row, 1.0) for row in z.astype(np.float64)]
-    flags = jnp.ones(ROWS, bool)
-    kept = np.asarray(
-        sampler.nucleus(jnp.asarray(z), jnp.asarray(np.array(s, np.float32)), jnp.full(ROWS, top_p, jnp.float32), flags)
-    )
-    for i in range(ROWS):
-        wanted = law.nucleus(z[i].astype(np.float64), s[i], top_p)
-        # float32 sums may put the boundary one id further or nearer where the mass comes within rounding of top_p
-        if kept[i].sum() == wanted.sum():
-            assert (kept[i] == wanted).all()
-        else:
-            assert abs(int(kept[i].sum()) - int(wanted.sum())) == 1
-            mass = np.exp(s[i])[wanted].sum() / np.exp(s[i]).sum()
-            nearest = np.exp(s[i])[wanted].min() / np.exp(s[i]).sum()
-            assert min(abs(mass - top_p), abs(mass - nearest - top_p)) < 1e-6
-    assert kept.any(axis=1).all()
+    s = np.array([law.temper(row, 1.0) for row in z.astype(np.float64)], np.float32)
+    kept = sampler.nucleus(jnp.asarray(z), jnp.asarray(s), jnp.full(ROWS, top_p, jnp.float32), jnp.ones(ROWS, bool))
+    for row in zip(np.asarray(kept), z, s, strict=True):
+        assert_is_the_laws(*row, top_p)
+
+
+def logits_of_all_kinds(vocab_size: int) -> NDArray[np.float32]:
+    """Rows whose best are far apart or side by side, alone or tied, at either end, or everywhere the same."""
+    rng = np.random.default_rng(vocab_size)
+    normal = rng.normal(0, 3, vocab_size)
+    few = rng.integers(-2, 3, vocab_size) / 4
+    zeros = np.where(rng.random(vocab_size) < 0.5, 0.0, -0.0)
+    apart = np.where(np.arange(vocab_size) % max(1, vocab_size // sampler.TOP) == 0, 5 + normal / 9, normal / 9)
+    peaked = np.where(np.arange(vocab_size) == vocab_size // 2, 40.0, normal)
+    rows = [normal, few, zeros, apart, peaked, np.arange(vocab_size), -np.arange(vocab_size), np.full(vocab_size, -1.5)]
+    return np.array(rows, np.float32)
+
+
+SIZES = [1, 2, 19, 20, 21, 260, 640, 641, 1000, *map(slow, (5, 4096, 49152, 50257, 151936))]
+
+
+@pytest.mark.parametrize("top_p", [0.3, *map(slow, (1e-6, 0.9, 0.999, 1 - 2**-23))])
+@pytest.mark.parametrize("vocab_size", SIZES)
+def test_the_nucleus_is_the_laws_whatever_the_size_of_the_vocabulary(vocab_size: int, top_p: float) -> None:
+    z = jnp.asarray(logits_of_all_kinds(vocab_size))
+    temperature, flags = jnp.full(len(z), 1.5, jnp.float32), jnp.ones(len(z), bool)
+    s = sampler.temper(z, temperature)
+    kept = jax.jit(lambda z, s: sampler.nucleus(z, s, jnp.full(len(z), top_p, jnp.float32), flags))(z, s)
+    for row in zip(np.asarray(kept), np.asarray(z), np.asarray(s), strict=True):
+        assert_is_the_laws(*row, top_p)
 
 
 @pytest.mark.parametrize(("ids", "top_p", "expected"), [
@@ -67,8 +106,8 @@ def test_a_mass_of_just_top_p_before_an_id_leaves_it_out(ids: int, top_p: float,
 
 
 def test_a_larger_logit_with_just_top_p_of_the_mass_is_kept_alone() -> None:
-    """The boundary is sought by halving: above the smaller logit lies just top_p, and it may not be kept. At a high
-    temperature the two weigh the same, which float32 has exactly."""
+    """Above the smaller logit lies just top_p, and it may not be kept. At a high temperature the two weigh the same,
+    which float32 has exactly."""
     z, s = jnp.array([[1.0, 0.5]]), jnp.zeros((1, 2))
     kept = np.asarray(sampler.nucleus(z, s, jnp.full(1, 0.5, jnp.float32), jnp.ones(1, bool)))
     assert kept[0].tolist() == [True, False]
@@ -82,11 +121,20 @@ def test_rows_that_are_no_nucleus_keep_everything() -> None:
     assert not kept[::2].all(axis=1).any()
 
 
-def test_rankings_are_by_logit_and_then_by_id_and_zeros_are_equal() -> None:
-    z = np.minimum(tied_logits(3), 0)  # the largest are zeros, of both signs
-    z = np.where((z == 0) & (np.arange(V) % 3 == 0), np.float32(-0.0), z)
+@pytest.mark.parametrize("vocab_size", SIZES)
+def test_rankings_are_by_logit_and_then_by_id_and_zeros_are_equal(vocab_size: int) -> None:
+    z = logits_of_all_kinds(vocab_size)
     order = np.argsort(-z.astype(np.float64), axis=1, kind="stable")[:, : sampler.TOP]
-    assert (np.asarray(sampler.ranked_ids(jnp.asarray(z))) == order).all()
+    assert (np.asarray(jax.jit(lambda z: sampler.ranked_ids(z))(z)) == order).all()
+
+
+@pytest.mark.parametrize("vocab_size", [3, 30, *map(slow, (1000, 50257))])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_ids_of_logits_that_are_not_finite_are_ids_all_the_same(vocab_size: int, bad: float) -> None:
+    z = np.random.default_rng(7).normal(0, 1, (4, vocab_size)).astype(np.float32)
+    z[0], z[1, 1:], z[2, ::2], z[3, -1] = bad, bad, bad, bad
+    ids = np.asarray(jax.jit(lambda z: sampler.ranked_ids(z))(z))
+    assert ((ids >= 0) & (ids < vocab_size)).all()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, *map(slow, (0.5, 2.0))])
@@ -122,3 +170,68 @@ def test_only_the_row_that_is_not_finite_says_so(bad: float) -> None:
         jnp.asarray(z), jnp.zeros((3, V)), jnp.zeros((3, V), jnp.int32), rows(params), jnp.ones(3, bool)
     )
     assert np.asarray(drawn.finite).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rows_that_are_dead_or_greedy_change_no_other_rows_bits(temperature: float) -> None:
+    """Whatever is left in a slot's arrays, and infinite distances at the lowest of temperatures."""
+    z = tied_logits(8, rows=6)
+    params = [SamplingParams(temperature=temperature, top_p=top_p) for top_p in (1.0, 0.5, 0.9)] * 2
+    own = rows(params)
+    live = np.array([True, True, True, False, False, False])
+    zeros = jnp.zeros((6, V)), jnp.zeros((6, V), jnp.int32)
+    clean = sampler.sample(jnp.asarray(z), *zeros, own, jnp.asarray(live))
+    z[3], z[4, ::2], z[5] = np.nan, np.inf, -3e38
+    odd = [
+        np.where(live, values, values.dtype.type(odd)) for values, odd in zip(own[:4], (0, 7, 3e38, -3e38), strict=True)
+    ]
+    found = sampler.sample(jnp.asarray(z), *zeros, sampler.Rows(*odd, *own[4:]), jnp.asarray(live))
+    for before, after in zip(clean, found, strict=True):
+        assert np.asarray(before)[live].tobytes() == np.asarray(after)[live].tobytes()
+    assert ((np.asarray(found.token) >= 0) & (np.asarray(found.token) < V)).all()
+
+
+# what makes a GPU wait for the host, in StableHLO and in XLA's own text
+COSTLY = r"\b(?:stablehlo|chlo)\.(sort|top_k|while|if|case|custom_call)\b|\b(sort|topk|while|conditional|custom-call)\("
+
+
+def costly_operations(text: str) -> set[str]:
+    return {name for found in re.findall(COSTLY, text) for name in found if name}
+
+
+def arguments_of(vocab_size: int) -> tuple[Any, ...]:
+    zeros = np.zeros((2, vocab_size), np.float32)
+    return zeros, zeros, zeros.astype(np.int32), rows([SamplingParams()] * 2), np.ones(2, bool)
+
+
+def exported_for(platform: str, function: Any, *arguments: Any) -> str:
+    target = {"cpu": "cpu", "gpu": "rocm"}[platform]
+    return jax.export.export(jax.jit(lambda *a: function(*a)), platforms=[target])(*arguments).mlir_module()
+
+
+def test_the_compiled_draw_has_no_sort_no_conditional_and_no_loop(platform: str) -> None:
+    arguments = arguments_of(1000)
+    compiled = jax.jit(lambda *a: sampler.sample(*a)).lower(*arguments).compile().as_text() or ""
+    assert "fusion" in compiled
+    exported = exported_for(platform, sampler.sample, *arguments)
+    assert "stablehlo.reduce" in exported
+    assert costly_operations(compiled) == costly_operations(exported) == set()
+
+
+def test_sorts_conditionals_and_loops_are_found(platform: str) -> None:
+    def all_of_them(x: Array) -> Array:
+        branched = lax.cond(x[0] > 0, lambda: jnp.sort(x), lambda: lax.top_k(x, 3)[0].sum() + x)
+        return lax.fori_loop(0, 10, lambda _, y: jnp.sin(y), branched)
+
+    x = np.ones(1000, np.float32)
+    assert costly_operations(exported_for(platform, all_of_them, x)) >= {"sort", "top_k", "while", "case"}
+    compiled = jax.jit(all_of_them).lower(x).compile().as_text() or ""
+    assert costly_operations(compiled) >= {"sort", "conditional", "while"}
+
+
+def test_a_gpu_finds_boundaries_in_few_rounds(platform: str) -> None:
+    """32 bits of a logit, ten of an id."""
+    z = np.zeros((2, 1000), np.float32)
+    exported = exported_for(platform, sampler.nucleus, z, z, z[:, 0], np.ones(2, bool))
+    sums = re.findall(r"stablehlo\.compare +GT.*tensor<2x1000x\d+xui32>", exported)
+    assert len(sums) == {"cpu": 32 + 10, "gpu": 4 + 2}[platform]
