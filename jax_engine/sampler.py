@@ -120,40 +120,60 @@ def nucleus(z: Array, s: Array, top_p: Array, is_nucleus: Array) -> Array:
     e = jnp.exp(s)
     q = e / e.sum(axis=-1, keepdims=True)
     keys = _sortable(z)
-    boundary, mass_above = _boundary(keys, q, top_p, bits=32)
+    boundary, mass_above = _boundary(keys, q, top_p)
     boundary = jnp.minimum(boundary, _sortable(z.max(axis=-1)))[:, None]  # where top_p is 0, no mass is below it
     is_tied = keys == boundary
     mass_of_one = jnp.where(is_tied, q, 0.0).max(axis=-1, keepdims=True)
-    ids = jnp.arange(z.shape[-1], dtype=jnp.uint32)[None, :]
+    ids = jnp.arange(z.shape[-1], dtype=jnp.int32)
     mass_before = mass_above[:, None] + ids.astype(jnp.float32) * mass_of_one  # if there are so many of them
     ties_kept = jnp.maximum(1, (mass_before < top_p[:, None]).sum(axis=-1, dtype=jnp.int32))
-    ties = is_tied.astype(jnp.int32)
-    ties_left = ties.sum(axis=-1) - ties_kept
-    last_tie, _ = _boundary(ids, ties, ties_left + 1, bits=(z.shape[-1] - 1).bit_length())
-    kept = (keys > boundary) | (is_tied & (ids <= last_tie[:, None]))
+    kept = (keys > boundary) | (is_tied & (ids <= _id_of(is_tied, ties_kept)[:, None]))
     return kept | ~is_nucleus[:, None]
 
 
-def _boundary(keys: Array, weights: Array, limit: Array, bits: int) -> tuple[Array, Array]:
-    """The smallest number t of so many bits above which there is less than `limit` [B], and how much that is; all ones
-    and 0 if there is none. keys [B, V] uint32, weights [B, V] ≥ 0, of the limit's type; above t is the sum of the weights of all
-    keys > t.
+def _boundary(keys: Array, q: Array, top_p: Array) -> tuple[Array, Array]:
+    """The smallest t [B] with a mass above it below top_p, and that mass; all ones and 0 if there is none. keys [B, V]
+    of uint32; the mass above t is the sum of q over all keys > t.
 
     t is found digit by digit, the highest first. With the lower digits all ones, the right digit is the smallest above
-    which there is less than the limit, that is the number of those for which there is not: what is above never grows
-    with t, sums that leave out more of the same numbers in the same order being no larger in floating point too. Hence
-    every comparison, and the mass that is returned, is of one and the same sum.
+    which the mass is below top_p, so it is the number of those above which it is not: the mass never grows with t, in
+    floating point either, where a sum leaves out more of the same numbers in the same order. Hence all that is compared
+    with top_p, and the mass that is returned, are values of one and the same sum.
     """
     digit = _form().digit
-    t, found = jnp.zeros_like(limit, jnp.uint32), jnp.zeros_like(limit)
-    for shift in reversed(range(0, bits, digit)):
-        digits = jnp.arange(2**digit - 1, dtype=jnp.uint32)
-        tried = t[:, None] + (digits << shift) + jnp.uint32(2**shift - 1)
-        above = jnp.where(keys[:, :, None] > tried[:, None, :], weights[:, :, None], 0).sum(axis=1)
-        is_less = above < limit[:, None]
-        t = t + ((~is_less).sum(axis=-1, dtype=jnp.uint32) << shift)
-        found = jnp.maximum(found, jnp.where(is_less, above, 0).max(axis=-1))
-    return t, found
+    t, mass = jnp.zeros_like(top_p, jnp.uint32), jnp.zeros_like(top_p)
+    for shift in reversed(range(0, 32, digit)):
+        tried = t[:, None] + (jnp.arange(2**digit - 1, dtype=jnp.uint32) << shift) + jnp.uint32(2**shift - 1)
+        above = jnp.where(keys[:, :, None] > tried[:, None, :], q[:, :, None], 0.0).sum(axis=1)
+        is_below = above < top_p[:, None]
+        t = t + ((~is_below).sum(axis=-1, dtype=jnp.uint32) << shift)
+        mass = jnp.maximum(mass, jnp.where(is_below, above, 0.0).max(axis=-1))
+    return t, mass
+
+
+def _id_of(marked: Array, n: Array) -> Array:
+    """The id of the n-th that is marked, [B, V] and [B] ≥ 1 → [B]; where there are fewer, some number above all ids. The
+    run that it is in is found by how many are marked in each, and then its place there."""
+    runs = _in_runs(marked, False)
+    run, before = _where_reached(runs.sum(axis=-1, dtype=jnp.int32), n)
+    inside = runs[jnp.arange(len(runs)), jnp.minimum(run, runs.shape[1] - 1)]
+    return run * runs.shape[-1] + _where_reached(inside.astype(jnp.int32), n - before)[0]
+
+
+def _where_reached(counts: Array, n: Array) -> tuple[Array, Array]:
+    """How many of the counts [B, C] there are before the one with which their running sum reaches n [B], and the sum of
+    those."""
+    places = jnp.arange(counts.shape[-1], dtype=jnp.int32)
+    running = jnp.where(places <= places[:, None], counts[:, None, :], 0).sum(axis=-1)
+    is_short = running < n[:, None]
+    return is_short.sum(axis=-1, dtype=jnp.int32), jnp.where(is_short, running, 0).max(axis=-1)
+
+
+def _in_runs(x: Array, padding: Any) -> Array:
+    """Runs of neighbours, [B, C] → [B, runs, width], at most as many as the form allows; the last is padded."""
+    width = 1 << ((x.shape[-1] - 1) // _form().runs).bit_length()
+    padded = jnp.pad(x, ((0, 0), (0, -x.shape[-1] % width)), constant_values=padding)
+    return padded.reshape(len(x), -1, width)
 
 
 def ranked_ids(logits: Array) -> Array:
@@ -173,10 +193,9 @@ def ranked_ids(logits: Array) -> Array:
 
 def _first_runs(values: Array, ids: Array) -> tuple[Array, Array]:
     """Values and ids of the TOP runs that stay, [B, C] → [B, TOP · width]. Padding is −∞, and behind all ids."""
-    width = 1 << ((values.shape[-1] - 1) // _form().runs).bit_length()
-    padding = -values.shape[-1] % width
-    padded = jnp.pad(values, ((0, 0), (0, padding)), constant_values=-jnp.inf)
-    runs, first_ids = padded.reshape(len(values), -1, width), ids[:, ::width]
+    runs = _in_runs(values, -jnp.inf)
+    width = runs.shape[-1]
+    first_ids = ids[:, ::width]
     numbers = jnp.broadcast_to(jnp.arange(runs.shape[1], dtype=jnp.int32), first_ids.shape)
     first = _first(runs.max(axis=-1), first_ids, numbers, TOP)
     row = jnp.arange(len(values))[:, None]
