@@ -17,10 +17,12 @@ This is the draw by XLA; kernels/cpu/draw.h is the native one, in which a row co
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from gnomon.reference.prng import threefry2x32
@@ -115,7 +117,7 @@ def nucleus(z: Array, s: Array, top_p: Array, is_nucleus: Array) -> Array:
     In the order (−z, id) an id is kept if the mass before it is below top_p. With above(t) the mass of all z > t, the
     boundary is the smallest value b among the z with above(b) < top_p: larger z are kept, smaller ones are not, and of
     those equal to b the first ones by id: that with r equal ones before it if above(b) + r·q is below top_p, q being
-    the mass of one. In floating point too that sum never falls as r grows, so the r for which it holds are counted.
+    the mass of one, or if r is 0.
     """
     e = jnp.exp(s)
     q = e / e.sum(axis=-1, keepdims=True)
@@ -124,10 +126,12 @@ def nucleus(z: Array, s: Array, top_p: Array, is_nucleus: Array) -> Array:
     boundary = jnp.minimum(boundary, _sortable(z.max(axis=-1)))[:, None]  # where top_p is 0, no mass is below it
     is_tied = keys == boundary
     mass_of_one = jnp.where(is_tied, q, 0.0).max(axis=-1, keepdims=True)
+
+    def is_kept(ties_before: Array) -> Array:
+        return (ties_before == 0) | (mass_above[:, None] + ties_before * mass_of_one < top_p[:, None])
+
     ids = jnp.arange(z.shape[-1], dtype=jnp.int32)
-    mass_before = mass_above[:, None] + ids.astype(jnp.float32) * mass_of_one  # if there are so many of them
-    ties_kept = jnp.maximum(1, (mass_before < top_p[:, None]).sum(axis=-1, dtype=jnp.int32))
-    kept = (keys > boundary) | (is_tied & (ids <= _id_of(is_tied, ties_kept)[:, None]))
+    kept = (keys > boundary) | (is_tied & (ids <= _last_kept(is_tied, is_kept)[:, None]))
     return kept | ~is_nucleus[:, None]
 
 
@@ -143,7 +147,7 @@ def _boundary(keys: Array, q: Array, top_p: Array) -> tuple[Array, Array]:
     digit = _form().digit
     t, mass = jnp.zeros_like(top_p, jnp.uint32), jnp.zeros_like(top_p)
     for shift in reversed(range(0, 32, digit)):
-        tried = t[:, None] + (jnp.arange(2**digit - 1, dtype=jnp.uint32) << shift) + jnp.uint32(2**shift - 1)
+        tried = t[:, None] + np.uint32(2**shift) * np.arange(1, 2**digit, dtype=np.uint32) - np.uint32(1)
         above = jnp.where(keys[:, :, None] > tried[:, None, :], q[:, :, None], 0.0).sum(axis=1)
         is_below = above < top_p[:, None]
         t = t + ((~is_below).sum(axis=-1, dtype=jnp.uint32) << shift)
@@ -151,22 +155,26 @@ def _boundary(keys: Array, q: Array, top_p: Array) -> tuple[Array, Array]:
     return t, mass
 
 
-def _id_of(marked: Array, n: Array) -> Array:
-    """The id of the n-th that is marked, [B, V] and [B] ≥ 1 → [B]; where there are fewer, some number above all ids. The
-    run that it is in is found by how many are marked in each, and then its place there."""
-    runs = _in_runs(marked, False)
-    run, before = _where_reached(runs.sum(axis=-1, dtype=jnp.int32), n)
+def _last_kept(is_tied: Array, is_kept: Callable[[Array], Array]) -> Array:
+    """The id of the last tie that is kept, or some number above all ids if all are, [B, V] → [B]. is_kept: of numbers
+    of ties [B, n], whether a tie with so many before it is; if not, none with more is, in floating point either.
+
+    The run that it is in is found by how many ties are in each, and then its place there.
+    """
+    runs = _in_runs(is_tied, False)
+    run, before = _passed(runs.sum(axis=-1, dtype=jnp.int32), is_kept)
     inside = runs[jnp.arange(len(runs)), jnp.minimum(run, runs.shape[1] - 1)]
-    return run * runs.shape[-1] + _where_reached(inside.astype(jnp.int32), n - before)[0]
+    place, _ = _passed(inside.astype(jnp.int32), lambda ties: is_kept(before[:, None] + ties))
+    return run * runs.shape[-1] + place
 
 
-def _where_reached(counts: Array, n: Array) -> tuple[Array, Array]:
-    """How many of the counts [B, C] there are before the one with which their running sum reaches n [B], and the sum of
-    those."""
+def _passed(counts: Array, is_kept: Callable[[Array], Array]) -> tuple[Array, Array]:
+    """How many of the counts [B, C] one can pass, all ties in them being kept and one more too, and how many ties that
+    are."""
     places = jnp.arange(counts.shape[-1], dtype=jnp.int32)
-    running = jnp.where(places <= places[:, None], counts[:, None, :], 0).sum(axis=-1)
-    is_short = running < n[:, None]
-    return is_short.sum(axis=-1, dtype=jnp.int32), jnp.where(is_short, running, 0).max(axis=-1)
+    ties = jnp.where(places <= places[:, None], counts[:, None, :], 0).sum(axis=-1)  # up to there
+    kept = is_kept(ties)
+    return kept.sum(axis=-1, dtype=jnp.int32), jnp.where(kept, ties, 0).max(axis=-1)
 
 
 def _in_runs(x: Array, padding: Any) -> Array:
@@ -186,31 +194,22 @@ def ranked_ids(logits: Array) -> Array:
     """
     values, ids = logits, jnp.broadcast_to(jnp.arange(logits.shape[-1], dtype=jnp.int32), logits.shape)
     while values.shape[-1] > _form().candidates:
-        values, ids = _first_runs(values, ids)
-    first = _first(values, ids, ids, min(TOP, logits.shape[-1]))
-    return jnp.minimum(first, logits.shape[-1] - 1)  # in a row without so many finite logits padding might be ranked
+        runs = _in_runs(values, -jnp.inf)
+        width = runs.shape[-1]
+        first_ids = _first(runs.max(axis=-1), ids[:, ::width], TOP)[:, :, None]
+        ids = (first_ids + jnp.arange(width, dtype=jnp.int32)).reshape(len(values), -1)
+        values = jnp.take_along_axis(logits, ids, axis=-1, mode="fill", fill_value=-jnp.inf)  # beyond V
+    ranked = _first(values, ids, min(TOP, logits.shape[-1]))
+    return jnp.minimum(ranked, logits.shape[-1] - 1)  # NaN is nowhere in the order, and padding may take its place
 
 
-def _first_runs(values: Array, ids: Array) -> tuple[Array, Array]:
-    """Values and ids of the TOP runs that stay, [B, C] → [B, TOP · width]. Padding is −∞, and behind all ids."""
-    runs = _in_runs(values, -jnp.inf)
-    width = runs.shape[-1]
-    first_ids = ids[:, ::width]
-    numbers = jnp.broadcast_to(jnp.arange(runs.shape[1], dtype=jnp.int32), first_ids.shape)
-    first = _first(runs.max(axis=-1), first_ids, numbers, TOP)
-    row = jnp.arange(len(values))[:, None]
-    of_runs = first_ids[row, first][:, :, None] + jnp.arange(width, dtype=jnp.int32)
-    return runs[row, first].reshape(len(values), -1), of_runs.reshape(len(values), -1)
-
-
-def _first(values: Array, ids: Array, chosen: Array, count: int) -> Array:
-    """`chosen` of the first `count` in the order (−value, id), [B, C] → [B, count]. A place is a count of those before;
-    −0 equals +0. Among NaN places are shared or empty: then some number of `chosen`, or 0."""
+def _first(values: Array, ids: Array, count: int) -> Array:
+    """The first ids in the order (−value, id), [B, C] → [B, count]: an id's place is the number of those before it."""
     value, other = values[:, :, None], values[:, None, :]
     is_before = (other > value) | ((other == value) & (ids[:, None, :] < ids[:, :, None]))
     places = is_before.sum(axis=-1, dtype=jnp.int32)
     is_at = places[:, None, :] == jnp.arange(count, dtype=jnp.int32)[:, None]
-    return jnp.where(is_at, chosen[:, None, :], 0).max(axis=-1)
+    return jnp.where(is_at, ids[:, None, :], 0).max(axis=-1)
 
 
 def _one_zero(z: Array) -> Array:
