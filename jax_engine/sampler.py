@@ -247,7 +247,7 @@ def _first_largest(x: Array) -> Array:
     """The index of the largest of every row, the first one on a tie, [B, V] → [B].
 
     For rows without NaN a maximum and a comparison come to the same as an argmax. On a CPU they halve the time of the
-    whole draw, since XLA makes vector instructions of them and none of an argmax, which on a GPU is half as many kernels.
+    whole draw, since XLA makes vector instructions of them and none of an argmax. On a GPU that is half as many kernels.
     """
     if _form().argmax:
         return jnp.argmax(x, axis=-1).astype(jnp.int32)

@@ -134,22 +134,22 @@ MUTATIONS = (
     Mutation(
         "the device keeps the last of equal ids at the nucleus boundary",
         "jax_engine/sampler.py",
-        "_boundary(ids, ties, ties_left + 1, bits",
-        "_boundary(ids[:, ::-1], ties, ties_left + 1, bits",
+        "(is_tied & (ids <= _last",
+        "(is_tied & (ids[::-1] <= _last",
         "jax_engine/test_jax_sampler.py::test_ties_at_the_nucleus_boundary_go_to_the_lower_ids",
     ),
     Mutation(
         "the device keeps an equal id before which the mass is just top_p",
         "jax_engine/sampler.py",
-        "(mass_before < top_p[:, None])",
-        "(mass_before <= top_p[:, None])",
+        "ties_before * mass_of_one < top_p",
+        "ties_before * mass_of_one <= top_p",
         "jax_engine/test_jax_sampler.py::test_a_mass_of_just_top_p_before_an_id_leaves_it_out",
     ),
     Mutation(
         "the device keeps a smaller logit before which the mass is just top_p",
         "jax_engine/sampler.py",
-        "is_less = above < limit[:, None]",
-        "is_less = above <= limit[:, None]",
+        "is_below = above < top_p[:, None]",
+        "is_below = above <= top_p[:, None]",
         "jax_engine/test_jax_sampler.py::test_a_larger_logit_with_just_top_p_of_the_mass_is_kept_alone",
     ),
     Mutation(
@@ -162,15 +162,15 @@ MUTATIONS = (
     Mutation(
         "the device's nucleus may be empty where top_p is 0",
         "jax_engine/sampler.py",
-        "ties_kept = jnp.maximum(1, ",
-        "ties_kept = jnp.maximum(0, ",
+        "return (ties_before == 0) | (mass",
+        "return (ties_before < 0) | (mass",
         "jax_engine/test_jax_sampler.py::test_ties_at_the_nucleus_boundary_go_to_the_lower_ids",
     ),
     Mutation(
         "a digit of the device's boundary is off by one",
         "jax_engine/sampler.py",
-        "jnp.uint32(2**shift - 1)",
-        "jnp.uint32(2**shift)",
+        "np.arange(1, 2**digit, dtype=np.uint32) - np.uint32(1)",
+        "np.arange(1, 2**digit, dtype=np.uint32)",
         "jax_engine/test_jax_sampler.py::test_the_nucleus_is_the_laws_whatever_the_size_of_the_vocabulary",
     ),
     Mutation(
@@ -183,8 +183,8 @@ MUTATIONS = (
     Mutation(
         "the device looks for its ranking in one run too few",
         "jax_engine/sampler.py",
-        "_first(runs.max(axis=-1), first_ids, numbers, TOP)",
-        "_first(runs.max(axis=-1), first_ids, numbers, TOP - 1)",
+        "_first(runs.max(axis=-1), ids[:, ::width], TOP)",
+        "_first(runs.max(axis=-1), ids[:, ::width], TOP - 1)",
         "jax_engine/test_jax_sampler.py::test_rankings_are_by_logit_and_then_by_id_and_zeros_are_equal",
     ),
     Mutation(
