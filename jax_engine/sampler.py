@@ -157,9 +157,9 @@ def _boundary(keys: Array, q: Array, top_p: Array) -> tuple[Array, Array]:
 
 def _last_kept(is_tied: Array, is_kept: Callable[[Array], Array]) -> Array:
     """The id of the last tie that is kept, or some number above all ids if all are, [B, V] → [B]. is_kept: of numbers
-    of ties [B, n], whether a tie with so many before it is; if not, none with more is, in floating point either.
+    of ties [B, n], whether a tie with so many before it is kept; if not, none with more is, in floating point either.
 
-    The run that it is in is found by how many ties are in each, and then its place there.
+    The run of ids that it is in is the first after which no further tie would be kept; its place there is found alike.
     """
     runs = _in_runs(is_tied, False)
     run, before = _passed(runs.sum(axis=-1, dtype=jnp.int32), is_kept)
@@ -169,8 +169,8 @@ def _last_kept(is_tied: Array, is_kept: Callable[[Array], Array]) -> Array:
 
 
 def _passed(counts: Array, is_kept: Callable[[Array], Array]) -> tuple[Array, Array]:
-    """How many of the counts [B, C] one can pass, all ties in them being kept and one more too, and how many ties that
-    are."""
+    """counts [B, C] of ties → [B], [B]: after how many of the counts a further tie would be kept, and how many ties
+    are in those."""
     places = jnp.arange(counts.shape[-1], dtype=jnp.int32)
     ties = jnp.where(places <= places[:, None], counts[:, None, :], 0).sum(axis=-1)  # up to there
     kept = is_kept(ties)
@@ -247,7 +247,7 @@ def _first_largest(x: Array) -> Array:
     """The index of the largest of every row, the first one on a tie, [B, V] → [B].
 
     For rows without NaN a maximum and a comparison come to the same as an argmax. On a CPU they halve the time of the
-    whole draw, since XLA makes vector instructions of them and none of an argmax. On a GPU that is half as many kernels.
+    whole draw: XLA makes vector instructions of them, and none of an argmax. On a GPU an argmax is half the kernels.
     """
     if _form().argmax:
         return jnp.argmax(x, axis=-1).astype(jnp.int32)
