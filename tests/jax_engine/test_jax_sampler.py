@@ -192,8 +192,8 @@ def test_rows_that_are_dead_change_no_bit_of_the_others(temperature: float, plat
     before = jitted(platform, "sample")(z, *nothing(), own, live)
     z[1::8], z[3::8, ::2], z[5::8, ::2], z[7::8] = np.nan, np.inf, 3e38, -3e38
     odd = np.array([np.nan, np.inf, 0, -1], np.float32)[np.arange(ROWS) % 16 // 4]
-    others = [np.where(live, values, odd) for values in own[:4]]
-    after = jitted(platform, "sample")(z, *nothing(), sampler.Rows(*others, *own[4:]), live)
+    others = own._replace(**{name: np.where(live, getattr(own, name), odd) for name in own._fields[:4]})
+    after = jitted(platform, "sample")(z, *nothing(), others, live)
     for one, other in zip(before, after, strict=True):
         assert np.asarray(one)[live].tobytes() == np.asarray(other)[live].tobytes()
     token = np.asarray(after.token)
