@@ -5,8 +5,8 @@
 What differs, and why it is the same law:
 - every parameter is an array [B], so that one compiled program serves any mixture of requests;
 - bias and counts are dense [B, V] arrays that live on the device;
-- nothing is sorted, which of 8 × 49,152 numbers would cost more than all the rest: the nucleus is bounded by a value
-  and by an id, found digit by digit from sums, and a place in a ranking is a count of those before it;
+- nothing is sorted, which of 8 × 49,152 numbers would cost more than all the rest: the nucleus ends at a value, found
+  digit by digit from sums, and at an id, found from counts; a place in a ranking is the number of those before it;
 - all stages are computed for every row, and masked: a loop or a branch that depends on what a GPU has computed makes
   the host wait for it. So the compiled program has neither, and few kernels;
 - a row never reads another row, so its result cannot depend on its neighbours.

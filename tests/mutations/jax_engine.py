@@ -188,6 +188,13 @@ MUTATIONS = (
         "jax_engine/test_jax_sampler.py::test_rankings_are_by_logit_and_then_by_id_and_zeros_are_equal",
     ),
     Mutation(
+        "the device measures distances from the largest logit of all rows",
+        "jax_engine/sampler.py",
+        "distance = z - z.max(axis=-1, keepdims=True)",
+        "distance = z - z.max()",
+        "jax_engine/test_jax_sampler.py::test_rows_that_are_dead_change_no_bit_of_the_others",
+    ),
+    Mutation(
         "the device's draw branches",
         "jax_engine/sampler.py",
         "token = jnp.where(rows.is_greedy, greedy(z), draw(s, noise(rows, z.shape[-1]), kept))",
