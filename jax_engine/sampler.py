@@ -5,9 +5,11 @@
 What differs, and why it is the same law:
 - every parameter is an array [B], so that one compiled program serves any mixture of requests;
 - bias and counts are dense [B, V] arrays that live on the device;
-- the nucleus is found by bisection on the boundary's value, not by a sort (on a CPU a sort of 8 × 49,152 costs a
-  hundred times the rest), and ties at the boundary are settled by id, as a stable sort would;
-- a row never reads another row, so its result cannot depend on its neighbours; stages that no row needs are skipped.
+- nothing is sorted, which of 8 × 49,152 numbers would cost more than all the rest: the nucleus ends at a value, found
+  digit by digit from sums, and at an id, found from counts; a place in a ranking is the number of those before it;
+- all stages are computed for every row, and masked: a loop or a branch that depends on what a GPU has computed makes
+  the host wait for it. So the compiled program has neither, and few kernels;
+- a row never reads another row, so its result cannot depend on its neighbours.
 This is the draw by XLA; kernels/cpu/draw.h is the native one, in which a row costs what it asks for.
 
 `temperature == 0` and `top_p == 1` are decided on the request's own numbers, so they come as flags.
@@ -15,16 +17,35 @@ This is the draw by XLA; kernels/cpu/draw.h is the native one, in which a row co
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from gnomon.reference.prng import threefry2x32
 
 LOWEST_TEMPERATURE = 2.0**-100  # the law lets a float32 engine raise a temperature to this
 TOP = 20  # rankings are always this long on the device; the host cuts them
+
+
+class _Form(NamedTuple):
+    """What the platform decides of the program; of what it means, nothing."""
+
+    digit: int  # bits of a boundary that one round finds, by 2^digit − 1 sums
+    runs: int  # at most so many runs,
+    candidates: int  # and so many ids, are counted against each other: that takes their number squared
+    argmax: bool  # XLA's own
+
+
+_CPU = _Form(digit=1, runs=256, candidates=320, argmax=False)  # pays for every sum and comparison
+_GPU = _Form(digit=8, runs=1280, candidates=2560, argmax=True)  # pays for every kernel
+
+
+def _form() -> _Form:
+    return _CPU if jax.default_backend() == "cpu" else _GPU
 
 
 class Rows(NamedTuple):
@@ -95,39 +116,104 @@ def nucleus(z: Array, s: Array, top_p: Array, is_nucleus: Array) -> Array:
 
     In the order (−z, id) an id is kept if the mass before it is below top_p. With above(t) the mass of all z > t, the
     boundary is the smallest value b among the z with above(b) < top_p: larger z are kept, smaller ones are not, and of
-    those equal to b the first ones by id.
+    those equal to b the first ones by id: that with r equal ones before it if above(b) + r·q is below top_p, q being
+    the mass of one, or if r is 0.
     """
     e = jnp.exp(s)
     q = e / e.sum(axis=-1, keepdims=True)
     keys = _sortable(z)
+    boundary, mass_above = _boundary(keys, q, top_p)
+    boundary = jnp.minimum(boundary, _sortable(z.max(axis=-1)))[:, None]  # where top_p is 0, no mass is below it
+    is_tied = keys == boundary
+    mass_of_one = jnp.where(is_tied, q, 0.0).max(axis=-1, keepdims=True)
 
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds  # above(low) ≥ top_p, or low is below every key; above(high) < top_p
-        middle = low + (high - low) // 2
-        above = jnp.where(keys > middle[:, None], q, 0.0).sum(axis=-1)
-        return jnp.where(above < top_p, low, middle), jnp.where(above < top_p, middle, high)
+    def is_kept(ties_before: Array) -> Array:
+        return (ties_before == 0) | (mass_above[:, None] + ties_before * mass_of_one < top_p[:, None])
 
-    highest = keys.max(axis=-1)
-    _, boundary = lax.fori_loop(0, 32, halve, (jnp.zeros_like(highest), highest))
-    at_boundary = keys == boundary[:, None]
-    mass_above = jnp.where(keys > boundary[:, None], q, 0.0).sum(axis=-1, keepdims=True)
-    is_tied = (is_nucleus & (at_boundary.sum(axis=-1, dtype=jnp.int32) > 1)).any()
-    # a running sum over all ids is slow, and seldom needed
-    ranked = lax.cond(is_tied, lambda: jnp.cumsum(at_boundary, axis=-1), lambda: at_boundary.astype(jnp.int32))
-    rank_in_tie = ranked - 1  # −1 before the first
-    mass_before = mass_above + rank_in_tie * jnp.where(at_boundary, q, 0.0)
-    first = at_boundary & (rank_in_tie == 0)
-    kept = (keys > boundary[:, None]) | first | (at_boundary & (mass_before < top_p[:, None]))
+    ids = jnp.arange(z.shape[-1], dtype=jnp.int32)
+    kept = (keys > boundary) | (is_tied & (ids <= _last_kept(is_tied, is_kept)[:, None]))
     return kept | ~is_nucleus[:, None]
 
 
+def _boundary(keys: Array, q: Array, top_p: Array) -> tuple[Array, Array]:
+    """The smallest t [B] with a mass above it below top_p, and that mass; all ones and 0 if there is none. keys [B, V]
+    of uint32; the mass above t is the sum of q over all keys > t.
+
+    t is found digit by digit, the highest first. With the lower digits all ones, the right digit is the smallest above
+    which the mass is below top_p, so it is the number of those above which it is not: the mass never grows with t, in
+    floating point either, where a sum leaves out more of the same numbers in the same order. Hence all that is compared
+    with top_p, and the mass that is returned, are values of one and the same sum.
+    """
+    digit = _form().digit
+    t, mass = jnp.zeros_like(top_p, jnp.uint32), jnp.zeros_like(top_p)
+    for shift in reversed(range(0, 32, digit)):
+        tried = t[:, None] + np.uint32(2**shift) * np.arange(1, 2**digit, dtype=np.uint32) - np.uint32(1)
+        above = jnp.where(keys[:, :, None] > tried[:, None, :], q[:, :, None], 0.0).sum(axis=1)
+        is_below = above < top_p[:, None]
+        t = t + ((~is_below).sum(axis=-1, dtype=jnp.uint32) << shift)
+        mass = jnp.maximum(mass, jnp.where(is_below, above, 0.0).max(axis=-1))
+    return t, mass
+
+
+def _last_kept(is_tied: Array, is_kept: Callable[[Array], Array]) -> Array:
+    """The id of the last tie that is kept, or some number above all ids if all are, [B, V] → [B]. is_kept: of numbers
+    of ties [B, n], whether a tie with so many before it is kept; if not, none with more is, in floating point either.
+
+    The run of ids that it is in is the first after which no further tie would be kept; its place there is found alike.
+    """
+    runs = _in_runs(is_tied, False)
+    run, before = _passed(runs.sum(axis=-1, dtype=jnp.int32), is_kept)
+    inside = runs[jnp.arange(len(runs)), jnp.minimum(run, runs.shape[1] - 1)]
+    place, _ = _passed(inside.astype(jnp.int32), lambda ties: is_kept(before[:, None] + ties))
+    return run * runs.shape[-1] + place
+
+
+def _passed(counts: Array, is_kept: Callable[[Array], Array]) -> tuple[Array, Array]:
+    """counts [B, C] of ties → [B], [B]: after how many of the counts a further tie would be kept, and how many ties
+    are in those."""
+    places = jnp.arange(counts.shape[-1], dtype=jnp.int32)
+    ties = jnp.where(places <= places[:, None], counts[:, None, :], 0).sum(axis=-1)  # up to there
+    kept = is_kept(ties)
+    return kept.sum(axis=-1, dtype=jnp.int32), jnp.where(kept, ties, 0).max(axis=-1)
+
+
+def _in_runs(x: Array, padding: Any) -> Array:
+    """Runs of neighbours, [B, C] → [B, runs, width], at most as many as the form allows; the last is padded."""
+    width = 1 << ((x.shape[-1] - 1) // _form().runs).bit_length()
+    padded = jnp.pad(x, ((0, 0), (0, -x.shape[-1] % width)), constant_values=padding)
+    return padded.reshape(len(x), -1, width)
+
+
 def ranked_ids(logits: Array) -> Array:
-    """The ids of the TOP largest logits in the order (−logit, id), [B, V] → [B, TOP]."""
-    return lax.top_k(_one_zero(logits), min(TOP, logits.shape[-1]))[1]
+    """The ids of the TOP largest logits in the order (−logit, id), [B, V] → [B, TOP].
+
+    While they are too many to be counted against each other, they are cut into runs of neighbours, and only the first
+    TOP runs in the order (−largest, first id) stay. None of the first TOP is lost: before a run that goes there are TOP
+    others, and of each the largest is before all of this run, being larger, or as large with a lower id, since the ids
+    of one run are all below those of the other.
+    """
+    values, ids = logits, jnp.broadcast_to(jnp.arange(logits.shape[-1], dtype=jnp.int32), logits.shape)
+    while values.shape[-1] > _form().candidates:
+        runs = _in_runs(values, -jnp.inf)
+        width = runs.shape[-1]
+        first_ids = _first(runs.max(axis=-1), ids[:, ::width], TOP)[:, :, None]
+        ids = (first_ids + jnp.arange(width, dtype=jnp.int32)).reshape(len(values), -1)
+        values = jnp.take_along_axis(logits, ids, axis=-1, mode="fill", fill_value=-jnp.inf)  # beyond V
+    ranked = _first(values, ids, min(TOP, logits.shape[-1]))
+    return jnp.minimum(ranked, logits.shape[-1] - 1)  # NaN is nowhere in the order, and padding may take its place
+
+
+def _first(values: Array, ids: Array, count: int) -> Array:
+    """The first ids in the order (−value, id), [B, C] → [B, count]: an id's place is the number of those before it."""
+    value, other = values[:, :, None], values[:, None, :]
+    is_before = (other > value) | ((other == value) & (ids[:, None, :] < ids[:, :, None]))
+    places = is_before.sum(axis=-1, dtype=jnp.int32)
+    is_at = places[:, None, :] == jnp.arange(count, dtype=jnp.int32)[:, None]
+    return jnp.where(is_at, ids[:, None, :], 0).max(axis=-1)
 
 
 def _one_zero(z: Array) -> Array:
-    """−0 becomes +0, which orderings of bits tell apart. Adding 0.0 would do it too, but XLA removes that."""
+    """−0 becomes +0, which its bits tell apart. Adding 0.0 would do it too, but XLA removes that."""
     return jnp.where(z == 0, 0.0, z)
 
 
@@ -160,10 +246,11 @@ def draw(s: Array, g: Array, kept: Array) -> Array:
 def _first_largest(x: Array) -> Array:
     """The index of the largest of every row, the first one on a tie, [B, V] → [B].
 
-    The same as argmax, for rows without NaN, in a tenth of the time on a CPU: XLA turns a maximum and a comparison into
-    vector instructions, an argmax not, nor what is fused with it (the noise); hence the barrier.
+    For rows without NaN a maximum and a comparison come to the same as an argmax. On a CPU they halve the time of the
+    whole draw: XLA makes vector instructions of them, and none of an argmax. On a GPU an argmax is half the kernels.
     """
-    x = lax.optimization_barrier(x)  # type: ignore[no-untyped-call]
+    if _form().argmax:
+        return jnp.argmax(x, axis=-1).astype(jnp.int32)
     ids = jnp.arange(x.shape[-1], dtype=jnp.int32)
     first = jnp.where(x == x.max(axis=-1, keepdims=True), ids, x.shape[-1]).min(axis=-1)
     return jnp.minimum(first, x.shape[-1] - 1)
@@ -183,19 +270,12 @@ def report_ids(logits: Array, ids: Array, live: Array) -> Reported:
 
 def sample(logits: Array, bias: Array, counts: Array, rows: Rows, live: Array) -> Sampled:
     """One token for every row, and what is reported with it. logits [B, V] float32, raw. Rows that are not live [B] get
-    some id and ask for no stage."""
-    is_greedy, is_nucleus = rows.is_greedy | ~live, rows.is_nucleus & live
+    some id."""
     with jax.named_scope("adjust"):
         z = penalize(add_bias(logits, bias), counts, rows.frequency_penalty, rows.presence_penalty)
-        most_likely = greedy(z)
-
-    def drawn() -> Array:
-        s = temper(z, rows.temperature)
-        everything = jnp.ones_like(z, bool)
-        kept = lax.cond(is_nucleus.any(), lambda: nucleus(z, s, rows.top_p, is_nucleus), lambda: everything)
-        return jnp.where(is_greedy, most_likely, draw(s, noise(rows, z.shape[-1]), kept))
-
     with jax.named_scope("draw"):
-        token = lax.cond(is_greedy.all(), lambda: most_likely, drawn)
+        s = temper(z, rows.temperature)
+        kept = nucleus(z, s, rows.top_p, rows.is_nucleus)
+        token = jnp.where(rows.is_greedy, greedy(z), draw(s, noise(rows, z.shape[-1]), kept))
     with jax.named_scope("report"):
         return Sampled(token, *report_ids(logits, token, live))
