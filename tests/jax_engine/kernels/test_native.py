@@ -137,7 +137,7 @@ def test_an_output_has_the_same_bits_whether_threads_share_the_product_or_not(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [SHAPES[3], SHARED])
-def test_dead_rows_are_not_read(built: Native, shape: tuple[int, int, int], dtype: str) -> None:
+def test_what_dead_rows_hold_touches_no_live_one(built: Native, shape: tuple[int, int, int], dtype: str) -> None:
     x, weight = operands(3, *shape, dtype)
     clean = linear(built, x, weight)
     live = np.arange(len(x)) % 3 == 1
