@@ -7,8 +7,9 @@ What differs, and why it is the same law:
 - bias and counts are dense [B, V] arrays that live on the device;
 - nothing is sorted, which of 8 × 49,152 numbers would cost more than all the rest: the nucleus ends at a value, found
   digit by digit from sums, and at an id, found from counts; a place in a ranking is the number of those before it;
-- all stages are computed for every row, and masked: a loop or a branch that depends on what a GPU has computed makes
-  the host wait for it. So the compiled program has neither, and few kernels;
+- on a GPU all stages are computed for every row, and masked: a loop or a branch that depends on what it has computed
+  makes the host wait for it. So the program has neither, and few kernels. On a CPU a stage that no row asks for is
+  skipped;
 - a row never reads another row, so its result cannot depend on its neighbours.
 This is the draw by XLA; kernels/cpu/draw.h is the native one, in which a row costs what it asks for.
 
@@ -38,10 +39,11 @@ class _Form(NamedTuple):
     runs: int  # at most so many runs,
     candidates: int  # and so many ids, are counted against each other: that takes their number squared
     argmax: bool  # XLA's own
+    branches: bool  # around stages that no row may ask for
 
 
-_CPU = _Form(digit=1, runs=256, candidates=320, argmax=False)  # pays for every sum and comparison
-_GPU = _Form(digit=8, runs=1280, candidates=2560, argmax=True)  # pays for every kernel
+_CPU = _Form(digit=1, runs=256, candidates=320, argmax=False, branches=True)  # pays for every sum and comparison
+_GPU = _Form(digit=8, runs=1280, candidates=2560, argmax=True, branches=False)  # pays for every kernel
 
 
 def _form() -> _Form:
@@ -256,6 +258,12 @@ def _first_largest(x: Array) -> Array:
     return jnp.minimum(first, x.shape[-1] - 1)
 
 
+def _where_any(asks: Array, stage: Callable[[], Array], otherwise: Array) -> Array:
+    """What a stage gives, which is `otherwise` in rows that do not ask for it, asks [B]: where branches cost nothing it
+    is left out if none does."""
+    return lax.cond(asks.any(), stage, lambda: otherwise) if _form().branches else stage()
+
+
 def report_ids(logits: Array, ids: Array, live: Array) -> Reported:
     """What is reported of one id a row, ids [B]. logits [B, V] float32, raw. Of rows that are not live [B] anything."""
     logprobs = report(logits)
@@ -270,12 +278,18 @@ def report_ids(logits: Array, ids: Array, live: Array) -> Reported:
 
 def sample(logits: Array, bias: Array, counts: Array, rows: Rows, live: Array) -> Sampled:
     """One token for every row, and what is reported with it. logits [B, V] float32, raw. Rows that are not live [B] get
-    some id."""
+    some id and ask for no stage."""
+    is_greedy, is_nucleus = rows.is_greedy | ~live, rows.is_nucleus & live
     with jax.named_scope("adjust"):
         z = penalize(add_bias(logits, bias), counts, rows.frequency_penalty, rows.presence_penalty)
+        most_likely = greedy(z)
+
+    def drawn() -> Array:
+        s, everything = temper(z, rows.temperature), jnp.ones_like(z, bool)
+        kept = _where_any(is_nucleus, lambda: nucleus(z, s, rows.top_p, is_nucleus), everything)
+        return jnp.where(is_greedy, most_likely, draw(s, noise(rows, z.shape[-1]), kept))
+
     with jax.named_scope("draw"):
-        s = temper(z, rows.temperature)
-        kept = nucleus(z, s, rows.top_p, rows.is_nucleus)
-        token = jnp.where(rows.is_greedy, greedy(z), draw(s, noise(rows, z.shape[-1]), kept))
+        token = _where_any(~is_greedy, drawn, most_likely)
     with jax.named_scope("report"):
         return Sampled(token, *report_ids(logits, token, live))

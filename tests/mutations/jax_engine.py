@@ -197,9 +197,9 @@ MUTATIONS = (
     Mutation(
         "the device's draw branches",
         "jax_engine/sampler.py",
-        "token = jnp.where(rows.is_greedy, greedy(z), draw(s, noise(rows, z.shape[-1]), kept))",
-        "token = lax.cond(rows.is_greedy.all(), lambda: greedy(z), lambda: draw(s, noise(rows, z.shape[-1]), kept))",
-        "jax_engine/test_jax_sampler.py::test_the_compiled_draw_has_no_sort_no_conditional_and_no_loop",
+        "lambda: otherwise) if _form().branches else stage()",
+        "lambda: otherwise)",
+        "jax_engine/test_jax_sampler.py::test_a_gpus_draw_has_no_sort_no_conditional_and_no_loop_and_a_cpus_skips_stages",
     ),
     Mutation(
         "the step does not count on the device",

@@ -12,7 +12,7 @@ using Matrix = ffi::Buffer<ffi::F32, 2>;
 using Mask = ffi::Buffer<ffi::PRED, 1>;
 using Index = ffi::Buffer<ffi::S32, 0>;
 
-// x [R, in] · live [R] · which of stacked weights · any number of panels → as many y [R, out], of which live rows are written.
+// x [R, in] · live [R] · which of stacked weights · any number of panels → as many y [R, out], in live rows.
 ffi::Error linear(Matrix x, Mask live, Index at, ffi::RemainingArgs panels, ffi::RemainingRets results, bool rounded) {
   const size_t rows = x.dimensions()[0], in = x.dimensions()[1];
   if (live.element_count() != rows || panels.size() != results.size())

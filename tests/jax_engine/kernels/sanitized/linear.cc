@@ -26,7 +26,7 @@ void narrow(float weight, uint16_t& to) {
 template <class T, class A>
 void product(size_t in, size_t out, size_t rows, double relative) {
   Array<float> x(rows * in), random(out * in), y(rows * out), second(rows * 5), alone(out);
-  fill(x, 1), fill(random, 2), clear(y);
+  fill(x, 1), fill(random, 2), clear(y), clear(second);
   Array<T> weight(out * in);
   for (size_t i = 0; i < out * in; i++) narrow(random[i], weight[i]);
   const size_t of_word = 4 / sizeof(T), words = (in + of_word - 1) / of_word;
@@ -45,7 +45,9 @@ void product(size_t in, size_t out, size_t rows, double relative) {
         const double term = double(x[r * in + k]) * widened(weight[o * in + k]);
         sum += term, size += std::abs(term);
       }
-      require(y[r * out + o] == (live[r] ? alone[o] : UNWRITTEN), "a row has the bits that it has alone, a dead one none");
+      const float expected = live[r] ? alone[o] : UNWRITTEN;
+      require(y[r * out + o] == expected, "a row has the bits that it has alone, a dead one none");
+      require(o >= part.out || second[r * part.out + o] == expected, "a weight beside another has its own results");
       require(std::abs(alone[o] - sum) <= (relative + double(in) * 0x1p-22) * size, "a sum is near");
     }
   }

@@ -23,7 +23,7 @@ void rows_are_alone(size_t width, Array<float>& y, const Work& work, const Alone
   for (size_t r = 0; r < ROWS; r++) {
     if (live[r]) alone(r, one.data());
     for (size_t k = 0; k < width; k++)
-      require(y[r * width + k] == (live[r] ? one[k] : UNWRITTEN), "a row has the bits that it has alone, a dead one none");
+      require(y[r * width + k] == (live[r] ? one[k] : UNWRITTEN), "a row has the bits it has alone, a dead one none");
   }
 }
 
